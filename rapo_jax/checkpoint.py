@@ -1,0 +1,191 @@
+"""Checkpoints: state, data position and resolved config committed together or not at all, and verified when read.
+
+Orbax commits a step by an atomic rename but does not notice a flipped bit, so each step stores a fingerprint of every
+array, computed on the devices, the same on any mesh. A step that cannot be read or whose fingerprint differs is set
+aside (renamed to corrupt-N), and the one before it is used.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from rapo_jax.errors import UserError
+
+FORMAT = "rapo_jax checkpoint 1"
+MARKER = "rapo_jax.json"
+
+log = logging.getLogger(__name__)
+
+
+class Corrupt(Exception):
+    """A step whose arrays are not those that were written."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    step: int
+    state: Any
+    identity: dict
+    config: dict
+
+
+def _fingerprint_leaf(x: Array) -> Array:
+    """uint32 [2]: exact integer sums over the bits, each weighted by its position; any single flipped bit shows."""
+    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    word = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
+    weight = jnp.uint32(0)
+    for dimension in range(word.ndim):
+        weight = weight * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, word.shape, dimension)
+    weight = (weight * jnp.uint32(0x9E3779B1)) | jnp.uint32(1)  # odd, so that no bit of a word is multiplied away
+    mixed = word * weight
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA6B)
+    return jnp.stack([jnp.sum(word * weight, dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32)])
+
+
+_fingerprint_tree = jax.jit(lambda tree: jax.tree.map(_fingerprint_leaf, tree))
+
+
+def fingerprint(tree: Any) -> dict[str, list[int]]:
+    """One pair of integers per array, by path: equal on any mesh and process count, different after any bit flip."""
+    return {name: [int(v) for v in value] for name, value in flat(_fingerprint_tree(tree)).items()}
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path, "parameters.blocks.q": the names under which arrays are stored."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+class Store:
+    """The checkpoints of a run directory. One writer at a time; readers open with `writes=False`."""
+
+    def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 0, writes: bool = True):
+        self.directory = Path(run_dir).absolute() / "checkpoints"
+        self.writes = writes
+        self._claim()
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(max(2, keep_last))]  # a second one, because the latest can be damaged
+        if keep_best:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda m: m["eval_loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+                )
+            )
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True  # export reads the parameters without the moments
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            context=context,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=writes,
+        )
+        self._pending = None
+
+    def _claim(self) -> None:
+        marker = self.directory / MARKER
+        if marker.is_file():
+            return
+        if not self.writes:
+            raise UserError(f"{self.directory} holds no checkpoints of rapo_jax; RUN_DIR must be the run_dir of a training run.")
+        if self.directory.is_dir() and any(self.directory.iterdir()):
+            raise UserError(
+                f"{self.directory} is not empty and was not written by rapo_jax; nothing was changed. Choose another run_dir."
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            marker.write_text(json.dumps({"format": FORMAT}))
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first."""
+        return sorted(c.step for c in self._checkpointer.checkpoints)
+
+    def save(self, step: int, state: Any, *, identity: dict, config: dict, eval_loss: float | None = None) -> None:
+        """Starts writing in the background; an error of the save before this one surfaces here."""
+        self.wait()
+        meta = {
+            "format": FORMAT,
+            "step": step,
+            "identity": identity,
+            "config": config,
+            "fingerprint": fingerprint(state),
+        }
+        metrics = None if eval_loss is None else {"eval_loss": eval_loss}
+        self._pending = self._checkpointer.save_checkpointables_async(
+            step, {"state": flat(state), "meta": meta}, metrics=metrics
+        )
+        if self._pending is None:
+            raise RuntimeError(f"orbax declined to save step {step}; {self.directory} holds {self.steps()}")
+
+    def wait(self) -> None:
+        """Returns when the last save is committed; raises what went wrong with it."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def restore(self, abstract: Any, *, step: int | None = None) -> Restored | None:
+        """The newest sound checkpoint as a tree like `abstract` (shapes, dtypes, shardings); None if there is none yet.
+
+        Damaged steps are set aside when writing, and skipped when only reading. With `step`, exactly that one. Raises
+        UserError when there are checkpoints and none is sound.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise UserError(f"{self.directory} has no step {step}; it has: {', '.join(map(str, steps)) or 'none'}.")
+        damaged = []
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                return self._load(candidate, abstract)
+            except (UserError, TypeError, AttributeError, NameError):
+                raise  # not the files' fault
+            except Exception as error:  # orbax and tensorstore raise bare Exceptions for damaged files
+                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                log.warning("checkpoint %d is damaged (%s)", candidate, reason)
+                damaged.append(candidate)
+        if not damaged:
+            return None
+        raise UserError(
+            f"no sound checkpoint in {self.directory}: {', '.join(map(str, damaged))} are damaged. "
+            f"Start again in another run_dir, or restore the files from a backup."
+        )
+
+    def _load(self, step: int, abstract: Any) -> Restored:
+        meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+        if meta["format"] != FORMAT:
+            raise UserError(f"step {step} in {self.directory} has format {meta['format']!r}, expected {FORMAT!r}.")
+        wanted = flat(abstract)
+        stored = meta["fingerprint"]
+        if not set(wanted) <= set(stored):
+            raise UserError(f"step {step} lacks {sorted(set(wanted) - set(stored))[:3]}; it belongs to another model.")
+        arrays = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
+        found = fingerprint(arrays)
+        changed = [name for name in wanted if found[name] != stored[name]]
+        if changed:
+            raise Corrupt(f"fingerprint differs in {', '.join(changed[:3])}")
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
+        return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"])
+
+    def set_aside_after(self, step: int | None) -> list[str]:
+        """Renames every step newer than `step` to corrupt-N, so that saving may go on from `step`."""
+        newer = [s for s in self.steps() if step is None or s > step]
+        if jax.process_index() == 0:
+            for s in newer:
+                os.replace(self.directory / str(s), self.directory / f"corrupt-{s}")
+        if newer:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("set_aside")
+            self._checkpointer.reload()
+        return [f"corrupt-{s}" for s in newer]
+
+    def close(self) -> None:
+        self.wait()
+        self._checkpointer.close()

@@ -1,0 +1,274 @@
+"""The typed tree of a run: YAML, then key=value overrides; every key checked, every default the paper's.
+
+An unknown key is answered with the nearest known one, a wrong type with what was expected.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rapo_jax.errors import UserError, nearest
+from rapo_jax.objectives import OBJECTIVES
+from rapo_jax.relabel import SIDES, TEMPLATES, Side
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = ""  # a Hugging Face model directory, or a hub id
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
+    remat: bool = True  # recompute activations in the backward pass instead of storing them
+    random_init: bool = False  # start from random weights: model.path then needs no safetensors
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns, where they are not the usual ones ("" = detect)."""
+
+    prompt: str = ""
+    chosen: str = ""
+    rejected: str = ""
+    score_chosen: str = ""
+    score_rejected: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = ""  # .jsonl, .parquet, a datasets directory, or a hub id
+    eval_path: str = ""  # the same; "" = no evaluation
+    split: str = "train"  # where the source has splits
+    eval_split: str = "test"
+    max_length: int = 1024  # tokens of prompt and one response
+    max_prompt_length: int = 512  # what a prompt is shortened to, if it must be
+    chat_template: str | None = None  # None = the tokenizer's own; plain, chatml, zephyr; or a .jinja file
+    bad_rows: Literal["error", "drop"] = "error"
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True)
+class Relabel:
+    goals: tuple[Side, ...] = SIDES  # whose reward becomes a goal; [] = the plain baseline
+    goal_max: float = 10.0
+    template: str = "paper"  # paper, released_code, or a text with {goal}
+    placement: Literal["auto", "system", "user"] = "auto"
+    ties: Literal["drop", "keep"] = "drop"
+
+
+@dataclass(frozen=True)
+class Objective:
+    name: str = "dpo"
+    beta: float = 0.01
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float = 5e-7
+    warmup_ratio: float = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_grad_norm: float | None = None  # the released runs had no clipping in effect
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class Train:
+    batch_size: int = 128  # pairs (after relabelling) per optimizer step, exactly
+    num_epochs: float = 1.0
+    max_steps: int | None = None  # overrides num_epochs
+    log_every: int = 1
+    eval_every: int | None = None  # steps; None = at the end only
+    save_every: int | None = None  # steps; None = at the end only
+    keep_last: int = 2  # checkpoints
+    keep_best: int = 1  # checkpoints by eval_loss, where there is an evaluation
+    max_skipped_steps: int = 5  # consecutive steps with a non-finite gradient before the run stops
+    wandb_project: str | None = None
+
+
+@dataclass(frozen=True)
+class MeshSizes:
+    data: int = 1
+    fsdp: int = -1  # -1 = all remaining devices
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    length: int | None = None  # tokens in a row; None = the longest group, rounded up
+    per_shard: int | None = None  # rows per microbatch on each row shard; None = about 4096 tokens
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str = ""
+    seed: int = 0
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    relabel: Relabel = field(default_factory=Relabel)
+    objective: Objective = field(default_factory=Objective)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    mesh: MeshSizes = field(default_factory=MeshSizes)
+    rows: Rows = field(default_factory=Rows)
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML without code, without duplicate keys."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise UserError(f"line {node.start_mark.line + 1}: {', '.join(twice)} is given twice.")
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """The config of a YAML file with `key.sub=value` overrides. Raises UserError naming the key, and what is expected."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; CONFIG must be a YAML file (examples: configs/).")
+    tree = parse_yaml(path.read_text(), where=str(path))
+    if not isinstance(tree or {}, dict):
+        raise UserError(f"{path} must hold keys and values.")
+    tree = tree or {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not an override; write key=value, such as optimizer.learning_rate=1e-6.")
+        insert(tree, key.strip().split("."), parse_yaml(text, where=override))
+    return validate(build(Config, tree, where=""))
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}.") from error
+
+
+def insert(tree: dict, keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{'.'.join(keys[: depth + 1])} is a value, it has no {keys[depth + 1]!r}.")
+    tree[keys[-1]] = value
+
+
+def build(cls: type, tree: Any, *, where: str) -> Any:
+    """An instance of the dataclass `cls` from a dict; nested dataclasses, every leaf converted or refused."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{where.rstrip('.')} must hold keys and values, found {tree!r}.")
+    hints, leaves = typing.get_type_hints(cls), {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise UserError(f"unknown key {where}{key}; {nearest(key, hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            leaves[key] = build(hints[key], {} if value is None else value, where=f"{where}{key}.")
+        else:
+            leaves[key] = convert(value, hints[key], name=f"{where}{key}")
+    return cls(**leaves)
+
+
+def convert(value: Any, hint: Any, *, name: str) -> Any:
+    """`value` as `hint`. YAML 1.1 reads 5e-7 as a string, so strings that spell numbers are accepted as numbers."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else convert(value, next(o for o in options if o is not type(None)), name=name)
+    if origin is Literal:
+        if value not in options:
+            raise UserError(f"{name}={value!r}: expected one of {', '.join(options)}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{name}={value!r}: expected a list, such as [{', '.join(typing.get_args(options[0]))}].")
+        return tuple(convert(item, options[0], name=name) for item in value)
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is hint:
+        return value
+    raise UserError(f"{name}={value!r}: expected {EXPECTED[hint]}.")
+
+
+EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+
+
+def validate(config: Config) -> Config:
+    """The constraints that no type expresses, each with the knob that resolves it."""
+    objective, data, train = config.objective, config.data, config.train
+    if objective.name not in OBJECTIVES:
+        raise UserError(f"objective.name={objective.name!r} is unknown; {nearest(objective.name, list(OBJECTIVES))}")
+    unread = [
+        f"objective.{option.name}={getattr(objective, option.name)}"
+        for option in dataclasses.fields(objective)[1:]
+        if option.name not in OBJECTIVES[objective.name].options and getattr(objective, option.name) != option.default
+    ]
+    if unread:
+        raise UserError(f"objective.name={objective.name} does not read {', '.join(unread)}; remove it.")
+    positive = {
+        "objective.beta": objective.beta,
+        "data.max_length": data.max_length,
+        "data.max_prompt_length": data.max_prompt_length,
+        "train.batch_size": train.batch_size,
+        "train.num_epochs": train.num_epochs,
+        "train.log_every": train.log_every,
+        "train.keep_last": train.keep_last,
+        "relabel.goal_max": config.relabel.goal_max,
+    } | {
+        name: value
+        for name, value in {
+            "train.max_steps": train.max_steps,
+            "train.eval_every": train.eval_every,
+            "train.save_every": train.save_every,
+            "rows.length": config.rows.length,
+            "rows.per_shard": config.rows.per_shard,
+            "optimizer.max_grad_norm": config.optimizer.max_grad_norm,
+        }.items()
+        if value is not None
+    }
+    for name, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{name}={value} must be positive.")
+    if config.optimizer.learning_rate < 0 or not 0 <= config.optimizer.warmup_ratio <= 1:
+        raise UserError("optimizer.learning_rate must not be negative, optimizer.warmup_ratio must lie in [0, 1].")
+    if not 0 <= objective.label_smoothing < 0.5:
+        raise UserError(f"objective.label_smoothing={objective.label_smoothing} must lie in [0, 0.5).")
+    if data.max_length <= data.max_prompt_length:
+        raise UserError(
+            f"data.max_length={data.max_length} must exceed data.max_prompt_length={data.max_prompt_length}; "
+            f"raise the first or lower the second."
+        )
+    template = config.relabel.template
+    if template not in TEMPLATES and "{goal}" not in template:
+        raise UserError(f"relabel.template={template!r} has no {{goal}}; write one, or name one of: {', '.join(TEMPLATES)}.")
+    return config
+
+
+def as_dict(config: Any) -> dict:
+    """The resolved tree as plain dicts and lists, ready for YAML and JSON."""
+    return _lists(dataclasses.asdict(config))
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
+
+
+def from_dict(tree: dict) -> Config:
+    """The inverse of `as_dict`, for the config.yaml of a run directory."""
+    return validate(build(Config, tree, where=""))

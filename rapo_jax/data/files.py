@@ -1,0 +1,127 @@
+"""Paths -> numbered rows: JSON lines, parquet, directories of either, saved data sets, hub ids. Knows no columns."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rapo_jax.errors import UserError, nearest
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+class Row(NamedTuple):
+    """`number` counts from 1 through the whole source; `place` says where a person finds the row."""
+
+    number: int
+    place: str
+    values: dict[str, Any]
+
+
+def read_rows(path: str, *, split: str) -> Iterator[Row]:
+    """The rows of a file, of a directory, or, where neither exists, of a hub data set. `split` is not asked of a file.
+
+    Raises UserError for what does not exist and what is not JSON, parquet or a data set.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return _read_files([local])
+    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        return _number_rows(path, _from_disk(path, local, split))
+    if local.is_dir():
+        return _read_files(_files_of_split(path, local, split))
+    return _number_rows(path, _from_hub(path, split))
+
+
+def _number_rows(place: str, rows: Any) -> Iterator[Row]:
+    return (Row(number, f"{place} row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _read_files(files: list[Path]) -> Iterator[Row]:
+    """Rows of all files in turn; numbers go on from file to file, places name the row within its file."""
+    offset = 0
+    for file in files:
+        last = 0
+        for row in _read_parquet(file) if file.suffix == ".parquet" else _read_json(file):
+            last = row.number
+            yield row._replace(number=offset + last)
+        offset += last
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"data.path: {file} is not a parquet file: {error}") from error
+    return _number_rows(str(file), (row for batch in table.iter_batches(1024) for row in batch.to_pylist()))
+
+
+def _read_json(file: Path) -> Iterator[Row]:
+    """One object per line, blank lines skipped; a .json file may also hold one array of objects."""
+    with file.open("rb") as lines:  # bytes: only b"\n" ends a line, whatever Unicode separators a text contains
+        if file.suffix == ".json" and lines.peek(64).lstrip()[:1] == b"[":
+            yield from _number_rows(str(file), _parse(lines.read(), file, 1, list))
+            return
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield Row(number, f"{file} line {number}", _parse(line, file, number, dict))
+
+
+def _parse(text: bytes, file: Path, number: int, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
+        raise UserError(
+            f"{file} is not JSON at line {number}: {error}; data.path needs one object per line."
+        ) from error
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise UserError(f"{file} is not JSON at line {number}: found a {found}; data.path needs one object per line.")
+    return value
+
+
+def _files_of_split(path: str, directory: Path, split: str) -> list[Path]:
+    """`train` is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl; names may say nothing."""
+    places = (directory, directory / "data")
+    files = [file for place in places for file in sorted(place.glob("*")) if file.suffix in (".jsonl", ".parquet")]
+    named = [file for file in files if re.match(re.escape(split) + r"[-.]", file.name)]
+    if named:
+        return named
+    names = ", ".join(file.name for file in files) or "none"
+    if not files or any(re.match(r"(train|test|val|dev|eval)", file.name) for file in files):
+        raise UserError(
+            f"data.path={path} has no .jsonl or .parquet file of data.split={split} (found: {names}); a split's files "
+            f"are called {split}.jsonl or {split}-*.parquet."
+        )
+    return files
+
+
+def _from_disk(path: str, directory: Path, split: str) -> Any:
+    import datasets
+
+    data = datasets.load_from_disk(directory)
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if split not in data:
+        raise UserError(f"data.path={path} has no data.split={split!r}; {nearest(split, list(data))}")
+    return data[split]
+
+
+def _from_hub(path: str, split: str) -> Any:
+    missing = (
+        f"data.path={path}: no such file or directory, and no data set that can be loaded from the hub with "
+        f"data.split={split}; give a .jsonl, .json or .parquet file, a directory of them, one written by save_to_disk, "
+        "or the id of a data set."
+    )
+    if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
+        raise UserError(missing)
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{missing} The hub said: {error}") from error

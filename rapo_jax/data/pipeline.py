@@ -1,0 +1,242 @@
+"""From a source to batches: records -> goal-conditioned preferences -> tokens -> a plan -> arrays, with the report.
+
+Everything that was read, dropped, tied or cut is counted in the report.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE, Batch
+from rapo_jax.config import Config
+from rapo_jax.data.chat import Placement
+from rapo_jax.data.encode import Item, encode_all
+from rapo_jax.data.packing import Group, Plan, make_plan, materialise, sequential_steps, shuffled_steps
+from rapo_jax.data.sources import Columns, Record, Source, read_records
+from rapo_jax.errors import UserError
+from rapo_jax.objectives import OBJECTIVES
+from rapo_jax.relabel import SIDES, Preference, goal_text, relabel
+
+SIDE_CODE = {None: NO_SIDE, "chosen": CHOSEN_SIDE, "rejected": REJECTED_SIDE}
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenized groups in the order of the source, what became of the source's rows, and a hash of all tokens."""
+
+    groups: list[Group]
+    report: dict
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A record with one preference of it; the order decides which response comes first."""
+
+    record: Record
+    preference: Preference
+
+    def goal_sentence(self, config: Config) -> str | None:
+        goal = self.preference.goal
+        if goal is None:
+            return None
+        return goal_text(goal, template=config.relabel.template, goal_max=config.relabel.goal_max)
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        return tuple(self.record.responses[i] for i in self.preference.order)
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        rewards = self.record.rewards
+        return tuple(NAN if rewards is None else rewards[i] for i in self.preference.order)
+
+
+def read_source(config: Config, path: str, *, split: str) -> Source:
+    """The records of a source, as many responses each as the objective compares."""
+    columns = Columns(**dataclasses.asdict(config.data.columns))
+    return read_records(
+        path,
+        split=split,
+        columns=columns,
+        scores_required=bool(config.relabel.goals),
+        num_responses=OBJECTIVES[config.objective.name].num_responses,
+        bad_rows=config.data.bad_rows,
+    )
+
+
+def relabel_records(records: Sequence[Record], config: Config) -> tuple[list[Relabelled], int]:
+    """All preferences of all records in order, and the number of tied records that were dropped."""
+    preferences, num_ties = [], 0
+    for record in records:
+        found = preferences_of(record, config)
+        num_ties += not found
+        preferences += [Relabelled(record, preference) for preference in found]
+    return preferences, num_ties
+
+
+def preferences_of(record: Record, config: Config) -> list[Preference]:
+    """One response is its own preference, at its own reward where goals are asked for; two go through the paper's rule."""
+    goals = config.relabel.goals
+    if len(record.responses) == 1:
+        goal = record.rewards[0] if goals else None
+        return [Preference(goal=goal, goal_of="chosen" if goals else None, order=(0,))]
+    return relabel(record.rewards, goals=goals, ties=config.relabel.ties)
+
+
+def load_dataset(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    path: str,
+    split: str,
+    placement: Placement,
+    progress: bool = False,
+) -> Dataset:
+    """Reads, relabels and tokenizes a source. Raises UserError when nothing is left of it."""
+    source = read_source(config, path, split=split)
+    relabelled, num_ties = relabel_records(source.records, config)
+    items = [Item(r.record.row, r.record.prompt, r.goal_sentence(config), r.responses) for r in relabelled]
+    encoded, cuts = encode_all(
+        tokenizer,
+        items,
+        placement=placement,
+        max_length=config.data.max_length,
+        max_prompt_length=config.data.max_prompt_length,
+        progress=progress,
+    )
+    groups = [as_group(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None]
+    if not groups:
+        raise UserError(
+            f"{path}: nothing is left to train on: {source.num_rows} rows read, dropped {source.dropped}, {num_ties} ties, "
+            f"{cuts.dropped} while cutting to length; see relabel.ties, data.max_length."
+        )
+    report = {
+        "path": path,
+        "rows_read": source.num_rows,
+        "rows_dropped": source.dropped,
+        "ties": {"found": count_ties(source.records), "dropped": num_ties},
+        "scores_from": source.reward_source,
+        "scores": score_histogram(source.records),
+        "label_against_scores": sum(r.rewards is not None and r.rewards[0] < r.rewards[-1] for r in source.records),
+        "preferences": dict(Counter(r.preference.goal_of or "no_goal" for r in relabelled)),
+        "goal_placement": placement if config.relabel.goals else None,
+        "groups": len(groups),
+        "tokens": token_statistics(groups),
+        "cut": dataclasses.asdict(cuts),
+    }
+    return Dataset(groups, report, fingerprint(groups))
+
+
+def as_group(relabelled: Relabelled, encoded) -> Group:
+    preference = relabelled.preference
+    return Group(
+        prompt=encoded.prompt,
+        responses=encoded.responses,
+        rewards=relabelled.rewards,
+        goal=NAN if preference.goal is None else preference.goal,
+        side=SIDE_CODE[preference.goal_of],
+        row=relabelled.record.row,
+    )
+
+
+def fingerprint(groups: Sequence[Group]) -> str:
+    """sha256 over all that the step will see: tokens, order, goals and rewards."""
+    digest = hashlib.sha256()
+    for group in groups:
+        for tokens in (group.prompt, *group.responses):
+            digest.update(np.int64(len(tokens)).tobytes() + tokens.tobytes())
+        digest.update(np.float64([group.goal, *group.rewards]).tobytes())
+    return digest.hexdigest()
+
+
+def count_ties(records: Sequence[Record]) -> int:
+    return sum(r.rewards is not None and len(r.rewards) == 2 and r.rewards[0] == r.rewards[1] for r in records)
+
+
+def score_histogram(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """How many responses of each side have a score in [n, n + 1), by n."""
+    scored = [record.rewards for record in records if record.rewards is not None]
+    if not scored:
+        return {}
+    sides = zip(SIDES, zip(*scored, strict=True), strict=False)
+    return {side: {str(n): k for n, k in sorted(Counter(int(np.floor(s)) for s in scores).items())} for side, scores in sides}
+
+
+def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
+    lengths = {
+        "prompt": [len(group.prompt) for group in groups],
+        "response": [len(response) for group in groups for response in group.responses],
+        "group": [group.num_tokens for group in groups],
+    }
+    return {
+        name: {
+            "mean": round(float(np.mean(values)), 1),
+            "median": float(np.median(values)),
+            "p95": float(np.percentile(values, 95)),
+            "max": int(max(values)),
+            "total": int(sum(values)),
+        }
+        for name, values in lengths.items()
+    }
+
+
+def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
+    """The optimizer steps of the whole run. Raises UserError when a batch would need more groups than there are."""
+    batch_size, num_groups = config.train.batch_size, len(groups)
+    num_steps = config.train.max_steps or int(config.train.num_epochs * num_groups / batch_size)
+    if batch_size > num_groups or num_steps < 1:
+        raise UserError(
+            f"train.batch_size={batch_size} exceeds the {num_groups} pairs that the data gives after relabelling "
+            f"(train.num_epochs={config.train.num_epochs:g}); lower train.batch_size or use more data."
+        )
+    steps = shuffled_steps(num_groups, batch_size=batch_size, num_steps=num_steps, seed=config.seed)
+    return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+
+
+def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
+    """Every group once, in order."""
+    steps = sequential_steps(len(groups), batch_size=config.train.batch_size)
+    return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+
+
+def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config, *, num_row_shards: int) -> Plan:
+    return make_plan(
+        groups,
+        steps,
+        row_length=config.rows.length,
+        rows_per_shard=config.rows.per_shard,
+        num_row_shards=num_row_shards,
+    )
+
+
+def batches(groups: Sequence[Group], plan: Plan, mine: Sequence[int]) -> Callable[[int], Iterator[Batch]]:
+    """k -> the batches of steps k, k + 1, ... to the plan's end, prepared by a few threads ahead of their use.
+
+    `mine` are the rows of a microbatch that this process supplies.
+    """
+
+    def start(first: int = 0) -> Iterator[Batch]:
+        steps = grain.MapDataset.source(plan.steps[first:])
+        made = steps.map(lambda rows: materialise(groups, rows, plan.shape, mine=mine))
+        return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+    return start
+
+
+def real_token_fractions(groups: Sequence[Group], plan: Plan) -> Callable[[int], float]:
+    """step -> share of its computed row positions that hold a token."""
+    B, T = plan.shape.B, plan.shape.T
+
+    def fraction(step: int) -> float:
+        rows = plan.steps[step]
+        return sum(groups[member].num_tokens for row in rows for member in row) / (-(-len(rows) // B) * B * T)
+
+    return fraction

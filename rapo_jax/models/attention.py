@@ -1,0 +1,128 @@
+"""Attention over shared-prompt rows and over a key/value cache: one rule for who sees whom, one function that attends.
+
+`attend_einsum` is the truth that every faster kernel is compared with; `attend` picks the kernel.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from rapo_jax.models.block_attention import TILE, attend_tiles
+from rapo_jax.models.spec import FULL_ATTENTION, Rope
+from rapo_jax.parallel import ROW_AXES
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a row stand. All arrays are int32 [B, T].
+
+    `index` is the order of storage, which causality follows. `position` is the rotary position: responses of one group
+    all continue from their prompt's end, so siblings share positions. `group` tells prompts apart (0 is padding),
+    `branch` a group's prompt (0) from its responses (1..C).
+    """
+
+    index: Array
+    position: Array
+    group: Array
+    branch: Array
+
+
+def sees(queries: Layout, keys: Layout) -> Array:
+    """bool [B, Tq, Tk]: a token sees its own prompt and its own branch so far, never a sibling, never another group.
+
+    >>> # one group: prompt p0 p1, responses a0 a1 and b0
+    >>> #      p0 p1 a0 a1 b0
+    >>> # a1    x  x  x  x  .
+    >>> # b0    x  x  .  .  x
+
+    Padding sees itself alone, so that its softmax stays finite.
+    """
+    query = jax.tree.map(lambda x: x[:, :, None], queries)
+    key = jax.tree.map(lambda x: x[:, None, :], keys)
+    same_group = (query.group == key.group) & (query.group > 0)
+    on_path = (key.branch == 0) | (key.branch == query.branch)
+    return (same_group & on_path & (key.index <= query.index)) | ((query.index == key.index) & (query.group == 0))
+
+
+def in_window(queries: Layout, keys: Layout, window: Array | int) -> Array:
+    """bool [B, Tq, Tk]: fewer than `window` positions lie between key and query, the query's own included."""
+    return queries.position[:, :, None] - keys.position[:, None, :] < window
+
+
+def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, mask_BTS: Array, scale: float, softcap: float | None) -> Array:
+    """What `attend_einsum` computes, by the fastest way that this processor and these shapes have.
+
+    Every device attends for its own rows and heads; nothing is communicated.
+    """
+    (_, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    tiled = jax.default_backend() == "cpu" and T % TILE == 0 and S % TILE == 0
+    function = partial(attend_tiles if tiled else attend_einsum, scale=scale, softcap=softcap)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not tiled or mesh.empty or mesh.size == 1:
+        return function(q_BTNH, k_BSKH, v_BSKH, mask_BTS=mask_BTS)
+    heads = "tensor" if N % mesh.shape["tensor"] == 0 and K % mesh.shape["tensor"] == 0 else None
+    by_head, by_row = PartitionSpec(ROW_AXES, None, heads), PartitionSpec(ROW_AXES)
+    return jax.shard_map(
+        lambda q, k, v, mask: function(q, k, v, mask_BTS=mask),
+        mesh=mesh,
+        in_specs=(by_head, by_head, by_head, by_row),
+        out_specs=by_head,
+        check_vma=False,
+    )(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+
+def attend_einsum(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, mask_BTS: Array, scale: float, softcap: float | None
+) -> Array:
+    """Grouped-query attention -> [B, T, N, H]. Scores and softmax in float32; S counts keys here.
+
+    softcap: scores become softcap * tanh(scores / softcap) before the mask (Gemma 2, 2024, section 2).
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+def layer_mask(mask_BTS: Array, queries: Layout, keys: Layout, *, window: Array, windows: tuple[int, ...]) -> Array:
+    """The mask of one scanned layer: `window` is this layer's, `windows` (static) says whether any layer has one."""
+    if all(width == FULL_ATTENTION for width in windows):
+        return mask_BTS
+    return mask_BTS & in_window(queries, keys, window)
+
+
+def rotary_angles(position_BT: Array, *, rope: Rope, H: int) -> tuple[Array, Array]:
+    """cos and sin of the rotary angles, float32 [B, T, H / 2] (Su et al., "RoFormer", 2021, eq. 15)."""
+    frequency = rope_frequencies(rope, H)
+    angle = position_BT[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope_frequencies(rope: Rope, H: int) -> Array:
+    """float32 [H / 2], radians a position. llama3: long wavelengths are slowed by `factor`, with a smooth passage."""
+    frequency = 1.0 / rope.theta ** (jnp.arange(0, H, 2, dtype=jnp.float32) / H)
+    if rope.kind == "default":
+        return frequency
+    if rope.kind == "linear":
+        return frequency / rope.factor
+    turns = rope.original_max_positions * frequency / (2 * jnp.pi)  # within the original context
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    smooth = jnp.clip(smooth, 0.0, 1.0)
+    return (1 - smooth) * frequency / rope.factor + smooth * frequency
+
+
+def rotate(x_BTNH: Array, angles: tuple[Array, Array]) -> Array:
+    """Rotates the pairs (i, i + H/2) of every head, the pairing of Hugging Face checkpoints; computed in float32."""
+    cos, sin = (angle[:, :, None, :] for angle in angles)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)

@@ -1,0 +1,206 @@
+"""The decoder: one NNX module for every family, its layers stacked on a leading L and scanned.
+
+What differs between families is in the spec (flags) or in scanned data (windows), never in a second class.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from rapo_jax.models.attention import Layout, attend, layer_mask, rotary_angles, rotate, sees
+from rapo_jax.models.spec import Spec
+from rapo_jax.parallel import constrain_rows
+
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+
+
+def block_letters(spec: Spec) -> dict[str, str]:
+    """The parameters of one block and what their dimensions count."""
+    letters = {"attention_norm": "D", "q": "DNH", "k": "DKH", "v": "DKH", "o": "NHD"}
+    letters |= {"mlp_norm": "D", "gate": "DF", "up": "DF", "down": "FD"}
+    if spec.qkv_bias:
+        letters |= {"q_bias": "NH", "k_bias": "KH", "v_bias": "KH"}
+    if spec.out_bias:
+        letters |= {"o_bias": "D"}
+    if spec.mlp_bias:
+        letters |= {"gate_bias": "F", "up_bias": "F", "down_bias": "D"}
+    if spec.gemma:
+        letters |= {"attention_out_norm": "D", "mlp_out_norm": "D"}
+    return letters
+
+
+def parameter_letters(spec: Spec) -> dict[tuple[str, ...], str]:
+    """Every parameter of a decoder by path: ("blocks", "q") -> "LDNH". Sharding and the weight table start from it."""
+    letters = {("embed",): "VD", ("norm",): "D"}
+    if not spec.tied:
+        letters[("head",)] = "VD"
+    return letters | {("blocks", name): "L" + dims for name, dims in block_letters(spec).items()}
+
+
+def shape_of(spec: Spec, letters: str) -> tuple[int, ...]:
+    """The sizes behind shape letters: "DNH" -> (4096, 32, 128)."""
+    return tuple(getattr(spec, letter) for letter in letters)
+
+
+def initial(spec: Spec, name: str, letters: str, rngs: nnx.Rngs) -> Array:
+    """float32 start values of a model trained from nothing: norms neutral, biases 0, matrices normal with sigma 0.02."""
+    shape = shape_of(spec, letters)
+    if name.endswith("norm"):
+        return jnp.zeros(shape) if spec.gemma else jnp.ones(shape)
+    if name.endswith("bias"):
+        return jnp.zeros(shape)
+    return 0.02 * jax.random.normal(rngs.params(), shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer, [L, B, S, K, H]; slot s of a row holds the token at position s."""
+
+    k: Array
+    v: Array
+
+    @staticmethod
+    def empty(spec: Spec, *, num_rows: int, num_slots: int, dtype: jnp.dtype) -> "Cache":
+        shape = (spec.L, num_rows, num_slots, spec.K, spec.H)
+        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def rms_norm(x_BTD: Array, weight_D: Array, spec: Spec) -> Array:
+    """x / rms(x) * weight in float32, back in x's dtype (Zhang and Sennrich, 2019); Gemma stores weight - 1."""
+    x = x_BTD.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps)
+    weight = weight_D.astype(jnp.float32)
+    return (x * (1 + weight if spec.gemma else weight)).astype(x_BTD.dtype)
+
+
+def project(x: Array, weight: nnx.Param, equation: str, bias: nnx.Param | None = None) -> Array:
+    """einsum in x's dtype, with an optional bias on the trailing dimensions."""
+    y = jnp.einsum(equation, x, weight[...].astype(x.dtype))
+    return y if bias is None else y + bias[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """A decoder layer. Built with all L layers stacked; called on one, inside the scan."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        self.spec = spec
+        for name, letters in block_letters(spec).items():
+            setattr(self, name, nnx.Param(initial(spec, name, "L" + letters, rngs)))
+
+    def __call__(self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None):
+        branch, cache = self.attention(
+            rms_norm(x_BTD, self.attention_norm[...], self.spec),
+            queries=queries, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache,
+        )  # fmt: skip
+        x_BTD = x_BTD + self.leave(branch, "attention_out_norm")
+        branch = self.mlp(rms_norm(x_BTD, self.mlp_norm[...], self.spec))
+        return x_BTD + self.leave(branch, "mlp_out_norm"), cache
+
+    def leave(self, branch_BTD: Array, norm: str) -> Array:
+        return rms_norm(branch_BTD, getattr(self, norm)[...], self.spec) if self.spec.gemma else branch_BTD
+
+    def attention(self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None):
+        spec, bias = self.spec, lambda name: getattr(self, name, None)
+        q_BTNH = rotate(project(x_BTD, self.q, "BTD,DNH->BTNH", bias("q_bias")), angles)
+        k_BTKH = rotate(project(x_BTD, self.k, "BTD,DKH->BTKH", bias("k_bias")), angles)
+        v_BTKH = project(x_BTD, self.v, "BTD,DKH->BTKH", bias("v_bias"))
+        keys = queries
+        if cache is not None:
+            row = jnp.arange(x_BTD.shape[0])[:, None]
+            cache = Cache(
+                cache.k.at[row, queries.index].set(k_BTKH, mode="drop"),
+                cache.v.at[row, queries.index].set(v_BTKH, mode="drop"),
+            )
+            k_BTKH, v_BTKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
+        mask_BTS = layer_mask(mask_BTS, queries, keys, window=window, windows=spec.windows)
+        out_BTNH = attend(
+            q_BTNH, k_BTKH, v_BTKH, mask_BTS=mask_BTS, scale=spec.query_scale, softcap=spec.attention_softcap
+        )
+        return project(out_BTNH, self.o, "BTNH,NHD->BTD", bias("o_bias")), cache
+
+    def mlp(self, x_BTD: Array) -> Array:
+        bias = lambda name: getattr(self, name, None)  # noqa: E731
+        gate = ACTIVATIONS[self.spec.activation](project(x_BTD, self.gate, "BTD,DF->BTF", bias("gate_bias")))
+        up = project(x_BTD, self.up, "BTD,DF->BTF", bias("up_bias"))
+        return project(gate * up, self.down, "BTF,FD->BTD", bias("down_bias"))
+
+
+def cache_layout(queries: Layout, num_slots: int) -> Layout:
+    """The layout of cache slots: slot s is position s of the row's only group."""
+    slot = jnp.broadcast_to(jnp.arange(num_slots), (queries.index.shape[0], num_slots))
+    return Layout(index=slot, position=slot, group=jnp.ones_like(slot), branch=jnp.zeros_like(slot))
+
+
+class Decoder(nnx.Module):
+    """Tokens to final hidden states. Vocabulary logits are the business of `logits` and of rapo_jax/logprobs.py."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        self.spec = spec
+        self.embed = nnx.Param(initial(spec, "embed", "VD", rngs))
+        self.blocks = Block(spec, rngs=rngs)
+        self.norm = nnx.Param(initial(spec, "norm", "D", rngs))
+        if not spec.tied:
+            self.head = nnx.Param(initial(spec, "head", "VD", rngs))
+
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        layout: Layout,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        cache: Cache | None = None,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Final normed hidden states, in `dtype`, and the cache with this call's keys and values written at
+        `layout.index`. `remat` recomputes a layer's activations in the backward pass instead of storing them."""
+        spec = self.spec
+        x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
+        if spec.gemma:
+            x_BTD = x_BTD * jnp.asarray(spec.D**0.5, dtype)
+        keys = layout if cache is None else cache_layout(layout, cache.k.shape[2])
+        mask_BTS = sees(layout, keys)
+        angles = rotary_angles(layout.position, rope=spec.rope, H=spec.H)
+        blocks, parameters = nnx.split(self.blocks)
+
+        def layer(x_BTD, scanned):
+            parameters, window, cache = scanned
+            block = nnx.merge(blocks, parameters)
+            x_BTD = constrain_rows(x_BTD)
+            return block(x_BTD, queries=layout, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache)
+
+        layer = jax.checkpoint(layer) if remat else layer
+        x_BTD, cache = jax.lax.scan(layer, x_BTD, (parameters, jnp.asarray(spec.windows, jnp.int32), cache))
+        return rms_norm(x_BTD, self.norm[...], spec), cache
+
+    @property
+    def vocabulary_VD(self) -> Array:
+        """The matrix that turns hidden states into logits: the head, or the embedding where the two are tied."""
+        return (self.embed if self.spec.tied else self.head)[...]
+
+    def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """float32 logits, soft-capped where the family does; for generation and verification, never for training."""
+        weight_VD = self.vocabulary_VD.astype(hidden_BTD.dtype)
+        logits = jnp.einsum("BTD,VD->BTV", hidden_BTD, weight_VD, preferred_element_type=jnp.float32)
+        cap = self.spec.final_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def plain_layout(tokens_BT: Array) -> Layout:
+    """The layout of ordinary rows: one sequence a row, no padding."""
+    index = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return Layout(index=index, position=index, group=jnp.ones_like(index), branch=jnp.zeros_like(index))
+
+
+def abstract_decoder(spec: Spec) -> tuple[nnx.GraphDef, nnx.State]:
+    """The decoder's structure and the shapes of its parameters, without allocating any."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))
+
+
+def with_depth(spec: Spec, num_layers: int) -> Spec:
+    """The same model cut to its first layers; tests and cost models use it."""
+    return replace(spec, L=num_layers, windows=spec.windows[:num_layers])

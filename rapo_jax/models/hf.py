@@ -1,0 +1,257 @@
+"""The two-way table between our parameters and Hugging Face safetensors, and the streams in both directions.
+
+A row of the table names the file's tensor and the order in which its dimensions count, merged dimensions written
+together: "NH D" is a matrix of N * H rows and D columns. Both directions follow from the row, so reading and writing
+cannot disagree. Tensors move one slice at a time: no host ever holds the model whole.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rapo_jax.errors import UserError
+from rapo_jax.models.decoder import parameter_letters, shape_of
+from rapo_jax.models.spec import Spec
+from rapo_jax.parallel import from_slices, host_slice
+
+TOP = {
+    "embed": ("model.embed_tokens.weight", "V D"),
+    "norm": ("model.norm.weight", "D"),
+    "head": ("lm_head.weight", "V D"),
+}
+BLOCK = {
+    "attention_norm": ("input_layernorm.weight", "D"),
+    "q": ("self_attn.q_proj.weight", "NH D"),
+    "k": ("self_attn.k_proj.weight", "KH D"),
+    "v": ("self_attn.v_proj.weight", "KH D"),
+    "o": ("self_attn.o_proj.weight", "D NH"),
+    "q_bias": ("self_attn.q_proj.bias", "NH"),
+    "k_bias": ("self_attn.k_proj.bias", "KH"),
+    "v_bias": ("self_attn.v_proj.bias", "KH"),
+    "o_bias": ("self_attn.o_proj.bias", "D"),
+    "mlp_norm": ("post_attention_layernorm.weight", "D"),
+    "gate": ("mlp.gate_proj.weight", "F D"),
+    "up": ("mlp.up_proj.weight", "F D"),
+    "down": ("mlp.down_proj.weight", "D F"),
+    "gate_bias": ("mlp.gate_proj.bias", "F"),
+    "up_bias": ("mlp.up_proj.bias", "F"),
+    "down_bias": ("mlp.down_proj.bias", "D"),
+}
+GEMMA_BLOCK = BLOCK | {
+    "attention_out_norm": ("post_attention_layernorm.weight", "D"),
+    "mlp_norm": ("pre_feedforward_layernorm.weight", "D"),
+    "mlp_out_norm": ("post_feedforward_layernorm.weight", "D"),
+}
+RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # saved by old Llama checkpoints
+
+Location = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a file: its name, its dimensions' letters (grouped), and the slice of ours that it is."""
+
+    name: str
+    path: Location
+    groups: tuple[str, ...]
+    layer: int | None
+    letters: str  # of our array without L
+
+    def file_shape(self, spec: Spec) -> tuple[int, ...]:
+        return tuple(prod(shape_of(spec, group)) for group in self.groups)
+
+    def file_slices(self, index: tuple[slice, ...], spec: Spec) -> tuple[slice, ...]:
+        """Where in the file the part `index` of our array lies. Only the first letter of a group may be cut."""
+        part = dict(zip(self.letters, index, strict=True))
+        slices = []
+        for group in self.groups:
+            inner = prod(shape_of(spec, group[1:]))
+            slices.append(slice(part[group[0]].start * inner, part[group[0]].stop * inner))
+        return tuple(slices)
+
+    def from_file(self, tensor: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        size = {letter: part.stop - part.start for letter, part in zip(self.letters, index, strict=True)}
+        order = "".join(self.groups)
+        return tensor.reshape([size[letter] for letter in order]).transpose([order.index(c) for c in self.letters])
+
+    def to_file(self, array: np.ndarray, spec: Spec) -> np.ndarray:
+        order = "".join(self.groups)
+        tensor = array.transpose([self.letters.index(c) for c in order]).reshape(self.file_shape(spec))
+        return np.ascontiguousarray(tensor)
+
+
+def table(spec: Spec) -> list[Row]:
+    """Every tensor of a checkpoint of this spec."""
+    rows = []
+    block = GEMMA_BLOCK if spec.gemma else BLOCK
+    for path, letters in parameter_letters(spec).items():
+        if path[0] == "blocks":
+            name, groups = block[path[1]]
+            for layer in range(spec.L):
+                rows.append(Row(f"model.layers.{layer}.{name}", path, tuple(groups.split()), layer, letters[1:]))
+        else:
+            name, groups = TOP[path[0]]
+            rows.append(Row(name, path, tuple(groups.split()), None, letters))
+    return rows
+
+
+class Checkpoint:
+    """The safetensors of a model directory: one file, or shards with an index."""
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+        self.files = self._files()
+
+    def _files(self) -> dict[str, str]:
+        """Tensor name -> file name. Only plain names of safetensors in the directory itself are followed."""
+        index, single = self.directory / "model.safetensors.index.json", self.directory / "model.safetensors"
+        if index.is_file():
+            files = json.loads(index.read_text())["weight_map"]
+            strange = sorted({f for f in files.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors", f)})
+            if strange:
+                raise UserError(f"{index} points at {strange[:3]}; only safetensors files beside it are read.")
+            lost = sorted(f for f in set(files.values()) if not (self.directory / f).is_file())
+            if lost:
+                raise UserError(f"{index} names files that do not exist: {', '.join(lost)}.")
+            return files
+        if single.is_file():
+            return dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
+        raise UserError(
+            f"{self.directory} has neither model.safetensors nor model.safetensors.index.json; weights are read from "
+            f"safetensors only (pickled .bin files are refused: convert them first)."
+        )
+
+    @cached_property
+    def _handles(self) -> dict:
+        return {}
+
+    def _open(self, file: str):
+        if file not in self._handles:
+            try:
+                self._handles[file] = safe_open(self.directory / file, framework="numpy")
+            except SafetensorError as error:
+                raise UserError(f"{self.directory / file} is not a safetensors file ({error}).") from error
+        return self._handles[file]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._open(self.files[name]).get_slice(name).get_shape())
+
+    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
+        return self._open(self.files[name]).get_slice(name)[slices]
+
+
+def check(checkpoint: Checkpoint, spec: Spec) -> None:
+    """Raises one UserError that lists every missing, unknown and misshapen tensor."""
+    wanted = {row.name: row.file_shape(spec) for row in table(spec)}
+    found = {name for name in checkpoint.files if not RECOMPUTED.fullmatch(name)}
+    if spec.tied:
+        found.discard("lm_head.weight")
+    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found)]
+    problems += [f"unknown: {name}" for name in sorted(found - wanted.keys())]
+    for name in sorted(wanted.keys() & found):
+        shape = checkpoint.shape(name)
+        if shape != wanted[name]:
+            problems.append(f"misshapen: {name} is {shape}, config.json implies {wanted[name]}")
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise UserError(f"{checkpoint.directory} does not match its config.json: {shown}.")
+
+
+def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> dict:
+    """The parameters of a model directory, sharded over the mesh, in `dtype`."""
+    checkpoint = Checkpoint(directory)
+    check(checkpoint, spec)
+    parameters: dict = {"blocks": {}}
+    for path, letters in parameter_letters(spec).items():
+        rows = [row for row in table(spec) if row.path == path]
+
+        def read(index: tuple[slice, ...], rows: list[Row] = rows) -> np.ndarray:
+            if rows[0].layer is None:
+                return read_part(rows[0], index)
+            return np.stack([read_part(row, index[1:]) for row in rows[index[0]]])
+
+        def read_part(row: Row, index: tuple[slice, ...]) -> np.ndarray:
+            tensor = checkpoint.read(row.name, row.file_slices(index, spec))
+            return row.from_file(tensor, index).astype(dtype)
+
+        place(parameters, path, from_slices(mesh, letters, shape_of(spec, letters), read))
+    return parameters
+
+
+def place(tree: dict, path: Location, leaf: Array) -> None:
+    """tree[path[0]][path[1]]... = leaf, making the dicts on the way."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf
+
+
+def pick(tree: dict, path: Location) -> Array:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) in file layout, one at a time. In a multi-process run every process must walk it to the end."""
+    for row in table(spec):
+        array = pick(parameters, row.path)
+        array = host_slice(array if row.layer is None else array[row.layer])
+        yield row.name, row.to_file(array.astype(dtype), spec)
+
+
+def save_parameters(
+    parameters: dict, spec: Spec, directory: Path, *, dtype: np.dtype, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes model.safetensors, or shards of at most `shard_bytes` with an index; at most one shard is in memory."""
+    directory = Path(directory)
+    sizes = {row.name: prod(row.file_shape(spec)) * np.dtype(dtype).itemsize for row in table(spec)}
+    shard_of = assign_shards(sizes, shard_bytes)
+    num_shards = max(shard_of.values()) + 1
+    writes = jax.process_index() == 0
+    pending: dict[str, np.ndarray] = {}
+    weight_map = {}
+    for name, tensor in file_tensors(parameters, spec, dtype=dtype):
+        pending[name] = tensor
+        last = all(other in pending for other, shard in shard_of.items() if shard == shard_of[name])
+        weight_map[name] = shard_name(shard_of[name], num_shards)
+        if last:
+            if writes:
+                save_file(pending, directory / weight_map[name], metadata={"format": "pt"})
+            pending = {}
+    if writes and num_shards > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_text(directory / "model.safetensors.index.json", json.dumps(index, indent=2))
+
+
+def assign_shards(sizes: dict[str, int], shard_bytes: int) -> dict[str, int]:
+    """Tensors to files in order, a new file whenever the next tensor would exceed `shard_bytes`."""
+    shards, shard, used = {}, 0, 0
+    for name, size in sizes.items():
+        if used and used + size > shard_bytes:
+            shard, used = shard + 1, 0
+        shards[name], used = shard, used + size
+    return shards
+
+
+def shard_name(shard: int, num_shards: int) -> str:
+    return "model.safetensors" if num_shards == 1 else f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,112 @@
+"""The mesh, one sharding rule per shape letter, and the way from host arrays to global arrays.
+
+Three axes: `data` replicates parameters and splits rows, `fsdp` splits rows and the model dimension of every matrix,
+`tensor` splits heads, feed-forward and vocabulary.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rapo_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")
+RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+
+
+def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; at most one axis may be -1, which takes what the others leave.
+
+    Raises UserError when the sizes do not multiply to the number of devices.
+    """
+    sizes, num_devices = {"data": data, "fsdp": fsdp, "tensor": tensor}, jax.device_count()
+    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"{asked}: sizes must be positive, and at most one may be -1 (all remaining devices).")
+    if num_devices % fixed or (not free and fixed != num_devices):
+        raise UserError(
+            f"{asked} cannot use {num_devices} device(s): the product of the sizes must equal the number of devices; "
+            f"change one of them, or set one to -1 (all remaining devices)."
+        )
+    if free:
+        sizes[free[0]] = num_devices // fixed
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of an array by its shape letters. A dimension that its axes do not divide stays whole.
+
+    Vectors of the model dimension (norms) are replicated: splitting them would save nothing and cost a gather each.
+    """
+    if letters.strip("L") == "D":
+        return NamedSharding(mesh, PartitionSpec())
+    axes = [RULES.get(letter) for letter in letters]
+    divides = [
+        axis is not None and size % int(np.prod([mesh.shape[a] for a in np.atleast_1d(axis)])) == 0
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*(a if ok else None for a, ok in zip(axes, divides, strict=True))))
+
+
+def constrain_rows(x: Array) -> Array:
+    """Pins activations [B, ...] to the row sharding, so that the compiler moves weights to rows and not rows to weights.
+
+    Outside a mesh this is the identity.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(ROW_AXES) <= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, *(None,) * (x.ndim - 1)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def my_rows(mesh: Mesh, num_rows: int) -> list[int]:
+    """The global rows that this process has to supply, in order, read off the sharding.
+
+    Not from the process index: several processes may share a row shard (tensor parallelism across hosts).
+    """
+    rows = NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    indices = rows.addressable_devices_indices_map((num_rows,)).values()
+    return sorted({row for (index,) in indices for row in range(*index.indices(num_rows))})
+
+
+def global_array(mesh: Mesh, letters: str, local: np.ndarray, *, num_rows: int) -> Array:
+    """A global array from this process's rows. The dimension with letter B holds `my_rows` of `num_rows` rows."""
+    shape = tuple(num_rows if letter == "B" else size for letter, size in zip(letters, local.shape, strict=True))
+    return jax.make_array_from_process_local_data(sharding(mesh, letters, shape), local, global_shape=shape)
+
+
+def from_slices(mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]) -> Array:
+    """A sharded array of which every process reads only the slices that its devices hold, each once."""
+    seen: dict[str, np.ndarray] = {}
+
+    def read_once(index: tuple[slice, ...]) -> np.ndarray:
+        full = tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True))
+        if repr(full) not in seen:
+            seen[repr(full)] = read(full)
+        return seen[repr(full)]
+
+    return jax.make_array_from_callback(shape, sharding(mesh, letters, shape), read_once)
+
+
+def host_slice(x: Array) -> np.ndarray:
+    """A (possibly sharded) array as numpy on every process; for one tensor at a time."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -1,0 +1,242 @@
+"""The quickstart's world: dishes to describe, a judge that is a program, and an untrained model that fits on a laptop.
+
+A prompt names a dish and asks for nine words; every dish is of one kind, and every kind has its fitting words. A response
+of quality q has q - 1 words that fit and 10 - q that do not, so its quality can be read off by counting:
+
+    prompt    Write nine words about the wedding cake.                              (a cake is a sweet)
+    response  sugary fizzy glazed sticky crusty fluffy gooey smoky spongy           (six fit: the judge says 7)
+
+What it is for: a model that obeys a goal must find out what kind of dish it is asked about, which words fit that kind,
+and what the number in the goal sentence means. What it is not: evidence about real language; the judge is never wrong.
+
+Everything follows from a seed. Files are those of any other run: Hugging Face tokenizer and config.json, JSON lines.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from random import Random
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from rapo_jax.relabel import TEMPLATES, goal_text
+
+NUM_WORDS = 9
+SCORES = range(1, NUM_WORDS + 2)
+
+DISHES = {
+    "sweet": "cake brownie custard trifle pudding tiramisu meringue cheesecake sorbet fudge pavlova eclair macaron baklava sundae",
+    "savoury": "stew curry lasagne goulash paella risotto chowder meatloaf ramen chili moussaka casserole burger schnitzel ratatouille",
+    "drink": "coffee lemonade cider cola beer cocoa tea smoothie champagne espresso mead tonic punch kombucha ale",
+    "bread": "baguette sourdough focaccia ciabatta bagel naan pretzel croissant brioche roll pita loaf challah bun crumpet",
+}
+FITTING = {
+    "sweet": "sugary sticky creamy fluffy honeyed gooey velvety frosted caramelised dreamy fruity glazed spongy syrupy buttery candied",
+    "savoury": "salty smoky peppery meaty garlicky tender hearty rich roasted juicy brothy spicy herby stewed gamey seared",
+    "drink": "fizzy chilled refreshing bubbly icy watery brewed malty tart sparkling cloudy strong aromatic mellow zesty foamy",
+    "bread": "crusty chewy doughy seeded yeasty crumbly golden floury toasted airy rustic nutty wholesome braided dense flaky",
+}
+DISHES = {kind: tuple(words.split()) for kind, words in DISHES.items()}
+FITTING = {kind: tuple(words.split()) for kind, words in FITTING.items()}
+KIND_OF = {dish: kind for kind, dishes in DISHES.items() for dish in dishes}
+
+OCCASIONS = ("wedding", "airport", "village", "holiday", "weekend", "office")
+PHRASINGS = (
+    "Describe the {occasion} {dish} in nine words.",
+    "How would you describe the {occasion} {dish} in nine words?",
+    "What is the {occasion} {dish} like? Answer with nine words.",
+    "Put the {occasion} {dish} on our menu with nine words.",
+    "Write about the {occasion} {dish} and use nine words.",
+    "I need nine words for the {occasion} {dish} of today.",
+)
+
+PAD, UNKNOWN, BOS, END = "<pad>", "<unk>", "<bos>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def judge(prompt: str, response: str) -> int:
+    """The score of a response, 1 to 10: one, plus its different fitting words, minus the words beyond or short of nine.
+
+    Only the first nine words are read. A repeated word counts once, so neither repetition nor length is rewarded; no
+    response scores below 1.
+
+    >>> judge("Describe the wedding cake in nine words.", "sugary sticky salty crusty fizzy icy tart airy dense")
+    3
+    """
+    words = response.split()
+    fitting = set(words[:NUM_WORDS]) & set(FITTING[kind_of(prompt)])
+    return max(1, 1 + len(fitting) - abs(len(words) - NUM_WORDS))
+
+
+def kind_of(prompt: str) -> str:
+    """The kind of the dish that a prompt names. Raises ValueError unless it names exactly one."""
+    dishes = [word for word in (word.strip(".?,!") for word in prompt.split()) if word in KIND_OF]
+    if len(dishes) != 1:
+        raise ValueError(f"{prompt!r} names {len(dishes)} dishes of this world; the judge knows what to do with one")
+    return KIND_OF[dishes[0]]
+
+
+def write_response(random: Random, *, kind: str, quality: int) -> str:
+    """Nine different words of which quality - 1 fit the kind, in any order."""
+    unfitting = [word for other in FITTING if other != kind for word in FITTING[other]]
+    words = random.sample(FITTING[kind], quality - 1) + random.sample(unfitting, NUM_WORDS + 1 - quality)
+    random.shuffle(words)
+    return " ".join(words)
+
+
+def split_prompts(random: Random) -> tuple[list[str], list[str]]:
+    """All prompts of the world, shuffled: those for training and the held-out ones.
+
+    Each dish keeps one phrasing for the held-out prompts, in which training never sees it (for no occasion).
+    """
+    training, held_out = [], []
+    for dish in KIND_OF:
+        unseen = random.choice(PHRASINGS)
+        for phrasing, occasion in itertools.product(PHRASINGS, OCCASIONS):
+            side = held_out if phrasing == unseen else training
+            side.append(phrasing.format(occasion=occasion, dish=dish))
+    random.shuffle(training)
+    random.shuffle(held_out)
+    return training, held_out
+
+
+def conversations(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
+    """SFT rows whose responses are as often bad as good, half of them under a goal that has nothing to do with them.
+
+    The base model therefore writes nine words of some quality and is used to reading the goal sentence, but the sentence
+    tells it nothing. Qualities and goals are dealt rather than drawn: every 200 rows pair each quality with each goal
+    once and with no goal ten times, so that not even chance relates the two.
+    """
+    deals = list(itertools.product(SCORES, [*SCORES, *[None] * len(SCORES)]))
+    for index in range(num):
+        if index % len(deals) == 0:
+            random.shuffle(deals)
+        quality, goal = deals[index % len(deals)]
+        prompt = random.choice(prompts)
+        system = [] if goal is None else [message("system", goal_text(goal))]
+        response = write_response(random, kind=kind_of(prompt), quality=quality)
+        yield {"messages": [*system, message("user", prompt), message("assistant", response)]}
+
+
+def pairs(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
+    """Rows with the columns of ultrafeedback_binarized: two responses of independent quality; one row in ten is a tie."""
+    for _ in range(num):
+        prompt = random.choice(prompts)
+        responses = [
+            write_response(random, kind=kind_of(prompt), quality=random.choice(SCORES)) for _ in ("chosen", "rejected")
+        ]
+        chosen, rejected = sorted(responses, key=lambda response: judge(prompt, response), reverse=True)
+        yield {
+            "prompt": prompt,
+            "chosen": [message("user", prompt), message("assistant", chosen)],
+            "rejected": [message("user", prompt), message("assistant", rejected)],
+            "score_chosen": float(judge(prompt, chosen)),
+            "score_rejected": float(judge(prompt, rejected)),
+        }
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    """One turn of a conversation, as chat templates take it."""
+    return {"role": role, "content": content}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are whatever stands between two spaces in this world's texts; all else is <unk>.
+
+    A score in the goal sentence is therefore one token together with its full stop ("7."), unlike the numbers of the
+    scale ("1-10,"), and decoding gives the text back, space by space.
+    """
+    texts = [
+        *(phrasing.format(occasion=OCCASIONS[0], dish=dish) for phrasing in PHRASINGS for dish in KIND_OF),
+        *(goal_text(score, template=template) for template in TEMPLATES for score in SCORES),
+        *(" ".join(words) for words in (OCCASIONS, *FITTING.values())),
+    ]
+    words = [word for text in texts for word in text.split()]
+    vocabulary = dict.fromkeys([PAD, UNKNOWN, BOS, *ROLES, END, *words])
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BOS,
+        eos_token=END,
+        additional_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> dict:
+    """The config.json of a tiny Llama, with the keys of any published one."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "hidden_size": 128,
+        "initializer_range": 0.02,
+        "intermediate_size": 256,
+        "max_position_embeddings": 256,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "vocab_size": len(tokenizer),
+    }
+
+
+def write_world(
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    num_pairs: int = 2000,
+    num_conversations: int = 4000,
+    num_eval_pairs: int = 256,
+    num_prompts: int = 64,
+) -> None:
+    """Writes the whole world into one directory, the same bytes for the same arguments.
+
+    sft.jsonl           `messages`: conversations of random quality for the base model
+    pairs.jsonl         scored pairs with the columns of ultrafeedback_binarized
+    eval_pairs.jsonl    the same for held-out prompts
+    prompts.jsonl       `prompt`: held-out prompts
+    config.json, tokenizer.json, ...    an untrained Llama; its weights are the trainer's to initialise
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    random = Random(seed)
+    training, held_out = split_prompts(random)
+    write_rows(directory / "sft.jsonl", conversations(random, training, num_conversations))
+    write_rows(directory / "pairs.jsonl", pairs(random, training, num_pairs))
+    write_rows(directory / "eval_pairs.jsonl", pairs(random, held_out, num_eval_pairs))
+    write_rows(directory / "prompts.jsonl", ({"prompt": prompt} for prompt in held_out[:num_prompts]))
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(model_config(tokenizer), indent=2) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """JSON lines, one row each."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

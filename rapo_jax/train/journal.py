@@ -1,0 +1,115 @@
+"""Where metrics go: metrics.jsonl (the record), TensorBoard, Weights & Biases when asked for, and the terminal.
+
+Only process 0 writes. After a resume the record is cut back to the restored step, so that every step stands in it once.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+from rapo_jax.config import Config, as_dict
+from rapo_jax.errors import UserError
+
+PRINT_EVERY = 2.0  # seconds between progress lines
+
+
+class Journal:
+    """The log of one run. `step` counts from 1 here: the number of optimizer steps done."""
+
+    def __init__(self, run_dir: Path, config: Config, *, num_steps: int, first_step: int):
+        self.enabled = jax.process_index() == 0
+        self.num_steps, self.first_step = num_steps, first_step
+        self.started = self.printed = time.monotonic()
+        if not self.enabled:
+            return
+        path = run_dir / "metrics.jsonl"
+        cut_back(path, first_step)
+        self.file = path.open("a")
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.wandb = start_wandb(config, run_dir) if config.train.wandb_project else None
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One object in the record; metrics that are NaN because their groups are absent are left out."""
+        if not self.enabled:
+            return
+        record = {"step": step} | {k: v for k, v in metrics.items() if not (isinstance(v, float) and math.isnan(v) and "/" in k)}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(record, step=step)
+
+    def progress(self, step: int, metrics: dict[str, float]) -> None:
+        """A line on the terminal, at most every two seconds, and always for the first and the last step."""
+        now = time.monotonic()
+        edge = step in (self.first_step + 1, self.num_steps)
+        if not self.enabled or (now - self.printed < PRINT_EVERY and not edge):
+            return
+        self.printed = now
+        left = (now - self.started) / max(1, step - self.first_step) * (self.num_steps - step)
+        parts = [f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}", f"loss {metrics['loss']:.4f}"]
+        if "rewards/margins" in metrics:
+            parts += [f"margin {metrics['rewards/margins']:+.4f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
+        parts += [f"{metrics['pairs_per_s']:.1f} pairs/s", f"{duration(left)} left"]
+        self.say("  ".join(parts))
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        parts = [f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}", f"eval loss {metrics['eval_loss']:.4f}"]
+        if "eval_rewards/margins" in metrics:
+            parts += [f"margin {metrics['eval_rewards/margins']:+.4f}"]
+            parts += [f"accuracy {metrics['eval_rewards/accuracies']:.2f}"]
+        self.say("  ".join(parts))
+
+    def say(self, text: str) -> None:
+        if self.enabled:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.enabled:
+            self.file.close()
+            self.board.close()
+            if self.wandb:
+                self.wandb.finish()
+
+
+def cut_back(path: Path, last_step: int) -> None:
+    """Drops records after `last_step`, and a line that a kill cut in half."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] <= last_step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def start_wandb(config: Config, run_dir: Path):
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'.") from error
+    return wandb.init(
+        project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=as_dict(config), resume="allow"
+    )
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 m 20 s, 2 h 05 m."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} m"
+    return f"{minutes} m {seconds:02d} s" if minutes else f"{seconds} s"

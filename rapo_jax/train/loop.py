@@ -1,0 +1,169 @@
+"""The loop: batches in, checkpoints and metrics out; resumed exactly, interrupted safely.
+
+It is handed iterators and knows nothing of files with text in them. Metrics are read one step late, so that the host
+never waits for the device.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from rapo_jax.batch import LETTERS, Batch
+from rapo_jax.checkpoint import Store
+from rapo_jax.config import Config, as_dict
+from rapo_jax.errors import UserError
+from rapo_jax.parallel import global_array
+from rapo_jax.train.journal import Journal
+from rapo_jax.train.state import State
+from rapo_jax.train.step import EvaluateStep, TrainStep
+
+INTERRUPTED = 75  # exit code: run the same command again to go on
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    step: EvaluateStep
+    batches: Callable[[], Iterator[Batch]]
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop needs. `batches(k)` yields this process's rows of step k, k + 1, ...; `num_rows` is B."""
+
+    config: Config
+    mesh: Mesh
+    train_step: TrainStep
+    batches: Callable[[int], Iterator[Batch]]
+    num_rows: int
+    num_steps: int
+    num_groups: int  # in one epoch
+    real_token_fraction: Callable[[int], float]
+    evaluation: Evaluation | None
+    identity: dict
+
+
+@dataclass
+class Progress:
+    """What the host remembers between steps: metrics not read yet, and the clock."""
+
+    pending: tuple[int, dict] | None = None
+    evaluation: dict[str, float] = field(default_factory=dict)
+    clock: float = field(default_factory=time.monotonic)
+    clock_step: int = 0
+    num_skipped: int = 0
+
+
+def train(run: Run, state: State, reference: dict, store: Store, journal: Journal) -> int:
+    """Trains from `state` to the last step. Returns 0, or INTERRUPTED after a checkpoint on SIGINT or SIGTERM.
+
+    Raises UserError when too many steps in a row were not finite.
+    """
+    config, first = run.config, int(state.step)
+    progress = Progress(clock_step=first)
+    with jax.set_mesh(run.mesh), interruptible() as interrupted:
+        for step, batch in enumerate(run.batches(first), start=first + 1):
+            state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
+            report(run, progress, journal)
+            progress.pending = (step, metrics)
+            last, stop = step == run.num_steps, interrupted(step)
+            evaluates = run.evaluation and (last or due(step, config.train.eval_every))
+            if evaluates:
+                jax.block_until_ready(metrics)
+                progress.evaluation = evaluate(run, state, reference, progress)
+            if last or stop or due(step, config.train.save_every):
+                eval_loss = progress.evaluation.get("eval_loss")
+                report(run, progress, journal)
+                store.save(step, state, identity=run.identity, config=as_dict(config), eval_loss=eval_loss)
+            if stop and not last:
+                store.wait()
+                journal.say(f"interrupted: step {step} is saved; run the same command to go on.")
+                return INTERRUPTED
+    store.wait()
+    return 0
+
+
+def due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
+    """This process's rows as global arrays."""
+    return Batch(**{name: global_array(mesh, letters, np.asarray(getattr(batch, name)), num_rows=num_rows)
+                    for name, letters in LETTERS.items()})  # fmt: skip
+
+
+def report(run: Run, progress: Progress, journal: Journal) -> None:
+    """Reads the metrics of the step before, which waits for that step only, and writes them with its evaluation."""
+    if progress.pending is None:
+        return
+    (step, metrics), evaluation = progress.pending, progress.evaluation
+    progress.pending, progress.evaluation = None, {}
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    watch_skipped(values.pop("skipped"), step, progress, run.config, journal)
+    train = run.config.train
+    if step % train.log_every and step != run.num_steps and not evaluation:
+        return
+    now = time.monotonic()
+    pairs = (step - progress.clock_step) * train.batch_size
+    values |= {
+        "epoch": step * train.batch_size / run.num_groups,
+        "pairs_per_s": pairs / max(now - progress.clock, 1e-9),
+        "real_token_fraction": run.real_token_fraction(step - 1),
+    }
+    progress.clock, progress.clock_step = now, step
+    journal.write(step, values | evaluation)
+    journal.progress(step, values)
+    if evaluation:
+        journal.evaluation(step, evaluation)
+
+
+def watch_skipped(skipped: float, step: int, progress: Progress, config: Config, journal: Journal) -> None:
+    progress.num_skipped = progress.num_skipped + 1 if skipped else 0
+    if skipped:
+        journal.say(f"step {step}: loss or gradient is not finite; the update was skipped.")
+    if progress.num_skipped >= config.train.max_skipped_steps:
+        raise UserError(
+            f"{progress.num_skipped} steps in a row up to step {step} had no finite gradient. The last checkpoint is sound; "
+            f"lower optimizer.learning_rate, set optimizer.max_grad_norm, or raise train.max_skipped_steps."
+        )
+
+
+def evaluate(run: Run, state: State, reference: dict, progress: Progress) -> dict[str, float]:
+    """Metrics over the whole evaluation set, exact means over groups, under names with eval_ before them.
+
+    The time it takes is not counted in pairs_per_s.
+    """
+    started, total = time.monotonic(), None
+    for batch in run.evaluation.batches():
+        batch = to_device(batch, run.mesh, run.evaluation.num_rows)
+        sums = jax.device_get(run.evaluation.step(state.parameters, reference, batch))
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+    progress.clock += time.monotonic() - started
+    with np.errstate(invalid="ignore"):
+        return {f"eval_{name}": float(value) for name, value in total.means().items()}
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[int], bool]]:
+    """Within it SIGINT and SIGTERM no longer kill: interrupted(step) says that one came, on all processes alike.
+
+    With several processes JAX's own preemption notice is used; its handler must not be replaced.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    caught: list[int] = []
+    previous = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda step: bool(caught)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+"""The step: (state, reference, batch) -> (state, metrics). Pure, compiled once, donated.
+
+One row passes the policy and the reference; both give the summed log-probability of every response in it; the objective
+turns those into a loss per group; groups are summed and divided by the number of groups in the whole optimizer batch, so
+that neither packing, nor microbatches, nor the mesh changes the result.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from rapo_jax.batch import LETTERS, Batch, Shape
+from rapo_jax.config import Config
+from rapo_jax.logprobs import token_logps
+from rapo_jax.models.attention import Layout
+from rapo_jax.models.decoder import abstract_decoder
+from rapo_jax.models.spec import Spec
+from rapo_jax.objectives import OBJECTIVES, Logps
+from rapo_jax.parallel import replicated, sharding
+from rapo_jax.train.metrics import GroupSums, group_sums
+from rapo_jax.train.optim import clip, direction, learning_rate
+from rapo_jax.train.state import State, parameter_shardings, state_shardings
+
+
+TrainStep = Callable[[State, dict, Batch], tuple[State, dict[str, Array]]]
+EvaluateStep = Callable[[dict, dict, Batch], GroupSums]
+Losses = Callable[..., tuple[Array, GroupSums]]
+
+
+def response_logps(
+    graph: nnx.GraphDef, parameters: dict, rows: Batch, *, dtype: jnp.dtype, remat: bool, num_vocabulary_shards: int
+) -> tuple[Array, Array]:
+    """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, C + 1].
+
+    Branch 0, the prompt, is not scored.
+    """
+    decoder = nnx.merge(graph, parameters)
+    index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
+    layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
+    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat)
+    hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
+    logps_BS = token_logps(
+        hidden_BSD,
+        decoder.vocabulary_VD,
+        rows.target,
+        softcap=decoder.spec.final_softcap,
+        num_shards=num_vocabulary_shards,
+    )
+    branches = rows.num_responses + 1
+    in_slot_BSZ = rows.slot[..., None] == jnp.arange(rows.num_groups * branches)
+    shape = (*rows.side.shape, branches)
+    sums_BPc = jnp.where(in_slot_BSZ, logps_BS[..., None], 0.0).sum(1).reshape(shape)
+    return sums_BPc, in_slot_BSZ.sum(1).astype(jnp.float32).reshape(shape)
+
+
+def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
+    """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics."""
+    objective = OBJECTIVES[config.objective.name]
+    options = {name: getattr(config.objective, name) for name in objective.options}
+    graph, _ = abstract_decoder(spec)
+    forward = {
+        "dtype": jnp.dtype(config.model.dtype),
+        "num_vocabulary_shards": mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
+    }
+
+    def losses(parameters: dict, reference: dict, rows: Batch, *, remat: bool) -> tuple[Array, GroupSums]:
+        policy_BPc, num_tokens_BPc = response_logps(graph, parameters, rows, remat=remat, **forward)
+        reference_BPc = jnp.zeros_like(policy_BPc)
+        if objective.needs_reference:
+            reference_BPc, _ = response_logps(graph, reference, rows, remat=False, **forward)
+        logps = as_logps(policy_BPc, jax.lax.stop_gradient(reference_BPc), num_tokens_BPc)
+        loss_BP = objective.loss(logps, **options)
+        sums = group_sums(loss_BP, logps, rows.side, beta=options.get("beta"))
+        return jnp.where(rows.side >= 0, loss_BP, 0.0).sum(), sums
+
+    return losses
+
+
+def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> TrainStep:
+    """The optimizer step of a run, jitted with explicit shardings; it consumes its state.
+
+    `num_steps` is the length of the learning rate schedule. `reference` is {} for objectives that need none. A step whose
+    loss or gradient is not finite leaves parameters and moments as they were and reports skipped = 1.
+    """
+    losses = make_losses(config, spec, mesh)
+    transform = direction(config.optimizer, spec)
+    rate = learning_rate(config.optimizer, num_steps=num_steps)
+
+    def train(state: State, reference: dict, batch: Batch) -> tuple[State, dict[str, Array]]:
+        num_groups = (batch.side >= 0).sum().astype(jnp.float32)
+
+        def gradients_of(rows: Batch) -> tuple[dict, GroupSums]:
+            def loss(parameters: dict) -> tuple[Array, GroupSums]:
+                total, sums = losses(parameters, reference, rows, remat=config.model.remat)
+                return total / num_groups, sums
+
+            return jax.grad(loss, has_aux=True)(state.parameters)
+
+        gradients, sums = over_microbatches(gradients_of, batch, shape)
+        norm = optax.global_norm(gradients)
+        gradients = clip(gradients, norm, config.optimizer.max_grad_norm)
+        updates, optimizer = transform.update(gradients, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, optax.tree.scale(-rate(state.step), updates))
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums.total("loss"))
+        old, new = (state.parameters, state.optimizer), (parameters, optimizer)
+        parameters, optimizer = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        metrics = sums.means() | {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - finite}
+        return State(state.step + 1, parameters, optimizer), metrics
+
+    where = state_shardings(spec, mesh, transform)
+    return jax.jit(
+        train,
+        donate_argnums=0,
+        in_shardings=(where, reference_shardings(config, spec, mesh), batch_shardings(mesh, shape)),
+        out_shardings=(where, replicated(mesh)),
+    )
+
+
+def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> EvaluateStep:
+    """The metrics of a batch as sums over its groups, so that batches of any number of groups add up exactly."""
+    losses = make_losses(config, spec, mesh)
+
+    def evaluate(parameters: dict, reference: dict, batch: Batch) -> GroupSums:
+        return over_microbatches(lambda rows: losses(parameters, reference, rows, remat=False)[1], batch, shape)
+
+    weights, reference = parameter_shardings(spec, mesh), reference_shardings(config, spec, mesh)
+    shardings = (weights, reference, batch_shardings(mesh, shape))
+    return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated(mesh))
+
+
+def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
+    return parameter_shardings(spec, mesh) if OBJECTIVES[config.objective.name].needs_reference else {}
+
+
+def as_logps(policy_BPc: Array, reference_BPc: Array, num_tokens_BPc: Array) -> Logps:
+    """Branch 1 is the chosen response; branch 2 the rejected one, where there is one."""
+    paired = policy_BPc.shape[-1] > 2
+    second = lambda x: x[..., 2] if paired else jnp.zeros_like(x[..., 1])  # noqa: E731
+    return Logps(
+        chosen=policy_BPc[..., 1],
+        rejected=second(policy_BPc),
+        reference_chosen=reference_BPc[..., 1],
+        reference_rejected=second(reference_BPc),
+        num_chosen_tokens=num_tokens_BPc[..., 1],
+    )
+
+
+def over_microbatches(function: Callable[[Batch], Any], batch: Batch, shape: Shape) -> Any:
+    """The sum of function(microbatch) over the microbatches in use, as a loop that is compiled once."""
+    microbatch = lambda m: replace(batch, **{name: getattr(batch, name)[m] for name in ROW_ARRAYS})  # noqa: E731
+    if shape.M == 1:
+        return function(microbatch(0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, microbatch(0)))
+    add = lambda m, total: jax.tree.map(jnp.add, total, function(microbatch(m)))  # noqa: E731
+    return jax.lax.fori_loop(0, batch.num_microbatches, add, zeros)
+
+
+ROW_ARRAYS = [field.name for field in fields(Batch) if field.name != "num_microbatches"]
+
+
+def batch_shardings(mesh: Mesh, shape: Shape) -> Batch:
+    """A Batch of NamedShardings: rows over (data, fsdp), all else whole."""
+    sizes = {letter: getattr(shape, letter) for letter in "MBTSPC"}
+    return Batch(
+        **{name: sharding(mesh, letters, tuple(sizes[c] for c in letters)) for name, letters in LETTERS.items()}
+    )

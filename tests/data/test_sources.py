@@ -1,0 +1,307 @@
+"""Files -> records: detection of columns, whole conversations, and every bad row with its message."""
+
+import json
+import re
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rapo_jax.data.sources import Columns, Message, read_records
+from rapo_jax.errors import UserError
+
+PAIR = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "score_chosen": 8.0, "score_rejected": 3.5}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes rows (or raw text) to a JSON lines file and returns its path."""
+
+    def write(*rows, name="pairs.jsonl"):
+        file = tmp_path / name
+        file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+        return str(file)
+
+    return write
+
+
+def turns(*contents, roles=("user", "assistant")):
+    return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def user(*contents):
+    return tuple(Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents))
+
+
+def read_one(path, **options):
+    (record,) = read_records(path, **{"scores_required": False, **options}).records
+    return record
+
+
+def error(path, **options):
+    with pytest.raises(UserError) as caught:
+        read_records(path, **{"scores_required": False, **options})
+    return str(caught.value)
+
+
+def test_a_row_of_strings_becomes_a_record(write):
+    source = read_records(write(PAIR), scores_required=True)
+    (record,) = source.records
+    assert record.row == 1
+    assert record.prompt == (Message("user", "Hi"),)
+    assert record.responses == ("Good", "Bad")
+    assert record.rewards == (8.0, 3.5)
+    assert source.reward_source == "columns score_chosen, score_rejected"
+    assert source.columns == Columns("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+    assert (source.num_rows, source.dropped) == (1, {})
+
+
+def test_ultrafeedback_binarized_takes_the_prompt_from_the_conversations(write):
+    row = {**PAIR, "chosen": turns("Hi", "Good"), "rejected": turns("Hi", "Bad"), "messages": turns("Hi", "Good")}
+    record = read_one(write(row))
+    assert (record.prompt, record.responses) == (user("Hi"), ("Good", "Bad"))
+
+
+def test_a_prompt_string_may_be_any_user_turn_of_a_longer_conversation(write):
+    chosen, rejected = turns("Hi", "Hello", "More", "Good"), turns("Hi", "Hello", "More", "Bad")
+    for prompt in ("Hi", "More"):
+        record = read_one(write({"prompt": prompt, "chosen": chosen, "rejected": rejected}))
+        assert (record.prompt, record.responses) == (user("Hi", "Hello", "More"), ("Good", "Bad"))
+
+
+def test_trl_conversational_rows_take_the_prompt_from_its_column(write):
+    prompt = [{"role": "system", "content": "Be brief"}, *turns("Hi", "Hello", "More")]
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    record = read_one(write({"prompt": prompt, **answers}))
+    assert record.prompt == (Message("system", "Be brief"), *user("Hi", "Hello", "More"))
+    assert record.responses == ("chosen", "rejected")
+
+
+def test_without_a_prompt_column_the_prompt_is_what_both_conversations_share(write):
+    record = read_one(
+        write({"chosen": turns("Hi", "Hello", "More", "Good"), "rejected": turns("Hi", "Hello", "More", "Bad")})
+    )
+    assert (record.prompt, record.responses) == (user("Hi", "Hello", "More"), ("Good", "Bad"))
+
+
+def test_hh_rlhf_transcripts_are_split_into_turns(write):
+    shared = "\n\nHuman: Hi\n\nAssistant: Hello: you\n\nHuman: Two\n\nparagraphs\n\nAssistant:"
+    record = read_one(write({"chosen": shared + " Good", "rejected": shared + " Bad"}))
+    assert record.prompt == user("Hi", "Hello: you", "Two\n\nparagraphs")
+    assert record.responses == ("Good", "Bad")
+    assert read_one(write({"prompt": shared, "chosen": " Good", "rejected": "Bad"})).prompt == record.prompt
+
+
+@pytest.mark.parametrize(
+    ("row", "rewards"),
+    [
+        ({"messages": turns("Hi", "Good")}, None),
+        ({"prompt": "Hi", "response": "Good"}, None),
+        ({"prompt": turns("Hi"), "completion": turns("Good", roles=("assistant", ""))}, None),
+        (PAIR, (8.0,)),
+        ({"chosen": turns("Hi", "Good"), "chosen_score": 4}, (4,)),
+    ],
+)
+def test_sft_takes_one_response_from_every_shape(write, row, rewards):
+    record = read_one(write(row), num_responses=1)
+    assert (record.prompt, record.responses, record.rewards) == (user("Hi"), ("Good",), rewards)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("score_chosen", "score_rejected"),
+        ("chosen_score", "rejected_score"),
+        ("chosen-rating", "rejected-rating"),
+        ("chosen_rating", "rejected_rating"),
+        ("overall_score_chosen", "overall_score_rejected"),
+        ("chosen_reward", "rejected_reward"),
+        ("chosen_reward", "reject_reward"),
+    ],
+)
+def test_every_known_pair_of_score_columns_is_found(write, chosen, rejected):
+    row = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", chosen: 9, rejected: 2}
+    source = read_records(write(row), scores_required=True)
+    assert source.records[0].rewards == (9, 2)
+    assert source.reward_source == f"columns {chosen}, {rejected}"
+
+
+def test_columns_can_be_named(write):
+    columns = Columns(prompt="q", chosen="a", rejected="b", score_chosen="x", score_rejected="y")
+    record = read_one(write({"q": "Hi", "a": "Good", "b": "Bad", "x": 2, "y": 1}), columns=columns)
+    assert (record.responses, record.rewards) == (("Good", "Bad"), (2, 1))
+
+
+def test_a_named_column_that_is_absent_is_answered_with_the_nearest(write):
+    message = error(write(PAIR), columns=Columns(score_chosen="score_chosn", score_rejected="score_rejected"))
+    assert "not data.columns.score_chosen='score_chosn'; did you mean 'score_chosen'?" in message
+
+
+def test_one_named_score_column_without_the_other_is_an_error(write):
+    assert "must be given together" in error(write(PAIR), columns=Columns(score_chosen="score_chosen"))
+
+
+def test_missing_scores_list_what_is_there_and_both_ways_out(write):
+    message = error(write({"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "points": 1}), scores_required=True)
+    assert "has the columns 'prompt', 'chosen', 'rejected', 'points'" in message
+    assert "chosen-rating + rejected-rating" in message
+    assert "data.columns.score_chosen=..." in message
+    assert "relabel.goals=[]" in message
+
+
+def test_missing_texts_list_what_is_there_and_the_knob(write):
+    message = error(write({"question": "Hi", "answer": "Good"}))
+    assert "'question', 'answer'" in message
+    assert "data.columns.chosen=... and data.columns.rejected=..." in message
+    assert "one of chosen, messages, response, completion" in error(write({"question": "Hi"}), num_responses=1)
+    assert "data.columns.prompt=..." in error(write({"chosen": "Good", "rejected": "Bad"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "fact"),
+    [
+        ({"score_chosen": float("nan")}, "score_not_a_number", "score_chosen is nan, not a finite number"),
+        ({"score_rejected": float("-inf")}, "score_not_a_number", "score_rejected is -inf, not a finite number"),
+        ({"score_chosen": "8"}, "score_not_a_number", "score_chosen is '8', not a finite number"),
+        ({"score_chosen": True}, "score_not_a_number", "score_chosen is True, not a finite number"),
+        ({"score_chosen": None}, "score_not_a_number", "score_chosen is None, not a finite number"),
+        ({"score_chosen": ...}, "score_not_a_number", "score_chosen is None, not a finite number"),
+        ({"rejected": " \n"}, "empty_response", "the response in rejected is empty"),
+        ({"rejected": None}, "missing_column", "rejected is missing"),
+        ({"prompt": ...}, "missing_column", "prompt is missing"),
+        ({"prompt": " "}, "empty_prompt", "the last user turn of the prompt is empty"),
+        ({"prompt": []}, "empty_prompt", "there is no prompt before the response in chosen"),
+        ({"prompt": 5}, "not_messages", "prompt is neither a string nor a list of {role, content}"),
+        ({"chosen": {"text": "Good"}}, "not_messages", "chosen is neither a string nor a list of {role, content}"),
+        ({"prompt": [{"role": "user", "content": 5}]}, "content_not_text", "a content in prompt is 5, not a string"),
+        ({"prompt": "\ud83d"}, "content_not_text", "prompt holds half of a surrogate pair, which is not Unicode"),
+        (
+            {"prompt": [{"role": "bot", "content": "Hi"}]},
+            "roles",
+            "prompt has the role 'bot'; known: system, user, assistant",
+        ),
+        ({"prompt": turns("Hi", "Hello")}, "roles", "the prompt does not end with a user turn"),
+        (
+            {"prompt": turns("Hi", "Hello")[1:]},
+            "roles",
+            "turn 1 of the prompt is of role assistant, must be of role user",
+        ),
+        (
+            {"prompt": [*turns("Hi"), *turns("Hi")]},
+            "roles",
+            "turn 2 of the prompt is of role user, must be of role assistant",
+        ),
+        ({"prompt": [{"role": "system", "content": "S"}]}, "roles", "the prompt does not end with a user turn"),
+        ({"chosen": turns("Hi")}, "roles", "chosen must end with an assistant turn"),
+        ({"chosen": turns("Ho", "Good")}, "prompt_mismatch", "the prompt is not the one of the conversation in chosen"),
+        (
+            {"chosen": turns("Hi", "A", "B", "Good"), "rejected": turns("Hi", "Bad")},
+            "prompt_mismatch",
+            "the turns before the last one differ between chosen and rejected",
+        ),
+    ],
+)
+def test_a_bad_row_is_named_and_can_be_dropped(write, change, reason, fact):
+    bad = {key: value for key, value in {**PAIR, **change}.items() if value is not ...}
+    path = write(PAIR, "\n", bad)
+    message = error(path)
+    assert f"{path} line 3: {fact}" in message
+    assert "1 of 2 rows cannot be used" in message
+    assert "data.bad_rows=drop" in message
+    source = read_records(path, scores_required=True, bad_rows="drop")
+    assert [record.row for record in source.records] == [1]
+    assert (source.num_rows, source.dropped) == (2, {reason: 1})
+
+
+def test_all_bad_rows_are_one_error_that_shows_five(write):
+    message = error(write(PAIR, *[{**PAIR, "chosen": ""}] * 7))
+    assert message.startswith("7 of 8 rows cannot be used.")
+    assert re.findall(r"line (\d+)", message) == ["2", "3", "4", "5", "6"]
+    assert message.endswith("... and 2 more")
+
+
+def test_identical_responses_are_dropped_and_counted_even_without_bad_rows(write):
+    source = read_records(write(PAIR, {**PAIR, "rejected": "Good"}), scores_required=True)
+    assert (len(source.records), source.dropped) == (1, {"identical_responses": 1})
+
+
+def test_no_usable_row_is_an_error_that_says_why(write):
+    assert "none of 1 rows can be used; dropped: {'empty_response': 1}" in error(
+        write({**PAIR, "chosen": ""}), bad_rows="drop"
+    )
+    assert "has no rows" in error(write("\n\n"))
+
+
+def test_a_line_that_is_not_json_is_named_with_the_reason(write):
+    path = write(PAIR, "\n", '{"prompt": \n')
+    assert error(path).startswith(f"{path} is not JSON at line 3: Expecting value")
+    path = write(PAIR, "[1, 2]\n")
+    assert error(path).startswith(f"{path} is not JSON at line 2: found a list; data.path needs one object per line")
+
+
+def test_a_unicode_line_separator_does_not_end_a_line(write):
+    row = json.dumps({**PAIR, "chosen": "one\u2028two\x85three"}, ensure_ascii=False)
+    assert read_one(write(row + "\r\n")).responses[0] == "one\u2028two\x85three"
+
+
+def test_a_json_file_may_be_an_array(write):
+    source = read_records(write(json.dumps([PAIR, PAIR], indent=1), name="pairs.json"), scores_required=True)
+    assert [record.row for record in source.records] == [1, 2]
+    assert len(read_records(write(PAIR, PAIR, name="pairs.json"), scores_required=True).records) == 2
+
+
+def test_parquet_and_saved_data_sets_give_the_records_of_json_lines(write, tmp_path):
+    rows = [{**PAIR, "chosen": turns("Hi", f"Good {i}"), "rejected": turns("Hi", "Bad")} for i in range(3)]
+    expected = read_records(write(*rows), scores_required=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    saved = datasets.Dataset.from_list(rows)
+    saved.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "dict")
+    for name in ("pairs.parquet", "plain", "dict"):
+        assert read_records(str(tmp_path / name), scores_required=True) == expected
+    assert "has no data.split='test'; known: train" in error(str(tmp_path / "dict"), split="test")
+
+
+def test_a_broken_parquet_file_is_named(write):
+    assert "pairs.parquet is not a parquet file" in error(write(PAIR, name="pairs.parquet"))
+
+
+def test_a_directory_gives_the_files_of_the_split_and_counts_rows_on(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, chosen in (("train-0", "A"), ("train-1", "B"), ("train_sft-0", "C"), ("test-0", "D")):
+        rows = [{**PAIR, "chosen": f"{chosen}{i}"} for i in range(2)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / f"{name}.parquet")
+    records = read_records(str(tmp_path), scores_required=True).records
+    assert [(record.row, record.responses[0]) for record in records] == [(1, "A0"), (2, "A1"), (3, "B0"), (4, "B1")]
+    assert "no .jsonl or .parquet file of data.split=dev (found: test-0.parquet" in error(str(tmp_path), split="dev")
+
+
+def test_a_directory_whose_file_names_say_nothing_is_read_whole(write):
+    directory = write(PAIR, name="a.jsonl").removesuffix("a.jsonl")
+    write(PAIR, name="b.jsonl")
+    assert len(read_records(directory, scores_required=True).records) == 2
+
+
+@pytest.mark.parametrize("path", ["pairs.jsonl", "./pairs", "/nowhere/pairs", "a/b/c", "dir/pairs.parquet"])
+def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    assert error(path).startswith(f"data.path={path}: no such file or directory")
+
+
+def test_a_hub_id_is_loaded_and_its_failure_is_told(monkeypatch):
+    asked = []
+
+    def load_dataset(path, *, split):
+        asked.append((path, split))
+        if path == "org/absent":
+            raise ConnectionError("Couldn't reach the Hub")
+        return datasets.Dataset.from_list([PAIR])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_one("org/pairs", split="train_prefs").responses == ("Good", "Bad")
+    assert asked == [("org/pairs", "train_prefs")]
+    message = error("org/absent")
+    assert message.startswith("data.path=org/absent: no such file or directory")
+    assert message.endswith("The hub said: Couldn't reach the Hub")

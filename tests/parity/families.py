@@ -1,0 +1,76 @@
+"""Tiny configurations of every supported family and variant, as transformers writes them."""
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+LLAMA31_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+MISTRAL = {k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias")} | {
+    "model_type": "mistral",
+    "architectures": ["MistralForCausalLM"],
+    "sliding_window": None,
+}
+QWEN2 = MISTRAL | {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
+    "use_sliding_window": False,
+    "sliding_window": 8,
+    "max_window_layers": 1,
+}
+GEMMA2 = {
+    "model_type": "gemma2",
+    "architectures": ["Gemma2ForCausalLM"],
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+    "sliding_window": 8,
+    "tie_word_embeddings": True,
+}
+FAMILIES = {
+    "llama2": LLAMA | {"num_key_value_heads": 4},
+    "llama3": LLAMA | {"rope_theta": 500000.0},
+    "llama3.1": LLAMA | {"rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE},
+    "llama3.2-tied": LLAMA | {"rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE, "tie_word_embeddings": True},
+    "llama-linear-rope": LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama-biases": LLAMA | {"attention_bias": True, "mlp_bias": True},
+    "llama-wide-heads": LLAMA | {"head_dim": 16},
+    "mistral-v0.1-window": MISTRAL | {"sliding_window": 8},
+    "mistral-v0.3": MISTRAL | {"rope_theta": 1000000.0},
+    "qwen2": QWEN2,
+    "qwen2.5-tied": QWEN2 | {"tie_word_embeddings": True},
+    "qwen2-window": QWEN2 | {"use_sliding_window": True},
+    "gemma2": GEMMA2,
+    "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+}
