@@ -77,7 +77,10 @@ class Store:
         if keep_best:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda m: m["eval_loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda m: m["eval_loss"],
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
                 )
             )
         context = ocp.Context()
@@ -96,7 +99,9 @@ class Store:
         if marker.is_file():
             return
         if not self.writes:
-            raise UserError(f"{self.directory} holds no checkpoints of rapo_jax; RUN_DIR must be the run_dir of a training run.")
+            raise UserError(
+                f"{self.directory} holds no checkpoints of rapo_jax; RUN_DIR must be the run_dir of a training run."
+            )
         if self.directory.is_dir() and any(self.directory.iterdir()):
             raise UserError(
                 f"{self.directory} is not empty and was not written by rapo_jax; nothing was changed. Choose another run_dir."

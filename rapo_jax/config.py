@@ -250,7 +250,9 @@ def validate(config: Config) -> Config:
         )
     template = config.relabel.template
     if template not in TEMPLATES and "{goal}" not in template:
-        raise UserError(f"relabel.template={template!r} has no {{goal}}; write one, or name one of: {', '.join(TEMPLATES)}.")
+        raise UserError(
+            f"relabel.template={template!r} has no {{goal}}; write one, or name one of: {', '.join(TEMPLATES)}."
+        )
     return config
 
 

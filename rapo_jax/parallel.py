@@ -90,7 +90,9 @@ def global_array(mesh: Mesh, letters: str, local: np.ndarray, *, num_rows: int) 
     return jax.make_array_from_process_local_data(sharding(mesh, letters, shape), local, global_shape=shape)
 
 
-def from_slices(mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]) -> Array:
+def from_slices(
+    mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> Array:
     """A sharded array of which every process reads only the slices that its devices hold, each once."""
     seen: dict[str, np.ndarray] = {}
 

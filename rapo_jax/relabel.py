@@ -59,9 +59,7 @@ def prefer(goal: float, rewards: Sequence[float]) -> tuple[int, int] | None:
     return (0, 1) if first > second else (1, 0)
 
 
-def relabel(
-    rewards: Sequence[float] | None, *, goals: Iterable[Side] = SIDES, ties: Ties = "drop"
-) -> list[Preference]:
+def relabel(rewards: Sequence[float] | None, *, goals: Iterable[Side] = SIDES, ties: Ties = "drop") -> list[Preference]:
     """The preferences that one row gives: one for each goal, or the row's own order when no goal is asked for.
 
     `rewards` are those of (chosen, rejected), or None for a row without scores, which only a run without goals can use.
@@ -107,5 +105,7 @@ def goal_text(goal: float, *, template: str = "paper", goal_max: float = 10) -> 
     text = TEMPLATES.get(template, template)
     if "{goal}" not in text:
         presets = ", ".join(TEMPLATES)
-        raise ValueError(f"relabel.template={template!r} has no {{goal}}; write one with {{goal}} or name one of: {presets}.")
+        raise ValueError(
+            f"relabel.template={template!r} has no {{goal}}; write one with {{goal}} or name one of: {presets}."
+        )
     return text.replace("{goal_max}", format_score(goal_max)).replace("{goal}", format_score(goal))

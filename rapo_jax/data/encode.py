@@ -97,7 +97,7 @@ def encode_all(
         )
     form = chat.chat_format(tokenizer, placement)
     results: list[Encoded | str] = []
-    with tqdm(total=len(items), desc="tokenize", disable=not progress) as bar:
+    with tqdm(total=len(items), desc="tokenize", disable=None if progress else True) as bar:
         for start in range(0, len(items), BATCH_SIZE):
             batch = items[start : start + BATCH_SIZE]
             results += _encode_batch(form, batch, _Limits(max_length, max_prompt_length))

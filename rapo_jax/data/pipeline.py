@@ -5,6 +5,7 @@ Everything that was read, dropped, tied or cut is counted in the report.
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +30,12 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenized groups in the order of the source, what became of the source's rows, and a hash of all tokens."""
+    """Tokenized groups in the order of the source, what became of the source's rows, and hashes of both."""
 
     groups: list[Group]
     report: dict
-    fingerprint: str
+    source_fingerprint: str  # of texts and scores as they were read
+    fingerprint: str  # of all that the step will see
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def load_dataset(
         "tokens": token_statistics(groups),
         "cut": dataclasses.asdict(cuts),
     }
-    return Dataset(groups, report, fingerprint(groups))
+    return Dataset(groups, report, fingerprint_of_records(source.records), fingerprint_of_groups(groups))
 
 
 def as_group(relabelled: Relabelled, encoded) -> Group:
@@ -147,7 +149,15 @@ def as_group(relabelled: Relabelled, encoded) -> Group:
     )
 
 
-def fingerprint(groups: Sequence[Group]) -> str:
+def fingerprint_of_records(records: Sequence[Record]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        turns = [(message.role, message.content) for message in record.prompt]
+        digest.update(json.dumps([turns, record.responses, record.rewards]).encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of_groups(groups: Sequence[Group]) -> str:
     """sha256 over all that the step will see: tokens, order, goals and rewards."""
     digest = hashlib.sha256()
     for group in groups:
@@ -167,7 +177,10 @@ def score_histogram(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     if not scored:
         return {}
     sides = zip(SIDES, zip(*scored, strict=True), strict=False)
-    return {side: {str(n): k for n, k in sorted(Counter(int(np.floor(s)) for s in scores).items())} for side, scores in sides}
+    return {
+        side: {str(n): k for n, k in sorted(Counter(int(np.floor(s)) for s in scores).items())}
+        for side, scores in sides
+    }
 
 
 def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,1 @@
+"""Prompts in, continuations out: a key/value cache, sampling, and stopping where the checkpoint says."""

@@ -54,7 +54,9 @@ def in_window(queries: Layout, keys: Layout, window: Array | int) -> Array:
     return queries.position[:, :, None] - keys.position[:, None, :] < window
 
 
-def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, mask_BTS: Array, scale: float, softcap: float | None) -> Array:
+def attend(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, mask_BTS: Array, scale: float, softcap: float | None
+) -> Array:
     """What `attend_einsum` computes, by the fastest way that this processor and these shapes have.
 
     Every device attends for its own rows and heads; nothing is communicated.

@@ -15,7 +15,9 @@ TILE = 128
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-def attend_tiles(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, mask_BTS: Array, scale: float, softcap: float | None) -> Array:
+def attend_tiles(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, mask_BTS: Array, scale: float, softcap: float | None
+) -> Array:
     """Grouped-query attention -> [B, T, N, H]; T and S must be multiples of TILE, and every query must see some key."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]

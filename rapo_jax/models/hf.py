@@ -120,7 +120,9 @@ class Checkpoint:
         index, single = self.directory / "model.safetensors.index.json", self.directory / "model.safetensors"
         if index.is_file():
             files = json.loads(index.read_text())["weight_map"]
-            strange = sorted({f for f in files.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors", f)})
+            strange = sorted(
+                {f for f in files.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors", f)}
+            )
             if strange:
                 raise UserError(f"{index} points at {strange[:3]}; only safetensors files beside it are read.")
             lost = sorted(f for f in set(files.values()) if not (self.directory / f).is_file())

@@ -49,7 +49,9 @@ class Spec:
     query_scale: float = 1.0
     attention_softcap: float | None = None
     final_softcap: float | None = None
-    gemma: bool = False  # norms scale by 1 + weight, embeddings by sqrt(D), and each branch is normed on its way out too
+    gemma: bool = (
+        False  # norms scale by 1 + weight, embeddings by sqrt(D), and each branch is normed on its way out too
+    )
 
 
 # Keys that no forward pass depends on. `attention_dropout` and the like are checked below: they must be zero.
@@ -191,7 +193,9 @@ def windows_from_config(config: dict[str, Any], family: str) -> tuple[int, ...]:
     if types:
         unknown = set(types) - {"full_attention", "sliding_attention"}
         if unknown or len(types) != num_layers:
-            raise UserError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers, unknown {sorted(unknown)}.")
+            raise UserError(
+                f"config.json: layer_types has {len(types)} entries for {num_layers} layers, unknown {sorted(unknown)}."
+            )
         slides = [kind == "sliding_attention" for kind in types]
     elif family == "gemma2":
         slides = [layer % 2 == 0 for layer in range(num_layers)]

@@ -37,7 +37,9 @@ class Journal:
         """One object in the record; metrics that are NaN because their groups are absent are left out."""
         if not self.enabled:
             return
-        record = {"step": step} | {k: v for k, v in metrics.items() if not (isinstance(v, float) and math.isnan(v) and "/" in k)}
+        record = {"step": step} | {
+            k: v for k, v in metrics.items() if not (isinstance(v, float) and math.isnan(v) and "/" in k)
+        }
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         for name, value in record.items():
@@ -100,7 +102,9 @@ def start_wandb(config: Config, run_dir: Path):
     try:
         import wandb
     except ImportError as error:
-        raise UserError("train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'.") from error
+        raise UserError(
+            "train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'."
+        ) from error
     return wandb.init(
         project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=as_dict(config), resume="allow"
     )

@@ -75,7 +75,8 @@ def test_weights_come_back_bit_for_bit(family, shard_size, dtype, tmp_path):
     shard_bytes = 5 * 10**9 if shard_size == "5GB" else 20_000
     save_parameters(parameters, spec, tmp_path / "out", dtype=numpy_dtype, shard_bytes=shard_bytes)
     before, after = (
-        {k: v for f in sorted((tmp_path / d).glob("*.safetensors")) for k, v in load_file(f).items()} for d in ("in", "out")
+        {k: v for f in sorted((tmp_path / d).glob("*.safetensors")) for k, v in load_file(f).items()}
+        for d in ("in", "out")
     )
     assert before.keys() == after.keys()
     for name in before:

@@ -1,0 +1,257 @@
+"""The command line: each verb composes rooms. The only place that reads the environment."""
+
+import argparse
+import os
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+from rapo_jax import __version__
+from rapo_jax.errors import UserError
+
+USER_ERROR, CRASHED = 2, 13
+
+ABOUT = """\
+Make a language model aware of response quality: from preferences whose responses carry scores, train it to answer at
+the score it is asked for, and export a Hugging Face checkpoint that answers at the highest.
+
+  rapo relabel  CONFIG --out FILE     scored pairs -> goal-conditioned pairs, to look at or to train elsewhere
+  rapo train    CONFIG                train; the same command resumes
+  rapo export   RUN_DIR OUT_DIR       a Hugging Face directory that answers at the highest goal
+  rapo generate MODEL_DIR --prompts FILE --out FILE
+"""
+
+OVERRIDES = """\
+CONFIG is a YAML file (examples in configs/); any leaf can be overridden as key=value:
+
+  model.path=DIR_OR_HUB_ID    data.path=FILE_OR_HUB_ID      data.eval_path=...     run_dir=runs/mine
+  objective.beta=0.1          optimizer.learning_rate=1e-6  train.batch_size=64    train.max_steps=100
+  relabel.goals=[]            (plain baseline)              relabel.goals=[chosen] (goals of the chosen only)
+  mesh.fsdp=8 mesh.tensor=1   model.dtype=float32           data.chat_template=chatml
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one verb and exits: 0 done, 2 the user's mistake, 75 interrupted and saved."""
+    options = parser().parse_args(arguments)
+    try:
+        connect(options)
+        code = options.verb(options)
+    except UserError as error:
+        print(f"rapo {options.name}: {error}", file=sys.stderr)
+        code = USER_ERROR
+    except BrokenPipeError:
+        code = 0
+    except Exception:
+        traceback.print_exc()
+        code = CRASHED
+    sys.stdout.flush()
+    if code and options.processes:
+        os._exit(code)  # the other processes would wait for this one in the shutdown barrier
+    sys.exit(code)
+
+
+def connect(options: argparse.Namespace) -> None:
+    """Joins the processes of a pod, where there are several: told by options, or found by JAX with --distributed."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    quiet()
+    options.processes = bool(getattr(options, "distributed", False) or getattr(options, "coordinator", None))
+    if not options.processes:
+        return
+    import jax
+
+    told = {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
+    told |= {"process_id": options.process_id}
+    jax.distributed.initialize(**told if options.coordinator else {}, heartbeat_timeout_seconds=60)
+
+
+def quiet() -> None:
+    """Libraries speak only when something is wrong."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import logging
+
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+
+
+def relabel(options: argparse.Namespace) -> int:
+    from rapo_jax.config import load_config
+    from rapo_jax.data.chat import load_tokenizer, resolve_placement
+    from rapo_jax.data.preferences import write_preferences
+    from rapo_jax.models.directory import model_directory
+
+    config = load_config(options.config, options.overrides)
+    require(config, "data.path")
+    placement = config.relabel.placement
+    if placement == "auto":  # only the model's chat template knows where a goal can stand
+        require(config, "model.path")
+        directory = model_directory(config.model.path)
+        tokenizer = load_tokenizer(str(directory), chat_template=config.data.chat_template)
+        placement = resolve_placement(tokenizer, "auto")
+    counts = write_preferences(config, Path(options.out), placement=placement)
+    print(f"{options.out}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    from rapo_jax.config import load_config
+    from rapo_jax.run import train_or_resume
+
+    config = load_config(options.config, options.overrides)
+    require(config, "run_dir", "model.path", "data.path")
+    return train_or_resume(config)
+
+
+def export(options: argparse.Namespace) -> int:
+    from rapo_jax.checkpoint import Store
+    from rapo_jax.export import GoalPrompt, refuse_nonempty, write_model
+    from rapo_jax.run import open_run_dir, set_up
+    from rapo_jax.train.state import abstract_parameters
+
+    run_dir, out_dir = Path(options.run_dir), Path(options.out_dir)
+    config = open_run_dir(run_dir)
+    refuse_nonempty(out_dir)
+    setup = set_up(config)
+    store = Store(run_dir, writes=False)
+    abstract = {"parameters": abstract_parameters(setup.spec, setup.mesh)}
+    restored = store.restore(abstract, step=options.step)
+    store.close()
+    if restored is None:
+        raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
+    goal = options.goal
+    if goal is None and options.bake and config.relabel.goals:
+        goal = config.relabel.goal_max
+    goal_prompt = GoalPrompt(
+        template=config.relabel.template,
+        goal_max=config.relabel.goal_max,
+        placement=setup.placement,
+        baked=goal,
+        chat_template=setup.tokenizer.chat_template,
+    )
+    difference = write_model(setup, restored.state["parameters"], out_dir, step=restored.step, goal_prompt=goal_prompt)
+    asks = goal_prompt.sentence(goal) or "no goal"
+    print(f"{out_dir}: step {restored.step} of {run_dir}; read back, largest difference of logits {difference:.1e}")
+    print(f"  its chat template asks for: {asks}")
+    return 0
+
+
+def generate(options: argparse.Namespace) -> int:
+    from rapo_jax.generate.answers import Request, answer_file
+
+    fields = ("prompts", "out", "raw", "goal", "no_goal", "max_new_tokens", "max_prompt_length")
+    fields += ("temperature", "top_p", "seed", "batch_size", "dtype", "chat_template")
+    rate = answer_file(options.model_dir, Request(**{name: getattr(options, name) for name in fields}))
+    print(f"{options.out}: {rate}")
+    return 0
+
+
+def require(config, *keys: str) -> None:
+    """Raises UserError for a key that this verb cannot do without."""
+    for key in keys:
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if not value:
+            raise UserError(f"{key} is not set; add it to CONFIG or to the command line: {key}=...")
+
+
+def parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="rapo", description=ABOUT, formatter_class=shape, epilog="rapo VERB --help says more."
+    )
+    top.add_argument("--version", action="version", version=f"rapo_jax {__version__}")
+    verbs = top.add_subparsers(required=True, metavar="VERB", dest="name")
+
+    def verb(name: str, function, summary: str, more: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name, help=summary, description=f"{summary}.\n\n{textwrap.dedent(more)}", formatter_class=shape
+        )
+        added.set_defaults(verb=function)
+        return added
+
+    add = verb(
+        "relabel",
+        relabel,
+        "write goal-conditioned pairs",
+        "One JSON object a line, in the conversational format that TRL reads.\n\n" + OVERRIDES,
+    )
+    add_config(add)
+    add.add_argument("--out", required=True, metavar="FILE", help="JSON lines; must not exist yet")
+
+    add = verb("train", train, "train, or resume where a run stopped", OVERRIDES + TRAIN_MORE)
+    add_config(add)
+    add.add_argument(
+        "--distributed", action="store_true", help="join the processes of a pod that JAX can find (Cloud TPU, Slurm)"
+    )
+    add.add_argument("--coordinator", metavar="HOST:PORT", help="join processes by hand, with the two options below")
+    add.add_argument("--num-processes", type=int, metavar="N")
+    add.add_argument("--process-id", type=int, metavar="I")
+
+    add = verb("export", export, "write a Hugging Face directory", EXPORT_MORE)
+    add.add_argument("run_dir", metavar="RUN_DIR")
+    add.add_argument("out_dir", metavar="OUT_DIR", help="must be empty or not exist")
+    add.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
+    goal = add.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--goal",
+        type=float,
+        metavar="G",
+        help="the score that the exported chat template asks for (default: relabel.goal_max)",
+    )
+    goal.add_argument("--no-goal", dest="bake", action="store_false", help="leave the chat template alone")
+
+    add = verb("generate", generate, "answer a file of prompts", GENERATE_MORE)
+    add.add_argument("model_dir", metavar="MODEL_DIR", help="a Hugging Face directory or hub id")
+    add.add_argument(
+        "--prompts", required=True, metavar="FILE", help="rows with a prompt: a text or a list of messages"
+    )
+    add.add_argument(
+        "--out", required=True, metavar="FILE", help="the same rows with response, finish_reason, num_tokens"
+    )
+    goal = add.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--goal", type=float, metavar="G", help="ask for this score (default: what the chat template says)"
+    )
+    goal.add_argument("--no-goal", action="store_true", help="ask for no score, also where the chat template would")
+    goal.add_argument("--raw", action="store_true", help="continue the texts as they are: no chat template, no goal")
+    add.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s")
+    add.add_argument(
+        "--max-prompt-length",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="longer prompts lose their middle (default %(default)s)",
+    )
+    add.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    add.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default %(default)s")
+    add.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
+    add.add_argument("--batch-size", type=int, default=16, metavar="B", help="default %(default)s")
+    add.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    add.add_argument(
+        "--chat-template", metavar="T", help="for a tokenizer without one: plain, chatml, zephyr or a .jinja file"
+    )
+    return top
+
+
+TRAIN_MORE = """
+The run directory holds config.yaml, data_report.json, metrics.jsonl, tensorboard/ and checkpoints/. Ctrl-C saves and
+exits with 75; the same command goes on from there, also after a crash, with the metrics it would have had.
+"""
+EXPORT_MORE = """\
+Safetensors in the dtype of the starting model, config, generation config, tokenizer and model card, read back and
+compared before it says done. The exported chat template carries the goal, so that anyone who applies it gets the
+behaviour of the highest score.
+"""
+GENERATE_MORE = """\
+Greedy by default. On a directory that rapo exported, --goal replaces the goal that its chat template carries.
+"""
+
+
+def add_config(to: argparse.ArgumentParser) -> None:
+    to.add_argument("config", metavar="CONFIG", help="a YAML file")
+    to.add_argument("overrides", nargs="*", metavar="key=value", help="overrides")

@@ -1,0 +1,144 @@
+"""Batched decoding with a key/value cache: one prefill, then one token a row until every row has stopped.
+
+What a prompt is answered depends on the seed and its place in the list, never on which prompts share its batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from rapo_jax.models.attention import Layout
+from rapo_jax.models.decoder import Cache, Decoder, abstract_decoder
+from rapo_jax.models.spec import Spec
+from rapo_jax.parallel import global_array, host_slice, num_row_shards
+
+PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this, so that few shapes are compiled
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; top_p keeps the smallest set of tokens whose probability reaches it."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The new tokens without the stop token, and why they ended."""
+
+    tokens: list[int]
+    finish_reason: Literal["stop", "length"]
+
+
+def decode(
+    parameters: dict,
+    spec: Spec,
+    prompts: Sequence[np.ndarray],
+    *,
+    sampling: Sampling,
+    stop_tokens: Sequence[int],
+    mesh: Mesh,
+    dtype: jnp.dtype = jnp.float32,
+    batch_size: int = 16,
+) -> Iterator[tuple[int, Continuation]]:
+    """Yields (index of the prompt, its continuation), a batch at a time, longest prompts first.
+
+    `batch_size` is rounded up to a multiple of the mesh's row shards.
+    """
+    graph, _ = abstract_decoder(spec)
+    shards = num_row_shards(mesh)
+    batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    stops = np.asarray(sorted(set(stop_tokens)), np.int32)
+    run = jax.jit(partial(_decode_batch, graph, sampling=sampling, dtype=jnp.dtype(dtype)))
+    with jax.set_mesh(mesh):
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            tokens, lengths, index = padded(prompts, members, batch_size)
+            rows = {"tokens_BT": (tokens, "BT"), "length_B": (lengths, "B"), "index_B": (index, "B")}
+            rows = {name: global_array(mesh, letters, x, num_rows=batch_size) for name, (x, letters) in rows.items()}
+            new_BX = host_slice(run(parameters, stops, **rows))
+            for row, member in enumerate(members):
+                yield member, cut_at_stop(new_BX[row], stops)
+
+
+def padded(prompts: Sequence[np.ndarray], members: Sequence[int], batch_size: int) -> tuple[np.ndarray, ...]:
+    """Tokens [B, T], lengths [B] and prompt indices [B]; a short batch is filled up by repeating its last prompt."""
+    filled = [*members, *[members[-1]] * (batch_size - len(members))]
+    longest = max(len(prompts[i]) for i in filled)
+    tokens = np.zeros((batch_size, -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE), np.int32)
+    for row, i in enumerate(filled):
+        tokens[row, : len(prompts[i])] = prompts[i]
+    return tokens, np.array([len(prompts[i]) for i in filled], np.int32), np.array(filled, np.int32)
+
+
+def cut_at_stop(tokens: np.ndarray, stops: np.ndarray) -> Continuation:
+    ends = np.flatnonzero(np.isin(tokens, stops))
+    if len(ends):
+        return Continuation(tokens[: ends[0]].tolist(), "stop")
+    return Continuation(tokens.tolist(), "length")
+
+
+def _decode_batch(
+    graph: nnx.GraphDef, parameters: dict, stops: Array, *, tokens_BT, length_B, index_B, sampling: Sampling, dtype
+) -> Array:
+    """New tokens int32 [B, max_new_tokens], a stop token included; what follows it has no meaning."""
+    decoder = nnx.merge(graph, parameters)
+    B, T = tokens_BT.shape
+    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(index_B)
+    cache = Cache.empty(decoder.spec, num_rows=B, num_slots=T + sampling.max_new_tokens, dtype=dtype)
+    hidden_BTD, cache = decoder(tokens_BT, _at(jnp.broadcast_to(jnp.arange(T), (B, T))), dtype=dtype, cache=cache)
+    last_BD = jnp.take_along_axis(hidden_BTD, (length_B - 1)[:, None, None], axis=1)
+    first_B = _sample(decoder, last_BD, keys_B, 0, sampling)
+    new_BX = jnp.zeros((B, sampling.max_new_tokens), jnp.int32).at[:, 0].set(first_B)
+
+    def unfinished(carry) -> Array:
+        step, _, _, _, stopped_B = carry
+        return (step < sampling.max_new_tokens) & ~stopped_B.all()
+
+    def next_token(carry):
+        step, token_B, new_BX, cache, stopped_B = carry
+        position_B1 = (length_B + step - 1)[:, None]
+        hidden_B1D, cache = decoder(token_B[:, None], _at(position_B1), dtype=dtype, cache=cache)
+        token_B = _sample(decoder, hidden_B1D, keys_B, step, sampling)
+        new_BX = new_BX.at[:, step].set(token_B)
+        return step + 1, token_B, new_BX, cache, stopped_B | jnp.isin(token_B, stops)
+
+    start = (jnp.int32(1), first_B, new_BX, cache, jnp.isin(first_B, stops))
+    return jax.lax.while_loop(unfinished, next_token, start)[2]
+
+
+def _at(position_BT: Array) -> Layout:
+    """Tokens at these positions of their row's only sequence. Padding after a prompt is overwritten before it is seen."""
+    return Layout(position_BT, position_BT, jnp.ones_like(position_BT), jnp.zeros_like(position_BT))
+
+
+def _sample(decoder: Decoder, hidden_B1D: Array, keys_B: Array, step: Array | int, sampling: Sampling) -> Array:
+    logits_BV = decoder.logits(hidden_B1D)[:, 0]
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1).astype(jnp.int32)
+    logits_BV = logits_BV / sampling.temperature
+    if sampling.top_p < 1:
+        logits_BV = jnp.where(_in_nucleus(logits_BV, sampling.top_p), logits_BV, -jnp.inf)
+    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys_B)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def _in_nucleus(logits_BV: Array, top_p: float) -> Array:
+    """bool [B, V]: the most probable tokens until `top_p` is reached (Holtzman et al., 2020, section 3.1)."""
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+    lowest_B1 = jnp.where(before_BV < top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
+    return logits_BV >= lowest_B1

@@ -1,0 +1,257 @@
+"""A run is opened here: a resolved configuration becomes mesh, model, data, plan and state, ready for the loop.
+
+Nothing is written before everything has been checked.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from rapo_jax import __version__
+from rapo_jax.checkpoint import Restored, Store, fingerprint
+from rapo_jax.config import Config, as_dict, load_config, to_yaml
+from rapo_jax.data import pipeline
+from rapo_jax.data.chat import Placement, load_tokenizer, resolve_placement
+from rapo_jax.data.packing import Plan
+from rapo_jax.errors import UserError
+from rapo_jax.models.decoder import parameter_letters, shape_of
+from rapo_jax.models.directory import model_directory
+from rapo_jax.models.hf import load_parameters, write_text
+from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
+from rapo_jax.train.journal import Journal
+from rapo_jax.train.loop import Evaluation, Run, train
+from rapo_jax.train.optim import direction
+from rapo_jax.train.reference import resident_reference
+from rapo_jax.train.state import abstract_state, first_state, random_parameters
+from rapo_jax.train.step import make_evaluate_step, make_train_step
+
+# What may differ between a run and its resumption: it changes no update, or the fingerprints decide.
+MAY_CHANGE = ("run_dir", "mesh.", "rows.", "model.path", "model.remat", "data.path", "data.eval_", "data.split")
+MAY_CHANGE += tuple(
+    f"train.{key}" for key in ("log_every", "eval_every", "save_every", "keep_", "wandb", "max_skipped")
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every verb needs of a run."""
+
+    config: Config
+    run_dir: Path
+    model_dir: Path
+    spec: Spec
+    mesh: Mesh
+    tokenizer: PreTrainedTokenizerBase
+    placement: Placement
+
+
+def set_up(config: Config) -> Setup:
+    """Resolves model, tokenizer and mesh. Raises UserError for the first thing that cannot be."""
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    model_dir = model_directory(config.model.path)
+    spec = spec_from_config(read_config(model_dir))
+    tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
+    placement = resolve_placement(tokenizer, config.relabel.placement)
+    return Setup(config, Path(config.run_dir), model_dir, spec, mesh, tokenizer, placement)
+
+
+def open_run_dir(run_dir: Path) -> Config:
+    """The configuration of an existing run."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run directory of rapo_jax (it has no config.yaml).")
+    return load_config(path)
+
+
+def train_or_resume(config: Config) -> int:
+    """Trains from the start, or from the last checkpoint of run_dir; returns the exit code of `rapo train`."""
+    setup = set_up(config)
+    refuse_foreign_directory(setup.run_dir)
+    data = load_data(setup, config.data.path, config.data.split)
+    held_out = load_data(setup, config.data.eval_path, config.data.eval_split) if config.data.eval_path else None
+    plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(setup.mesh))
+    parameters = starting_parameters(setup)
+    identity = identify(setup, parameters, data)
+    store = Store(setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if held_out else 0)
+    transform = direction(config.optimizer, setup.spec)
+    restored = store.restore(abstract_state(setup.spec, setup.mesh, transform))
+    if restored:
+        refuse_changes(restored, identity, setup)
+        for name in store.set_aside_after(restored.step):
+            say(f"{store.directory / name} is damaged and was set aside; going on from step {restored.step}.")
+    state = restored.state if restored else first_state(parameters, setup.spec, setup.mesh, transform)
+    reference = resident_reference(parameters, config, setup.spec, setup.mesh)
+    del parameters
+    write_records(setup, data, held_out, plan)
+    announce(setup, data, plan, restored)
+    if restored and restored.step >= len(plan.steps):
+        say(f"nothing to do: {setup.run_dir} is complete at step {restored.step}.")
+        return 0
+    run = Run(
+        config=config,
+        mesh=setup.mesh,
+        train_step=make_train_step(config, setup.spec, setup.mesh, plan.shape, num_steps=len(plan.steps)),
+        batches=pipeline.batches(data.groups, plan, my_rows(setup.mesh, plan.shape.B)),
+        num_rows=plan.shape.B,
+        num_steps=len(plan.steps),
+        num_groups=len(data.groups),
+        real_token_fraction=pipeline.real_token_fractions(data.groups, plan),
+        evaluation=evaluation_of(setup, held_out),
+        identity=identity,
+    )
+    journal = Journal(setup.run_dir, config, num_steps=run.num_steps, first_step=restored.step if restored else 0)
+    try:
+        with precision(config):
+            code = train(run, state, reference, store, journal)
+    finally:
+        journal.close()
+        store.close()
+    if code == 0:
+        say(f"done: {setup.run_dir} is complete at step {run.num_steps}.  Next: rapo export {setup.run_dir} OUT_DIR")
+    return code
+
+
+def precision(config: Config):
+    """float32 means float32, also on accelerators whose matrix units would round it."""
+    return jax.default_matmul_precision("highest" if config.model.dtype == "float32" else None)
+
+
+def load_data(setup: Setup, path: str, split: str) -> pipeline.Dataset:
+    return pipeline.load_dataset(
+        setup.config,
+        setup.tokenizer,
+        path=path,
+        split=split,
+        placement=setup.placement,
+        progress=jax.process_index() == 0,
+    )
+
+
+def starting_parameters(setup: Setup) -> dict:
+    if setup.config.model.random_init:
+        return random_parameters(setup.spec, setup.mesh, seed=setup.config.seed)
+    return load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh, dtype=jnp.float32)
+
+
+def evaluation_of(setup: Setup, held_out: pipeline.Dataset | None) -> Evaluation | None:
+    if held_out is None:
+        return None
+    plan = pipeline.plan_evaluation(held_out.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
+    start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B))
+
+    def batches() -> Iterator:
+        return start(0)
+
+    step = make_evaluate_step(setup.config, setup.spec, setup.mesh, plan.shape)
+    return Evaluation(step=step, batches=batches, num_rows=plan.shape.B)
+
+
+def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> dict:
+    """What a checkpoint of this run belongs to: hashes of model, tokenizer and data, and the settings."""
+    tokenizer = setup.tokenizer.backend_tokenizer.to_str() + str(setup.tokenizer.chat_template)
+    return {
+        "model": sha256(json.dumps(fingerprint(parameters)) + repr(setup.spec)),
+        "tokenizer": sha256(tokenizer),
+        "data": data.source_fingerprint,
+        "tokens": data.fingerprint,
+        "settings": settings(setup.config),
+    }
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings(config: Config) -> dict:
+    """The configuration by dotted key, without what may change."""
+    leaves = {}
+
+    def walk(tree: dict, where: str) -> None:
+        for key, value in tree.items():
+            walk(value, f"{where}{key}.") if isinstance(value, dict) else leaves.update({where + key: value})
+
+    walk(as_dict(config), "")
+    return {key: value for key, value in leaves.items() if not key.startswith(MAY_CHANGE)}
+
+
+def refuse_changes(restored: Restored, identity: dict, setup: Setup) -> None:
+    """Raises UserError naming everything that differs from what the checkpoint was trained with."""
+    before, config = restored.identity, setup.config
+    sources = {"model": config.model.path, "tokenizer": config.model.path, "data": config.data.path}
+    changed = [f"the {what} ({path})" for what, path in sources.items() if before[what] != identity[what]]
+    old, new = before["settings"], identity["settings"]
+    changed += [
+        f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in sorted(old | new) if old.get(key) != new.get(key)
+    ]
+    if not changed and before["tokens"] != identity["tokens"]:
+        changed = [f"the tokenization (another version of rapo_jax? this is {__version__})"]
+    if changed:
+        raise UserError(
+            f"{setup.run_dir} was trained up to step {restored.step} with something else; changed: {'; '.join(changed)}. "
+            f"Undo the change, or choose another run_dir. Nothing was overwritten."
+        )
+
+
+def refuse_foreign_directory(run_dir: Path) -> None:
+    if run_dir.exists() and (
+        not run_dir.is_dir() or (any(run_dir.iterdir()) and not (run_dir / "checkpoints").exists())
+    ):
+        raise UserError(f"run_dir={run_dir} exists and is not a run of rapo_jax; choose another run_dir.")
+
+
+def write_records(setup: Setup, data: pipeline.Dataset, held_out: pipeline.Dataset | None, plan: Plan) -> None:
+    if jax.process_index() != 0:
+        return
+    report = {"train": data.report, "eval": held_out.report if held_out else None}
+    report["plan"] = vars(plan.shape) | {
+        "steps": len(plan.steps),
+        "real_token_fraction": round(plan.real_token_fraction, 4),
+        "groups_left_over": max(0, len(data.groups) - len(plan.steps) * setup.config.train.batch_size),
+    }
+    setup.run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(setup.run_dir / "config.yaml", to_yaml(setup.config))
+    write_text(setup.run_dir / "data_report.json", json.dumps(report, indent=2) + "\n")
+
+
+def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restored | None) -> None:
+    """What is about to happen, on one screen."""
+    report, shape, config = data.report, plan.shape, setup.config
+    axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
+    size = parameter_count(setup.spec)
+    dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
+    goals = (
+        f"goals of {' and '.join(config.relabel.goals)} in the {setup.placement} turn"
+        if config.relabel.goals
+        else "no goals"
+    )
+    cut = report["cut"]["prompt_tokens_cut"] + report["cut"]["response_tokens_cut"]
+    say(f"rapo_jax {__version__}, jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].device_kind} ({axes})")
+    say(f"  model  {config.model.path}: {setup.spec.family}, {size:,} parameters, {config.model.dtype}")
+    say(
+        f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties) -> {report['groups']:,} pairs; {goals}; {cut:,} tokens cut"
+    )
+    say(
+        f"  plan   {len(plan.steps)} steps of {config.train.batch_size}; {shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens"
+    )
+    resuming = f", resuming after step {restored.step}" if restored else ""
+    say(f"  loss   {config.objective.name}; into {setup.run_dir}{resuming}")
+    if not restored or restored.step < len(plan.steps):
+        say("compiling the step ...")
+
+
+def parameter_count(spec: Spec) -> int:
+    return sum(prod(shape_of(spec, letters)) for letters in parameter_letters(spec).values())
+
+
+def say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
