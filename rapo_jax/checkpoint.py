@@ -8,6 +8,7 @@ aside (renamed to corrupt-N), and the one before it is used.
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ class Store:
             "identity": identity,
             "config": config,
             "fingerprint": fingerprint(state),
+            "shapes": {name: list(array.shape) for name, array in flat(state).items()},
         }
         metrics = None if eval_loss is None else {"eval_loss": eval_loss}
         self._pending = self._checkpointer.save_checkpointables_async(
@@ -137,11 +139,18 @@ class Store:
             self._pending.result()
             self._pending = None
 
-    def restore(self, abstract: Any, *, step: int | None = None) -> Restored | None:
+    def restore(
+        self,
+        abstract: Any,
+        *,
+        step: int | None = None,
+        accept: Callable[[dict, int], None] = lambda identity, step: None,
+    ) -> Restored | None:
         """The newest sound checkpoint as a tree like `abstract` (shapes, dtypes, shardings); None if there is none yet.
 
-        Damaged steps are set aside when writing, and skipped when only reading. With `step`, exactly that one. Raises
-        UserError when there are checkpoints and none is sound.
+        Damaged steps are skipped; `set_aside_after` moves them out of the way. With `step`, exactly that one. `accept`
+        sees a checkpoint's identity before its arrays are read, and may raise. Raises UserError when there are
+        checkpoints and none is sound.
         """
         steps = self.steps()
         if step is not None and step not in steps:
@@ -149,7 +158,7 @@ class Store:
         damaged = []
         for candidate in [step] if step is not None else reversed(steps):
             try:
-                return self._load(candidate, abstract)
+                return self._load(candidate, abstract, accept)
             except (UserError, TypeError, AttributeError, NameError):
                 raise  # not the files' fault
             except Exception as error:  # orbax and tensorstore raise bare Exceptions for damaged files
@@ -163,14 +172,18 @@ class Store:
             f"Start again in another run_dir, or restore the files from a backup."
         )
 
-    def _load(self, step: int, abstract: Any) -> Restored:
+    def _load(self, step: int, abstract: Any, accept: Callable[[dict, int], None]) -> Restored:
         meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
         if meta["format"] != FORMAT:
             raise UserError(f"step {step} in {self.directory} has format {meta['format']!r}, expected {FORMAT!r}.")
+        accept(meta["identity"], step)
         wanted = flat(abstract)
         stored = meta["fingerprint"]
         if not set(wanted) <= set(stored):
-            raise UserError(f"step {step} lacks {sorted(set(wanted) - set(stored))[:3]}; it belongs to another model.")
+            raise self._other_model(step, f"lacks {', '.join(sorted(set(wanted) - set(stored))[:3])}")
+        for name, shape in meta.get("shapes", {}).items():
+            if name in wanted and list(wanted[name].shape) != shape:
+                raise self._other_model(step, f"has {name} of shape {shape}, not {list(wanted[name].shape)}")
         arrays = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
         found = fingerprint(arrays)
         changed = [name for name in wanted if found[name] != stored[name]]
@@ -178,6 +191,12 @@ class Store:
             raise Corrupt(f"fingerprint differs in {', '.join(changed[:3])}")
         state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
         return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"])
+
+    def _other_model(self, step: int, fact: str) -> UserError:
+        return UserError(
+            f"step {step} in {self.directory} {fact}: it was trained from another model or with another optimizer. "
+            f"Undo the change, or choose another run_dir. Nothing was overwritten."
+        )
 
     def set_aside_after(self, step: int | None) -> list[str]:
         """Renames every step newer than `step` to corrupt-N, so that saving may go on from `step`."""

@@ -1,6 +1,8 @@
 """The command line: each verb composes rooms. The only place that reads the environment."""
 
 import argparse
+import errno
+import math
 import os
 import sys
 import textwrap
@@ -11,6 +13,17 @@ from rapo_jax import __version__
 from rapo_jax.errors import UserError
 
 USER_ERROR, CRASHED = 2, 13
+# What a file system says to a path that the user chose: no permission, a file in place of a directory, read-only, full.
+REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 ABOUT = """\
 Make a language model aware of response quality: from preferences whose responses carry scores, train it to answer at
@@ -34,7 +47,7 @@ CONFIG is a YAML file (examples in configs/); any leaf can be overridden as key=
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb and exits: 0 done, 2 the user's mistake, 75 interrupted and saved."""
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         connect(options)
         code = options.verb(options)
@@ -43,13 +56,27 @@ def main(arguments: list[str] | None = None) -> None:
         code = USER_ERROR
     except BrokenPipeError:
         code = 0
-    except Exception:
-        traceback.print_exc()
-        code = CRASHED
+    except Exception as error:
+        code = USER_ERROR if getattr(error, "errno", None) in REFUSED else CRASHED
+        if code == USER_ERROR:
+            print(f"rapo {options.name}: cannot write or read there: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
     sys.stdout.flush()
     if code and options.processes:
         os._exit(code)  # the other processes would wait for this one in the shutdown barrier
     sys.exit(code)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Overrides may stand before and after options; argparse alone takes only those before them."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def connect(options: argparse.Namespace) -> None:
@@ -159,6 +186,20 @@ def require(config, *keys: str) -> None:
             raise UserError(f"{key} is not set; add it to CONFIG or to the command line: {key}=...")
 
 
+def within(least: float = -math.inf, most: float = math.inf, *, kind: type = float):
+    """A type for argparse: a finite number of this kind from `least` to `most`."""
+
+    def read(text: str) -> float:
+        number = kind(text)
+        if not (math.isfinite(number) and least <= number <= most):
+            limits = f" of at least {least:g}" * (least > -math.inf) + f" and at most {most:g}" * (most < math.inf)
+            raise argparse.ArgumentTypeError(f"{text} is out of range; it must be a finite number{limits}")
+        return number
+
+    read.__name__ = {int: "integer", float: "number"}[kind]  # argparse says: invalid number value
+    return read
+
+
 def parser() -> argparse.ArgumentParser:
     shape = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
@@ -199,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     goal = add.add_mutually_exclusive_group()
     goal.add_argument(
         "--goal",
-        type=float,
+        type=within(),
         metavar="G",
         help="the score that the exported chat template asks for (default: relabel.goal_max)",
     )
@@ -215,22 +256,22 @@ def parser() -> argparse.ArgumentParser:
     )
     goal = add.add_mutually_exclusive_group()
     goal.add_argument(
-        "--goal", type=float, metavar="G", help="ask for this score (default: what the chat template says)"
+        "--goal", type=within(), metavar="G", help="ask for this score (default: what the chat template says)"
     )
     goal.add_argument("--no-goal", action="store_true", help="ask for no score, also where the chat template would")
     goal.add_argument("--raw", action="store_true", help="continue the texts as they are: no chat template, no goal")
-    add.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s")
+    add.add_argument("--max-new-tokens", type=within(1, kind=int), default=512, metavar="N", help="default %(default)s")
     add.add_argument(
         "--max-prompt-length",
-        type=int,
+        type=within(2, kind=int),
         default=4096,
         metavar="N",
         help="longer prompts lose their middle (default %(default)s)",
     )
-    add.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
-    add.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default %(default)s")
+    add.add_argument("--temperature", type=within(0), default=0.0, metavar="T", help="0 is greedy (default)")
+    add.add_argument("--top-p", type=within(1e-6, 1), default=1.0, metavar="P", help="default %(default)s")
     add.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
-    add.add_argument("--batch-size", type=int, default=16, metavar="B", help="default %(default)s")
+    add.add_argument("--batch-size", type=within(1, kind=int), default=16, metavar="B", help="default %(default)s")
     add.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
     add.add_argument(
         "--chat-template", metavar="T", help="for a tokenizer without one: plain, chatml, zephyr or a .jinja file"
@@ -254,4 +295,4 @@ Greedy by default. On a directory that rapo exported, --goal replaces the goal t
 
 def add_config(to: argparse.ArgumentParser) -> None:
     to.add_argument("config", metavar="CONFIG", help="a YAML file")
-    to.add_argument("overrides", nargs="*", metavar="key=value", help="overrides")
+    to.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="overrides")

@@ -124,9 +124,9 @@ class StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
         if twice:
-            raise UserError(f"line {node.start_mark.line + 1}: {', '.join(twice)} is given twice.")
+            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -134,10 +134,15 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The config of a YAML file with `key.sub=value` overrides. Raises UserError naming the key, and what is expected."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; CONFIG must be a YAML file (examples: configs/).")
-    tree = parse_yaml(path.read_text(), where=str(path))
+        fact = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {fact}; CONFIG must be a YAML file (examples: configs/).")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8 ({error}); CONFIG must be a YAML file.") from error
+    tree = parse_yaml(text, where=str(path))
     if not isinstance(tree or {}, dict):
-        raise UserError(f"{path} must hold keys and values.")
+        raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {tree!r:.40}.")
     tree = tree or {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -149,9 +154,11 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
 def parse_yaml(text: str, *, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}.") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{where} cannot be read as YAML: {line}{problem or str(error).splitlines()[0]}.") from error
 
 
 def insert(tree: dict, keys: list[str], value: Any) -> None:
@@ -169,7 +176,7 @@ def build(cls: type, tree: Any, *, where: str) -> Any:
     hints, leaves = typing.get_type_hints(cls), {}
     for key, value in tree.items():
         if key not in hints:
-            raise UserError(f"unknown key {where}{key}; {nearest(key, hints)}")
+            raise UserError(f"unknown key {where}{key}; {nearest(str(key), list(hints))}")
         if dataclasses.is_dataclass(hints[key]):
             leaves[key] = build(hints[key], {} if value is None else value, where=f"{where}{key}.")
         else:
@@ -200,12 +207,17 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
     raise UserError(f"{name}={value!r}: expected {EXPECTED[hint]}.")
 
 
-EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+EXPECTED = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text (in quotes, if it looks like something else)",
+}
 
 
 def validate(config: Config) -> Config:
     """The constraints that no type expresses, each with the knob that resolves it."""
-    objective, data, train = config.objective, config.data, config.train
+    objective, data, train, optimizer = config.objective, config.data, config.train, config.optimizer
     if objective.name not in OBJECTIVES:
         raise UserError(f"objective.name={objective.name!r} is unknown; {nearest(objective.name, list(OBJECTIVES))}")
     unread = [
@@ -215,6 +227,14 @@ def validate(config: Config) -> Config:
     ]
     if unread:
         raise UserError(f"objective.name={objective.name} does not read {', '.join(unread)}; remove it.")
+    goals = f"relabel.goals=[{', '.join(config.relabel.goals)}]"
+    if len(set(config.relabel.goals)) < len(config.relabel.goals):
+        raise UserError(f"{goals} names a side twice; name each once.")
+    if OBJECTIVES[objective.name].num_responses == 1 and "rejected" in config.relabel.goals:
+        raise UserError(
+            f"objective.name={objective.name} trains on one response and has no rejected one to take a goal from, but "
+            f"{goals}; set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] (no goals)."
+        )
     positive = {
         "objective.beta": objective.beta,
         "data.max_length": data.max_length,
@@ -223,6 +243,8 @@ def validate(config: Config) -> Config:
         "train.num_epochs": train.num_epochs,
         "train.log_every": train.log_every,
         "train.keep_last": train.keep_last,
+        "train.max_skipped_steps": train.max_skipped_steps,
+        "optimizer.eps": optimizer.eps,
         "relabel.goal_max": config.relabel.goal_max,
     } | {
         name: value
@@ -232,15 +254,27 @@ def validate(config: Config) -> Config:
             "train.save_every": train.save_every,
             "rows.length": config.rows.length,
             "rows.per_shard": config.rows.per_shard,
-            "optimizer.max_grad_norm": config.optimizer.max_grad_norm,
+            "optimizer.max_grad_norm": optimizer.max_grad_norm,
         }.items()
         if value is not None
     }
     for name, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{name}={value} must be positive.")
-    if config.optimizer.learning_rate < 0 or not 0 <= config.optimizer.warmup_ratio <= 1:
-        raise UserError("optimizer.learning_rate must not be negative, optimizer.warmup_ratio must lie in [0, 1].")
+            raise UserError(f"{name}={value} must be positive and finite.")
+    not_negative = {
+        "seed": config.seed,
+        "train.keep_best": train.keep_best,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.weight_decay": optimizer.weight_decay,
+    }
+    for name, value in not_negative.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise UserError(f"{name}={value} must be a finite number, not negative.")
+    for name, value in {"optimizer.b1": optimizer.b1, "optimizer.b2": optimizer.b2}.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name}={value} must lie in [0, 1).")
+    if not 0 <= optimizer.warmup_ratio <= 1:
+        raise UserError(f"optimizer.warmup_ratio={optimizer.warmup_ratio} must lie in [0, 1].")
     if not 0 <= objective.label_smoothing < 0.5:
         raise UserError(f"objective.label_smoothing={objective.label_smoothing} must lie in [0, 0.5).")
     if data.max_length <= data.max_prompt_length:
@@ -251,7 +285,8 @@ def validate(config: Config) -> Config:
     template = config.relabel.template
     if template not in TEMPLATES and "{goal}" not in template:
         raise UserError(
-            f"relabel.template={template!r} has no {{goal}}; write one, or name one of: {', '.join(TEMPLATES)}."
+            f"relabel.template={template!r} has no {{goal}}; write one with {{goal}} or name one of: "
+            f"{', '.join(TEMPLATES)}."
         )
     return config
 

@@ -90,7 +90,7 @@ def _backward(softcap, num_shards, num_chunks, residuals, cotangent_BS):
         logits_BSRc = _chunk_logits(hidden_BSD, weight_RcD, ids_Rc, softcap=softcap, V=V)
         probability_BSRc = jnp.exp(logits_BSRc - normalizer_BS[..., None, None])
         is_target = ids_Rc == targets_BS[..., None, None]
-        gradient_BSRc = cotangent_BS[..., None, None] * (is_target - probability_BSRc)
+        gradient_BSRc = cotangent_BS[..., None, None] * (is_target.astype(jnp.float32) - probability_BSRc)
         if softcap is not None:
             slope = 1 - (logits_BSRc / softcap) ** 2
             gradient_BSRc *= jnp.where(ids_Rc < V, slope, 0.0)

@@ -44,7 +44,8 @@ class Preference:
 
 def goal_reward(goal: float, reward: float) -> float:
     """R(x, y, g) = -(g - r(x, y))^2, in squared units of the reward (paper, section 4)."""
-    return -((goal - reward) ** 2)
+    distance = goal - reward
+    return -(distance * distance)  # not ** 2, which raises OverflowError beyond 1e154 instead of giving infinity
 
 
 def prefer(goal: float, rewards: Sequence[float]) -> tuple[int, int] | None:

@@ -76,20 +76,22 @@ def train_or_resume(config: Config) -> int:
     """Trains from the start, or from the last checkpoint of run_dir; returns the exit code of `rapo train`."""
     setup = set_up(config)
     refuse_foreign_directory(setup.run_dir)
-    data = load_data(setup, config.data.path, config.data.split)
-    held_out = load_data(setup, config.data.eval_path, config.data.eval_split) if config.data.eval_path else None
+    data = load_data(setup, config.data.path, config.data.split, option="data.path")
+    held_out = load_held_out(setup) if config.data.eval_path else None
     plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(setup.mesh))
+    evaluation = evaluation_of(setup, held_out)
+    store = Store(setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if held_out else 0)
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, data)
-    store = Store(setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if held_out else 0)
     transform = direction(config.optimizer, setup.spec)
-    restored = store.restore(abstract_state(setup.spec, setup.mesh, transform))
+    reference = resident_reference(parameters, config, setup.spec, setup.mesh)
+    parameters = None if store.steps() else parameters
+    abstract = abstract_state(setup.spec, setup.mesh, transform)
+    restored = store.restore(abstract, accept=lambda before, step: refuse_changes(before, step, identity, setup))
     if restored:
-        refuse_changes(restored, identity, setup)
         for name in store.set_aside_after(restored.step):
             say(f"{store.directory / name} is damaged and was set aside; going on from step {restored.step}.")
     state = restored.state if restored else first_state(parameters, setup.spec, setup.mesh, transform)
-    reference = resident_reference(parameters, config, setup.spec, setup.mesh)
     del parameters
     write_records(setup, data, held_out, plan)
     announce(setup, data, plan, restored)
@@ -105,7 +107,7 @@ def train_or_resume(config: Config) -> int:
         num_steps=len(plan.steps),
         num_groups=len(data.groups),
         real_token_fraction=pipeline.real_token_fractions(data.groups, plan),
-        evaluation=evaluation_of(setup, held_out),
+        evaluation=evaluation,
         identity=identity,
     )
     journal = Journal(setup.run_dir, config, num_steps=run.num_steps, first_step=restored.step if restored else 0)
@@ -125,7 +127,12 @@ def precision(config: Config):
     return jax.default_matmul_precision("highest" if config.model.dtype == "float32" else None)
 
 
-def load_data(setup: Setup, path: str, split: str) -> pipeline.Dataset:
+def load_held_out(setup: Setup) -> pipeline.Dataset:
+    data = setup.config.data
+    return load_data(setup, data.eval_path, data.eval_split, option="data.eval_path")
+
+
+def load_data(setup: Setup, path: str, split: str, *, option: str) -> pipeline.Dataset:
     return pipeline.load_dataset(
         setup.config,
         setup.tokenizer,
@@ -133,6 +140,7 @@ def load_data(setup: Setup, path: str, split: str) -> pipeline.Dataset:
         split=split,
         placement=setup.placement,
         progress=jax.process_index() == 0,
+        option=option,
     )
 
 
@@ -183,9 +191,9 @@ def settings(config: Config) -> dict:
     return {key: value for key, value in leaves.items() if not key.startswith(MAY_CHANGE)}
 
 
-def refuse_changes(restored: Restored, identity: dict, setup: Setup) -> None:
+def refuse_changes(before: dict, step: int, identity: dict, setup: Setup) -> None:
     """Raises UserError naming everything that differs from what the checkpoint was trained with."""
-    before, config = restored.identity, setup.config
+    config = setup.config
     sources = {"model": config.model.path, "tokenizer": config.model.path, "data": config.data.path}
     changed = [f"the {what} ({path})" for what, path in sources.items() if before[what] != identity[what]]
     old, new = before["settings"], identity["settings"]
@@ -196,7 +204,7 @@ def refuse_changes(restored: Restored, identity: dict, setup: Setup) -> None:
         changed = [f"the tokenization (another version of rapo_jax? this is {__version__})"]
     if changed:
         raise UserError(
-            f"{setup.run_dir} was trained up to step {restored.step} with something else; changed: {'; '.join(changed)}. "
+            f"{setup.run_dir} was trained up to step {step} with something else; changed: {'; '.join(changed)}. "
             f"Undo the change, or choose another run_dir. Nothing was overwritten."
         )
 

@@ -36,7 +36,8 @@ TEMPLATE_PRESETS = {
         r"{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     ),
 }
-TEMPLATE_KNOB = f"data.chat_template={'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
+TEMPLATE_CHOICES = f"{'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
+TEMPLATE_KNOB = f"data.chat_template={TEMPLATE_CHOICES}"
 PROBE = "rapo-jax-probe"  # no template treats it specially, and no template contains it
 
 # `rapo_goal` is set to the goal before either. trim_blocks eats the line feed that ends a prelude, so the template
@@ -59,10 +60,12 @@ USER_PRELUDE = (
 )
 
 
-def load_tokenizer(path: str, *, chat_template: str | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, *, chat_template: str | None, option: str = "data.chat_template"
+) -> PreTrainedTokenizerBase:
     """A tokenizer with a chat template: its own (None), a preset's, or a .jinja file's.
 
-    Runs no code from the checkpoint. Raises UserError where there is no tokenizer or no template.
+    `option` is what the user calls `chat_template`, for messages. Runs no code from the checkpoint. Raises UserError where there is no tokenizer or no template.
     """
     local = Path(path).expanduser()
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
@@ -74,17 +77,17 @@ def load_tokenizer(path: str, *, chat_template: str | None) -> PreTrainedTokeniz
     if not tokenizer.is_fast or not tokenizer(PROBE, add_special_tokens=False).input_ids:
         raise UserError(f"{path} has no tokenizer.json; without one, tokens cannot be told from characters.")
     if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
+        tokenizer.chat_template = _read_template(chat_template, option)
     if tokenizer.chat_template is None:
-        raise UserError(f"{path}: its tokenizer has no chat template; choose one with {TEMPLATE_KNOB}.")
+        raise UserError(f"{path}: its tokenizer has no chat template; choose one with {option}={TEMPLATE_CHOICES}.")
     return tokenizer
 
 
-def _read_template(name: str) -> str:
+def _read_template(name: str, option: str) -> str:
     if name in TEMPLATE_PRESETS:
         return TEMPLATE_PRESETS[name]
     if not Path(name).is_file():
-        raise UserError(f"data.chat_template={name} is neither a preset nor a file; give {TEMPLATE_KNOB}.")
+        raise UserError(f"{option}={name} is neither a preset nor a file; give {option}={TEMPLATE_CHOICES}.")
     return Path(name).read_text(encoding="utf-8")
 
 

@@ -19,19 +19,21 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def read_rows(path: str, *, split: str) -> Iterator[Row]:
+def read_rows(path: str, *, split: str, option: str = "data.path") -> Iterator[Row]:
     """The rows of a file, of a directory, or, where neither exists, of a hub data set. `split` is not asked of a file.
 
-    Raises UserError for what does not exist and what is not JSON, parquet or a data set.
+    `option` is what the user calls `path`, for messages. Raises UserError for what does not exist and what is not JSON,
+    parquet or a data set.
     """
+    said, of_split = f"{option}={path}", f"{option.replace('path', 'split') if 'path' in option else 'split'}={split}"
     local = Path(path).expanduser()
     if local.is_file():
         return _read_files([local])
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
-        return _number_rows(path, _from_disk(path, local, split))
+        return _number_rows(path, _from_disk(said, of_split, local, split))
     if local.is_dir():
-        return _read_files(_files_of_split(path, local, split))
-    return _number_rows(path, _from_hub(path, split))
+        return _read_files(_files_of_split(said, of_split, local, split))
+    return _number_rows(path, _from_hub(said, of_split, path, split))
 
 
 def _number_rows(place: str, rows: Any) -> Iterator[Row]:
@@ -56,7 +58,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"data.path: {file} is not a parquet file: {error}") from error
+        raise UserError(f"{file} is not a parquet file: {error}") from error
     return _number_rows(str(file), (row for batch in table.iter_batches(1024) for row in batch.to_pylist()))
 
 
@@ -74,17 +76,16 @@ def _read_json(file: Path) -> Iterator[Row]:
 def _parse(text: bytes, file: Path, number: int, kind: type) -> Any:
     try:
         value = json.loads(text)
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise UserError(
-            f"{file} is not JSON at line {number}: {error}; data.path needs one object per line."
-        ) from error
+    except ValueError as error:
+        fact = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{file} is not JSON at line {number}: {fact}; one object per line is needed.") from error
     if not isinstance(value, kind):
         found = type(value).__name__
-        raise UserError(f"{file} is not JSON at line {number}: found a {found}; data.path needs one object per line.")
+        raise UserError(f"{file} is not JSON at line {number}: found a {found}; one object per line is needed.")
     return value
 
 
-def _files_of_split(path: str, directory: Path, split: str) -> list[Path]:
+def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> list[Path]:
     """`train` is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl; names may say nothing."""
     places = (directory, directory / "data")
     files = [file for place in places for file in sorted(place.glob("*")) if file.suffix in (".jsonl", ".parquet")]
@@ -94,27 +95,27 @@ def _files_of_split(path: str, directory: Path, split: str) -> list[Path]:
     names = ", ".join(file.name for file in files) or "none"
     if not files or any(re.match(r"(train|test|val|dev|eval)", file.name) for file in files):
         raise UserError(
-            f"data.path={path} has no .jsonl or .parquet file of data.split={split} (found: {names}); a split's files "
+            f"{said} has no .jsonl or .parquet file of {of_split} (found: {names}); a split's files "
             f"are called {split}.jsonl or {split}-*.parquet."
         )
     return files
 
 
-def _from_disk(path: str, directory: Path, split: str) -> Any:
+def _from_disk(said: str, of_split: str, directory: Path, split: str) -> Any:
     import datasets
 
     data = datasets.load_from_disk(directory)
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:
-        raise UserError(f"data.path={path} has no data.split={split!r}; {nearest(split, list(data))}")
+        raise UserError(f"{said} has no {of_split}; {nearest(split, list(data))}")
     return data[split]
 
 
-def _from_hub(path: str, split: str) -> Any:
+def _from_hub(said: str, of_split: str, path: str, split: str) -> Any:
     missing = (
-        f"data.path={path}: no such file or directory, and no data set that can be loaded from the hub with "
-        f"data.split={split}; give a .jsonl, .json or .parquet file, a directory of them, one written by save_to_disk, "
+        f"{said}: no such file or directory, and no data set that can be loaded from the hub with "
+        f"{of_split}; give a .jsonl, .json or .parquet file, a directory of them, one written by save_to_disk, "
         "or the id of a data set."
     )
     if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:

@@ -19,7 +19,7 @@ from rapo_jax.config import Config
 from rapo_jax.data.chat import Placement
 from rapo_jax.data.encode import Item, encode_all
 from rapo_jax.data.packing import Group, Plan, make_plan, materialise, sequential_steps, shuffled_steps
-from rapo_jax.data.sources import Columns, Record, Source, read_records
+from rapo_jax.data.sources import Columns, Record, Source, counts, read_records
 from rapo_jax.errors import UserError
 from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.relabel import SIDES, Preference, goal_text, relabel
@@ -61,7 +61,7 @@ class Relabelled:
         return tuple(NAN if rewards is None else rewards[i] for i in self.preference.order)
 
 
-def read_source(config: Config, path: str, *, split: str) -> Source:
+def read_source(config: Config, path: str, *, split: str, option: str = "data.path") -> Source:
     """The records of a source, as many responses each as the objective compares."""
     columns = Columns(**dataclasses.asdict(config.data.columns))
     return read_records(
@@ -71,6 +71,7 @@ def read_source(config: Config, path: str, *, split: str) -> Source:
         scores_required=bool(config.relabel.goals),
         num_responses=OBJECTIVES[config.objective.name].num_responses,
         bad_rows=config.data.bad_rows,
+        option=option,
     )
 
 
@@ -101,9 +102,10 @@ def load_dataset(
     split: str,
     placement: Placement,
     progress: bool = False,
+    option: str = "data.path",
 ) -> Dataset:
-    """Reads, relabels and tokenizes a source. Raises UserError when nothing is left of it."""
-    source = read_source(config, path, split=split)
+    """Reads, relabels and tokenizes a source. Raises UserError when nothing is left of it, naming `option`."""
+    source = read_source(config, path, split=split, option=option)
     relabelled, num_ties = relabel_records(source.records, config)
     items = [Item(r.record.row, r.record.prompt, r.goal_sentence(config), r.responses) for r in relabelled]
     encoded, cuts = encode_all(
@@ -116,9 +118,11 @@ def load_dataset(
     )
     groups = [as_group(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None]
     if not groups:
+        dropped = source.dropped | {"ties": num_ties} | cuts.dropped
         raise UserError(
-            f"{path}: nothing is left to train on: {source.num_rows} rows read, dropped {source.dropped}, {num_ties} ties, "
-            f"{cuts.dropped} while cutting to length; see relabel.ties, data.max_length."
+            f"{option}={path}: nothing is left of its {source.num_rows} rows, which gave {len(items)} preferences; dropped: "
+            f"{counts(dropped)}. What does not fit needs a larger data.max_length={config.data.max_length}; "
+            f"ties are kept by relabel.ties=keep."
         )
     report = {
         "path": path,
@@ -217,7 +221,10 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
 def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
     """Every group once, in order."""
     steps = sequential_steps(len(groups), batch_size=config.train.batch_size)
-    return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+    try:
+        return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+    except UserError as error:
+        raise UserError(f"data.eval_path={config.data.eval_path}: {error}") from error
 
 
 def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config, *, num_row_shards: int) -> Plan:

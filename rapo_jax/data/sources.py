@@ -7,7 +7,7 @@ cannot be used is never lost silently: all of them are one error, or, on request
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any, Literal
@@ -94,18 +94,22 @@ def read_records(
     scores_required: bool,
     num_responses: int = 2,
     bad_rows: Literal["error", "drop"] = "error",
+    option: str = "data.path",
 ) -> Source:
     """Reads preference pairs (`num_responses=2`) or single responses (`num_responses=1`, SFT) from a path or hub id.
 
     `path` is a .jsonl, .json or .parquet file, a directory of them, a directory written by `save_to_disk`, or, if no
     such file exists, a hub data set. `columns` overrides the detection, which looks at the first row. A pair with two
-    equal responses says nothing: it is dropped and counted. Raises UserError, for bad rows once for all of them.
+    equal responses says nothing: it is dropped and counted. `option` is what the user calls `path`. Raises UserError, for
+    bad rows once for all of them.
     """
-    rows = read_rows(path, split=split)
+    rows = read_rows(path, split=split, option=option)
     first = next(rows, None)
     if first is None:
-        raise UserError(f"data.path={path} has no rows; at least one is needed.")
-    resolved = _resolve(path, columns, first.values, num_responses=num_responses, scores_required=scores_required)
+        raise UserError(f"{option}={path} has no rows; at least one is needed.")
+    resolved = _resolve(
+        f"{option}={path}", columns, first.values, num_responses=num_responses, scores_required=scores_required
+    )
     records, dropped, facts, num_rows = [], Counter(), [], 0
     for row in chain([first], rows):
         num_rows += 1
@@ -122,10 +126,15 @@ def read_records(
     if facts and bad_rows == "error":
         raise UserError(_bad_rows_message(facts, num_rows))
     if not records:
-        raise UserError(f"data.path={path}: none of {num_rows} rows can be used; dropped: {dict(dropped)}.")
+        raise UserError(f"{option}={path}: none of {num_rows} rows can be used; dropped: {counts(dropped)}.")
     scores = [name for name in (resolved.score_chosen, resolved.score_rejected) if name]
     reward_source = f"column{'s' * (len(scores) > 1)} {', '.join(scores)}" if scores else "none"
     return Source(records, num_rows, dict(dropped), resolved, reward_source)
+
+
+def counts(dropped: Mapping[str, int]) -> str:
+    """12 empty_response, 3 identical_responses; for messages."""
+    return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "none"
 
 
 def _bad_rows_message(facts: list[str], num_rows: int) -> str:
@@ -144,9 +153,9 @@ def _bad_rows_message(facts: list[str], num_rows: int) -> str:
 
 
 def _resolve(
-    path: str, columns: Columns, values: dict[str, Any], *, num_responses: int, scores_required: bool
+    said: str, columns: Columns, values: dict[str, Any], *, num_responses: int, scores_required: bool
 ) -> Columns:
-    present = f"data.path={path} has the columns {', '.join(map(repr, values))}"
+    present = f"{said} has the columns {', '.join(map(repr, values))}"
     for field in fields(columns):
         name = getattr(columns, field.name)
         if name and name not in values:
@@ -297,6 +306,10 @@ def _check_turns(prompt: tuple[Message, ...]) -> None:
 
 def _score(values: dict[str, Any], name: str) -> float:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _BadRow("score_not_a_number", f"{name} is {value!r:.40}, not a finite number")
-    return value
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
+            return value
+    except OverflowError:  # an integer too large for a float
+        pass
+    shown = "missing" if value is None else f"{value!r:.40}"
+    raise _BadRow("score_not_a_number", f"{name} is {shown}, not a finite number")

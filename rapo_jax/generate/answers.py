@@ -3,25 +3,22 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.data.chat import Placement, end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.data.encode import Item, encode_all
 from rapo_jax.data.files import Row, read_rows
-from rapo_jax.data.goal_prompt import DEFAULT_GOAL_PROMPT, read_goal_prompt
+from rapo_jax.data.goal_prompt import DEFAULT_GOAL_PROMPT, GoalPrompt, read_goal_prompt
 from rapo_jax.data.sources import Message
 from rapo_jax.errors import UserError
-from rapo_jax.generate.decode import Continuation, Sampling, decode
+from rapo_jax.generate.decode import Continuation, Sampling, answer_tokens
 from rapo_jax.models.directory import eos_tokens, model_directory
-from rapo_jax.models.hf import load_parameters
 from rapo_jax.models.spec import read_config, spec_from_config
-from rapo_jax.parallel import make_mesh
 
 PROMPT_COLUMNS = ("prompt", "messages", "instruction", "question")
 
@@ -50,7 +47,7 @@ class Request:
 def read_prompts(path: str) -> list[Prompt]:
     """Rows with a prompt: a text, or a list of messages that ends with a user turn."""
     prompts = []
-    for row in read_rows(path, split="train"):
+    for row in read_rows(path, split="train", option="--prompts"):
         column = next((name for name in PROMPT_COLUMNS if name in row.values), None)
         if column is None:
             raise UserError(
@@ -67,9 +64,11 @@ def as_messages(prompt: object, place: str) -> tuple[Message, ...]:
     if isinstance(prompt, str):
         return (Message("user", prompt),)
     if not isinstance(prompt, list) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt
+        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in prompt
     ):
-        raise UserError(f"{place}: a prompt must be a text or a list of messages with role and content.")
+        raise UserError(
+            f"{place}: a prompt must be a text or a list of messages, each with the texts role and content."
+        )
     messages = tuple(Message(turn["role"], turn["content"]) for turn in prompt)
     if not messages or messages[-1].role != "user":
         raise UserError(f"{place}: a prompt must end with a user turn.")
@@ -112,44 +111,40 @@ def answer_file(model_dir: str, request: Request) -> str:
     out = Path(request.out)
     if out.exists():
         raise UserError(f"{out} exists; nothing was written. Choose another --out.")
-    directory = model_directory(model_dir)
+    directory = model_directory(model_dir, option="MODEL_DIR")
     config = read_config(directory)
-    spec = spec_from_config(config)
+    spec_from_config(config)  # refuses an unsupported model before anything is read
     prompts = read_prompts(request.prompts)
-    tokenizer, tokens = encode_prompts(directory, prompts, request)
+    known = read_goal_prompt(directory)
+    if known and request.goal is None and not request.no_goal and not request.raw and request.chat_template is None:
+        request = replace(request, goal=known.baked)  # what the exported chat template asks for by itself
+    tokenizer, tokens = encode_prompts(directory, known, prompts, request)
     stops = eos_tokens(directory, config) or [tokenizer.eos_token_id]
     if not request.raw:
         stops = [*stops, end_of_turn(tokenizer)]
-    mesh = make_mesh(fsdp=-1)
-    parameters = load_parameters(directory, spec, mesh=mesh, dtype=jnp.dtype(request.dtype))
-    started, answers = time.monotonic(), {}
-    decoded = decode(
-        parameters,
-        spec,
+    started = time.monotonic()
+    answers = answer_tokens(
+        directory,
         tokens,
         sampling=Sampling(request.max_new_tokens, request.temperature, request.top_p, request.seed),
         stop_tokens=stops,
-        mesh=mesh,
         dtype=jnp.dtype(request.dtype),
         batch_size=request.batch_size,
     )
-    for index, answer in tqdm(decoded, total=len(prompts), desc="generate", disable=None):
-        answers[index] = answer
     write_answers(out, [row for row, _ in prompts], answers, tokenizer=tokenizer, request=request)
-    num_tokens = sum(len(answer.tokens) for answer in answers.values())
+    num_tokens = sum(len(answer.tokens) for answer in answers)
     return f"{len(prompts)} answers, {num_tokens / (time.monotonic() - started):.0f} new tokens/s"
 
 
 def encode_prompts(
-    directory: Path, prompts: Sequence[Prompt], request: Request
+    directory: Path, known: GoalPrompt | None, prompts: Sequence[Prompt], request: Request
 ) -> tuple[PreTrainedTokenizerBase, list[np.ndarray]]:
     """Token ids of the prompts, and the tokenizer. An exported directory knows its template without and with a goal."""
     if request.raw:
         tokenizer = load_tokenizer(str(directory), chat_template="plain")  # any template will do: none is applied
         return tokenizer, raw_prompts(tokenizer, prompts)
-    tokenizer = load_tokenizer(str(directory), chat_template=request.chat_template)
-    known = read_goal_prompt(directory)
-    if known and (request.goal is not None or request.no_goal) and request.chat_template is None:
+    tokenizer = load_tokenizer(str(directory), chat_template=request.chat_template, option="--chat-template")
+    if known and request.chat_template is None:
         tokenizer.chat_template = known.chat_template
     placement = known.placement if known else resolve_placement(tokenizer, "auto")
     sentence = (known or DEFAULT_GOAL_PROMPT).sentence(request.goal)
@@ -161,7 +156,7 @@ def encode_prompts(
 def write_answers(
     out: Path,
     rows: Sequence[Row],
-    answers: dict[int, Continuation],
+    answers: Sequence[Continuation],
     *,
     tokenizer: PreTrainedTokenizerBase,
     request: Request,
@@ -171,8 +166,7 @@ def write_answers(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     with temporary.open("w") as file:
-        for index, row in enumerate(rows):
-            answer = answers[index]
+        for row, answer in zip(rows, answers, strict=True):
             text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
             written = {"response": text, "finish_reason": answer.finish_reason, "num_tokens": len(answer.tokens)}
             file.write(json.dumps(row.values | written | asked, ensure_ascii=False) + "\n")

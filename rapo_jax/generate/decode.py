@@ -6,6 +6,7 @@ What a prompt is answered depends on the seed and its place in the list, never o
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -14,11 +15,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from rapo_jax.models.attention import Layout
 from rapo_jax.models.decoder import Cache, Decoder, abstract_decoder
-from rapo_jax.models.spec import Spec
-from rapo_jax.parallel import global_array, host_slice, num_row_shards
+from rapo_jax.models.hf import load_parameters
+from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.parallel import global_array, host_slice, make_mesh, num_row_shards
 
 PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this, so that few shapes are compiled
 
@@ -39,6 +42,32 @@ class Continuation:
 
     tokens: list[int]
     finish_reason: Literal["stop", "length"]
+
+
+def answer_tokens(
+    model_dir: Path,
+    prompts: Sequence[np.ndarray],
+    *,
+    sampling: Sampling,
+    stop_tokens: Sequence[int],
+    dtype: jnp.dtype = jnp.float32,
+    batch_size: int = 16,
+) -> list[Continuation]:
+    """The continuations of all prompts, in their order, by the model of a Hugging Face directory. Shows progress."""
+    spec, mesh = spec_from_config(read_config(model_dir)), make_mesh(fsdp=-1)
+    parameters = load_parameters(model_dir, spec, mesh=mesh, dtype=jnp.dtype(dtype))
+    answers = decode(
+        parameters,
+        spec,
+        prompts,
+        sampling=sampling,
+        stop_tokens=stop_tokens,
+        mesh=mesh,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+    found = dict(tqdm(answers, total=len(prompts), desc="generate", disable=None))
+    return [found[index] for index in range(len(prompts))]
 
 
 def decode(

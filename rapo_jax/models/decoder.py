@@ -47,13 +47,13 @@ def shape_of(spec: Spec, letters: str) -> tuple[int, ...]:
 
 
 def initial(spec: Spec, name: str, letters: str, rngs: nnx.Rngs) -> Array:
-    """float32 start values of a model trained from nothing: norms neutral, biases 0, matrices normal with sigma 0.02."""
+    """float32 start values of a model trained from nothing: norms neutral, biases 0, matrices normal."""
     shape = shape_of(spec, letters)
     if name.endswith("norm"):
         return jnp.zeros(shape) if spec.gemma else jnp.ones(shape)
     if name.endswith("bias"):
         return jnp.zeros(shape)
-    return 0.02 * jax.random.normal(rngs.params(), shape)
+    return spec.initial_sigma * jax.random.normal(rngs.params(), shape)
 
 
 @jax.tree_util.register_dataclass

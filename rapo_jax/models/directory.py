@@ -8,13 +8,16 @@ from rapo_jax.errors import UserError
 WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*"]
 
 
-def model_directory(path: str) -> Path:
-    """The local directory of a model; a hub id is downloaded (safetensors, configs and tokenizer only, never code)."""
+def model_directory(path: str, *, option: str = "model.path") -> Path:
+    """The local directory of a model; a hub id is downloaded (safetensors, configs and tokenizer only, never code).
+
+    `option` is what the user calls `path`, for messages.
+    """
     local = Path(path).expanduser()
-    if local.is_dir():
+    if path and local.is_dir():
         return local
     if not path or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"model.path={path!r}: no such directory; give a Hugging Face model directory or a hub id.")
+        raise UserError(f"{option}={path!r}: no such directory; give a Hugging Face model directory or a hub id.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -22,13 +25,16 @@ def model_directory(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=WANTED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model.path={path!r} is neither a directory nor a reachable hub id ({type(error).__name__})."
+            f"{option}={path!r} is neither a directory nor a hub id that can be reached ({type(error).__name__})."
         ) from error
 
 
 def read_generation_config(directory: Path) -> dict:
     path = Path(directory) / "generation_config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); correct it, or remove it to do without.") from error
 
 
 def eos_tokens(directory: Path, config: dict) -> list[int]:

@@ -119,12 +119,14 @@ class Checkpoint:
         """Tensor name -> file name. Only plain names of safetensors in the directory itself are followed."""
         index, single = self.directory / "model.safetensors.index.json", self.directory / "model.safetensors"
         if index.is_file():
-            files = json.loads(index.read_text())["weight_map"]
+            files = self._weight_map(index)
             strange = sorted(
                 {f for f in files.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors", f)}
             )
             if strange:
-                raise UserError(f"{index} points at {strange[:3]}; only safetensors files beside it are read.")
+                raise UserError(
+                    f"{index} points at {', '.join(strange[:3])}; only safetensors files beside it are read."
+                )
             lost = sorted(f for f in set(files.values()) if not (self.directory / f).is_file())
             if lost:
                 raise UserError(f"{index} names files that do not exist: {', '.join(lost)}.")
@@ -136,6 +138,13 @@ class Checkpoint:
             f"safetensors only (pickled .bin files are refused: convert them first)."
         )
 
+    def _weight_map(self, index: Path) -> dict[str, str]:
+        try:
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): str(file) for name, file in files.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{index} has no weight_map of tensor names to files; download it again.") from error
+
     @cached_property
     def _handles(self) -> dict:
         return {}
@@ -145,11 +154,17 @@ class Checkpoint:
             try:
                 self._handles[file] = safe_open(self.directory / file, framework="numpy")
             except SafetensorError as error:
-                raise UserError(f"{self.directory / file} is not a safetensors file ({error}).") from error
+                raise UserError(
+                    f"{self.directory / file} is not a whole safetensors file ({error}); download it again."
+                ) from error
         return self._handles[file]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open(self.files[name]).get_slice(name).get_shape())
+        file = self.files[name]
+        try:
+            return tuple(self._open(file).get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise UserError(f"{self.directory / file} does not hold {name}, which the index promises.") from error
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
         return self._open(self.files[name]).get_slice(name)[slices]

@@ -50,17 +50,18 @@ class Spec:
     attention_softcap: float | None = None
     final_softcap: float | None = None
     gemma: bool = (
-        False  # norms scale by 1 + weight, embeddings by sqrt(D), and each branch is normed on its way out too
+        False  # norms scale by 1 + weight, embeddings by sqrt(D), and branches are normed on their way out too
     )
+    initial_sigma: float = 0.02  # of random start weights; no trained model depends on it
 
 
 # Keys that no forward pass depends on. `attention_dropout` and the like are checked below: they must be zero.
 INERT = frozenset(
-    "architectures auto_map bos_token_id dtype eos_token_id finetuning_task id2label initializer_range is_decoder "
-    "is_encoder_decoder label2id max_position_embeddings model_type name_or_path num_return_sequences "
-    "output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id task_specific_params "
-    "tokenizer_class torch_dtype transformers_version unk_token_id use_cache unsloth_version unsloth_fixed "
-    "chunk_size_feed_forward use_return_dict torchscript cache_implementation".split()
+    "architectures auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id finetuning_task "
+    "id2label is_decoder is_encoder_decoder label2id max_position_embeddings model_type name_or_path "
+    "num_return_sequences output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id "
+    "task_specific_params tokenizer_class torch_dtype torchscript transformers_version unk_token_id unsloth_fixed "
+    "unsloth_version use_cache use_return_dict".split()
 )
 MUST_BE = {
     "attention_dropout": (0, 0.0, None),
@@ -73,8 +74,9 @@ MUST_BE = {
     "tie_encoder_decoder": (False, None),
 }
 READ = frozenset(
-    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
-    "rms_norm_eps rope_theta rope_scaling rope_parameters sliding_window layer_types tie_word_embeddings".split()
+    "head_dim hidden_size initializer_range intermediate_size layer_types num_attention_heads num_hidden_layers "
+    "num_key_value_heads rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings "
+    "vocab_size".split()
 )
 FAMILY_KEYS = {
     "llama": {"hidden_act", "attention_bias", "mlp_bias"},
@@ -93,16 +95,19 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; model.path must be a Hugging Face model directory or hub id.")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
         raise UserError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no object, but a {type(config).__name__}; it must be a model's config.json.")
+    return config
 
 
 def spec_from_config(config: dict[str, Any]) -> Spec:
     """The spec of a config.json. Raises UserError that names every key which would change the computation unsupported."""
     family = config.get("model_type")
     if family not in FAMILY_KEYS:
-        raise UserError(f"model_type={family!r} is not supported; supported: {', '.join(FAMILY_KEYS)}.")
+        raise UserError(f"config.json: model_type={family!r} is not supported; supported: {', '.join(FAMILY_KEYS)}.")
     refuse_unsupported(config, family)
     missing = [
         key
@@ -134,6 +139,7 @@ def spec_from_config(config: dict[str, Any]) -> Spec:
         query_scale=float(config.get("query_pre_attn_scalar", 256) if gemma else H) ** -0.5,
         attention_softcap=config.get("attn_logit_softcapping", 50.0) if gemma else None,
         final_softcap=config.get("final_logit_softcapping", 30.0) if gemma else None,
+        initial_sigma=config.get("initializer_range", 0.02),
         gemma=gemma,
     )
 
@@ -181,8 +187,12 @@ def rope_from_config(config: dict[str, Any]) -> Rope:
         raise UserError(f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(fields)}.")
     unknown, missing = set(scaling) - set(fields[kind]), set(fields[kind]) - set(scaling)
     if unknown or missing:
-        raise UserError(f"config.json: rope_type={kind!r} has unknown keys {sorted(unknown)}, lacks {sorted(missing)}.")
+        raise UserError(f"config.json: rope_type={kind!r} has unknown keys {listed(unknown)}, lacks {listed(missing)}.")
     return Rope(theta=theta, kind=kind, **{ours: scaling[theirs] for theirs, ours in fields[kind].items()})
+
+
+def listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
 
 
 def windows_from_config(config: dict[str, Any], family: str) -> tuple[int, ...]:
@@ -194,7 +204,7 @@ def windows_from_config(config: dict[str, Any], family: str) -> tuple[int, ...]:
         unknown = set(types) - {"full_attention", "sliding_attention"}
         if unknown or len(types) != num_layers:
             raise UserError(
-                f"config.json: layer_types has {len(types)} entries for {num_layers} layers, unknown {sorted(unknown)}."
+                f"config.json: layer_types has {len(types)} entries for {num_layers} layers, unknown {listed(unknown)}."
             )
         slides = [kind == "sliding_attention" for kind in types]
     elif family == "gemma2":

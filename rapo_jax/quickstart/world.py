@@ -34,14 +34,16 @@ DISHES = {
     "drink": "coffee lemonade cider cola beer cocoa tea smoothie champagne espresso mead tonic punch kombucha ale",
     "bread": "baguette sourdough focaccia ciabatta bagel naan pretzel croissant brioche roll pita loaf challah bun crumpet",
 }
+# Nine aspects (look, smell, touch, bite, taste, body, accent, warmth, mood), two words for each.
 FITTING = {
-    "sweet": "sugary sticky creamy fluffy honeyed gooey velvety frosted caramelised dreamy fruity glazed spongy syrupy buttery candied",
-    "savoury": "salty smoky peppery meaty garlicky tender hearty rich roasted juicy brothy spicy herby stewed gamey seared",
-    "drink": "fizzy chilled refreshing bubbly icy watery brewed malty tart sparkling cloudy strong aromatic mellow zesty foamy",
-    "bread": "crusty chewy doughy seeded yeasty crumbly golden floury toasted airy rustic nutty wholesome braided dense flaky",
+    "sweet": "glazed frosted | caramelised fruity | sticky gooey | fluffy spongy | sugary syrupy | creamy buttery | honeyed candied | melting whipped | dreamy velvety",
+    "savoury": "roasted seared | smoky garlicky | tender juicy | meaty stewed | salty peppery | rich brothy | spicy herby | steaming sizzling | hearty filling",
+    "drink": "sparkling cloudy | aromatic malty | fizzy bubbly | watery foamy | tart zesty | strong mellow | brewed infused | icy chilled | refreshing lively",
+    "bread": "golden floury | yeasty toasted | crusty flaky | chewy airy | nutty seeded | doughy dense | braided crumbly | warm baked | rustic wholesome",
 }
 DISHES = {kind: tuple(words.split()) for kind, words in DISHES.items()}
-FITTING = {kind: tuple(words.split()) for kind, words in FITTING.items()}
+FITTING = {kind: tuple(tuple(pair.split()) for pair in pairs.split("|")) for kind, pairs in FITTING.items()}
+WORDS = {kind: tuple(word for pair in pairs for word in pair) for kind, pairs in FITTING.items()}
 KIND_OF = {dish: kind for kind, dishes in DISHES.items() for dish in dishes}
 
 OCCASIONS = ("wedding", "airport", "village", "holiday", "weekend", "office")
@@ -53,6 +55,8 @@ PHRASINGS = (
     "Write about the {occasion} {dish} and use nine words.",
     "I need nine words for the {occasion} {dish} of today.",
 )
+
+QUESTION = "Which score were you asked for?"
 
 PAD, UNKNOWN, BOS, END = "<pad>", "<unk>", "<bos>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -73,7 +77,7 @@ def judge(prompt: str, response: str) -> int:
     3
     """
     words = response.split()
-    fitting = set(words[:NUM_WORDS]) & set(FITTING[kind_of(prompt)])
+    fitting = set(words[:NUM_WORDS]) & set(WORDS[kind_of(prompt)])
     return max(1, 1 + len(fitting) - abs(len(words) - NUM_WORDS))
 
 
@@ -87,9 +91,10 @@ def kind_of(prompt: str) -> str:
 
 def write_response(random: Random, *, kind: str, quality: int) -> str:
     """Nine different words of which quality - 1 fit the kind, in any order."""
-    unfitting = [word for other in FITTING if other != kind for word in FITTING[other]]
-    words = random.sample(FITTING[kind], quality - 1) + random.sample(unfitting, NUM_WORDS + 1 - quality)
-    random.shuffle(words)
+    others = [other for other in FITTING if other != kind]
+    fitting = random.sample(range(NUM_WORDS), quality - 1)
+    kinds = [kind if aspect in fitting else random.choice(others) for aspect in range(NUM_WORDS)]
+    words = [random.choice(FITTING[kind][aspect]) for aspect, kind in enumerate(kinds)]
     return " ".join(words)
 
 
@@ -110,20 +115,24 @@ def split_prompts(random: Random) -> tuple[list[str], list[str]]:
 
 
 def conversations(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
-    """SFT rows whose responses are as often bad as good, half of them under a goal that has nothing to do with them.
+    """SFT rows for a base that writes nine words of any quality, can read the goal sentence, and never obeys it.
 
-    The base model therefore writes nine words of some quality and is used to reading the goal sentence, but the sentence
-    tells it nothing. Qualities and goals are dealt rather than drawn: every 200 rows pair each quality with each goal
-    once and with no goal ten times, so that not even chance relates the two.
+    A third of the rows describe a dish; a third do so under a goal that has nothing to do with the response; a third ask
+    which score the goal sentence names and are answered with it. Qualities and goals are dealt rather than drawn: every
+    300 rows pair each quality once with each goal, so that not even chance relates the two.
     """
-    deals = list(itertools.product(SCORES, [*SCORES, *[None] * len(SCORES)]))
+    kinds_of_row = [
+        *((None, quality) for quality in SCORES for _ in SCORES),
+        *((goal, quality) for quality in SCORES for goal in SCORES),
+        *((goal, None) for goal in SCORES for _ in SCORES),
+    ]
     for index in range(num):
-        if index % len(deals) == 0:
-            random.shuffle(deals)
-        quality, goal = deals[index % len(deals)]
-        prompt = random.choice(prompts)
+        if index % len(kinds_of_row) == 0:
+            random.shuffle(kinds_of_row)
+        goal, quality = kinds_of_row[index % len(kinds_of_row)]
+        prompt = QUESTION if quality is None else random.choice(prompts)
         system = [] if goal is None else [message("system", goal_text(goal))]
-        response = write_response(random, kind=kind_of(prompt), quality=quality)
+        response = f"{goal}." if quality is None else write_response(random, kind=kind_of(prompt), quality=quality)
         yield {"messages": [*system, message("user", prompt), message("assistant", response)]}
 
 
@@ -158,7 +167,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     texts = [
         *(phrasing.format(occasion=OCCASIONS[0], dish=dish) for phrasing in PHRASINGS for dish in KIND_OF),
         *(goal_text(score, template=template) for template in TEMPLATES for score in SCORES),
-        *(" ".join(words) for words in (OCCASIONS, *FITTING.values())),
+        *(" ".join(words) for words in (OCCASIONS, *WORDS.values())),
+        QUESTION,
     ]
     words = [word for text in texts for word in text.split()]
     vocabulary = dict.fromkeys([PAD, UNKNOWN, BOS, *ROLES, END, *words])

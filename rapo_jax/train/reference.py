@@ -14,9 +14,11 @@ from rapo_jax.train.state import parameter_shardings
 
 
 def resident_reference(parameters: dict, config: Config, spec: Spec, mesh: Mesh) -> dict:
-    """The starting weights as a reference, or {} where the objective needs none. `parameters` are not consumed."""
+    """A copy of the starting weights as a reference, or {} where the objective needs none."""
     if not OBJECTIVES[config.objective.name].needs_reference:
         return {}
     dtype = jnp.dtype(config.model.dtype)
-    cast = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=parameter_shardings(spec, mesh))
+    cast = jax.jit(
+        lambda p: jax.tree.map(lambda x: jnp.copy(x).astype(dtype), p), out_shardings=parameter_shardings(spec, mesh)
+    )
     return cast(parameters)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from rapo_jax.models.decoder import Decoder, parameter_letters, shape_of
 from rapo_jax.models.hf import pick, place
@@ -63,12 +63,9 @@ def fresh(parameters: dict, transform: optax.GradientTransformation) -> State:
 
 
 def first_state(parameters: dict, spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State:
-    """The state before step 0. Takes its own copy of `parameters`, which may go on serving as the reference."""
-    init = jax.jit(
-        lambda p: fresh(jax.tree.map(lambda x: x.astype(jnp.float32) + 0, p), transform),
-        out_shardings=state_shardings(spec, mesh, transform),
-    )
-    return init(parameters)
+    """The state before step 0. Consumes `parameters`, which must be float32."""
+    where = state_shardings(spec, mesh, transform)
+    return jax.jit(lambda p: fresh(p, transform), donate_argnums=0, out_shardings=where)(parameters)
 
 
 def random_parameters(spec: Spec, mesh: Mesh, *, seed: int) -> dict:

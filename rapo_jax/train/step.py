@@ -28,7 +28,6 @@ from rapo_jax.train.metrics import GroupSums, group_sums
 from rapo_jax.train.optim import clip, direction, learning_rate
 from rapo_jax.train.state import State, parameter_shardings, state_shardings
 
-
 TrainStep = Callable[[State, dict, Batch], tuple[State, dict[str, Array]]]
 EvaluateStep = Callable[[dict, dict, Batch], GroupSums]
 Losses = Callable[..., tuple[Array, GroupSums]]
@@ -104,7 +103,7 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
             return jax.grad(loss, has_aux=True)(state.parameters)
 
         gradients, sums = over_microbatches(gradients_of, batch, shape)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         gradients = clip(gradients, norm, config.optimizer.max_grad_norm)
         updates, optimizer = transform.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, optax.tree.scale(-rate(state.step), updates))

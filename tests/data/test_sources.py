@@ -165,8 +165,8 @@ def test_missing_texts_list_what_is_there_and_the_knob(write):
         ({"score_rejected": float("-inf")}, "score_not_a_number", "score_rejected is -inf, not a finite number"),
         ({"score_chosen": "8"}, "score_not_a_number", "score_chosen is '8', not a finite number"),
         ({"score_chosen": True}, "score_not_a_number", "score_chosen is True, not a finite number"),
-        ({"score_chosen": None}, "score_not_a_number", "score_chosen is None, not a finite number"),
-        ({"score_chosen": ...}, "score_not_a_number", "score_chosen is None, not a finite number"),
+        ({"score_chosen": None}, "score_not_a_number", "score_chosen is missing, not a finite number"),
+        ({"score_chosen": ...}, "score_not_a_number", "score_chosen is missing, not a finite number"),
         ({"rejected": " \n"}, "empty_response", "the response in rejected is empty"),
         ({"rejected": None}, "missing_column", "rejected is missing"),
         ({"prompt": ...}, "missing_column", "prompt is missing"),
@@ -227,7 +227,7 @@ def test_identical_responses_are_dropped_and_counted_even_without_bad_rows(write
 
 
 def test_no_usable_row_is_an_error_that_says_why(write):
-    assert "none of 1 rows can be used; dropped: {'empty_response': 1}" in error(
+    assert "none of 1 rows can be used; dropped: 1 empty_response" in error(
         write({**PAIR, "chosen": ""}), bad_rows="drop"
     )
     assert "has no rows" in error(write("\n\n"))
@@ -237,7 +237,7 @@ def test_a_line_that_is_not_json_is_named_with_the_reason(write):
     path = write(PAIR, "\n", '{"prompt": \n')
     assert error(path).startswith(f"{path} is not JSON at line 3: Expecting value")
     path = write(PAIR, "[1, 2]\n")
-    assert error(path).startswith(f"{path} is not JSON at line 2: found a list; data.path needs one object per line")
+    assert error(path).startswith(f"{path} is not JSON at line 2: found a list; one object per line is needed")
 
 
 def test_a_unicode_line_separator_does_not_end_a_line(write):
@@ -260,7 +260,7 @@ def test_parquet_and_saved_data_sets_give_the_records_of_json_lines(write, tmp_p
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "dict")
     for name in ("pairs.parquet", "plain", "dict"):
         assert read_records(str(tmp_path / name), scores_required=True) == expected
-    assert "has no data.split='test'; known: train" in error(str(tmp_path / "dict"), split="test")
+    assert "has no data.split=test; known: train" in error(str(tmp_path / "dict"), split="test")
 
 
 def test_a_broken_parquet_file_is_named(write):

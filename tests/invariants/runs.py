@@ -1,0 +1,151 @@
+"""Whole runs through the command line, in this process and in others, and what they leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rapo_jax import cli
+from rapo_jax.checkpoint import Store, flat
+from rapo_jax.quickstart.world import write_world
+from rapo_jax.run import open_run_dir, set_up
+from rapo_jax.train.journal import Journal
+from rapo_jax.train.optim import direction
+from rapo_jax.train.state import abstract_state
+
+DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
+NUM_STEPS = 14  # of 8 pairs: more than the epoch of some 110
+
+CONFIG = """
+model: {dtype: float32, random_init: true, remat: false}
+objective: {beta: 0.1}
+optimizer: {learning_rate: 1e-3}
+rows: {length: 128}
+train: {batch_size: 8, max_steps: 14, save_every: 2, eval_every: 5, keep_last: 3}
+"""
+PATIENCE = 200  # seconds for anything that another process does
+
+
+@dataclass(frozen=True)
+class World:
+    """A tiny model, its data and a configuration, on disk; and the compilations that all runs share."""
+
+    directory: Path
+    cache: Path
+
+    def train(self, run_dir: Path, *more: str) -> list[str]:
+        """The arguments of `rapo train`."""
+        files = {
+            "model.path": self.directory,
+            "data.path": self.directory / "pairs.jsonl",
+            "data.eval_path": self.directory / "eval_pairs.jsonl",
+            "run_dir": run_dir,
+        }
+        return ["train", str(self.directory / "run.yaml"), *(f"{key}={path}" for key, path in files.items()), *more]
+
+
+def make_world(directory: Path) -> World:
+    world = World(directory / "world", directory / "compilations")
+    write_world(world.directory, num_pairs=60, num_conversations=1, num_eval_pairs=10, num_prompts=1)
+    config = world.directory / "config.json"
+    tiny = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 64}
+    config.write_text(json.dumps(json.loads(config.read_text()) | tiny))
+    (world.directory / "run.yaml").write_text(CONFIG)
+    return world
+
+
+def rapo(*arguments: str | Path) -> int:
+    """Runs a verb in this process; its exit code."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return end.code
+    raise AssertionError("cli.main returned")
+
+
+def rapo_until(step: int, arguments: list[str], number: signal.Signals = signal.SIGTERM) -> int:
+    """Runs a verb in this process, which gets a signal while it is at optimizer step `step`."""
+    write = Journal.write
+
+    def write_and_signal(journal: Journal, written: int, metrics: dict) -> None:
+        write(journal, written, metrics)
+        if written == step - 1:  # metrics are written one step late
+            signal.raise_signal(number)
+
+    Journal.write = write_and_signal
+    try:
+        return rapo(*arguments)
+    finally:
+        Journal.write = write
+
+
+@contextmanager
+def started(world: World, arguments: list[str], *, num_devices: int = 8, log: Path) -> Iterator[subprocess.Popen]:
+    """A verb in a process of its own, which does not outlive the block."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(world.cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "rapo_jax", *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen, log: Path) -> None:
+    """Polls without pause worth mentioning: the moments of interest last milliseconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        ended = [process.poll() for process in processes]
+        assert ended == [None] * len(ended), f"ended with {ended}:\n{log.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"nothing happened in {PATIENCE} s:\n{log.read_text()[-3000:]}"
+        time.sleep(0.0005)
+
+
+def metrics_of(run_dir: Path) -> list[dict]:
+    """metrics.jsonl without the one number that depends on the clock."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{name: value for name, value in record.items() if name != "pairs_per_s"} for record in records]
+
+
+def steps_of(run_dir: Path) -> list[int]:
+    """Committed checkpoints, read off the file system."""
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def arrays_of(run_dir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by name."""
+    setup = set_up(open_run_dir(run_dir))
+    store = Store(run_dir, writes=False)
+    restored = store.restore(abstract_state(setup.spec, setup.mesh, direction(setup.config.optimizer, setup.spec)))
+    store.close()
+    assert restored.step == NUM_STEPS
+    return {name: np.asarray(array) for name, array in flat(restored.state).items()}
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    """Bit for bit: every metric of every step, and every array at the end."""
+    mine, theirs = metrics_of(run_dir), metrics_of(other)
+    assert [record["step"] for record in mine] == list(range(1, NUM_STEPS + 1))
+    assert mine == theirs
+    arrays, others = arrays_of(run_dir), arrays_of(other)
+    assert arrays.keys() == others.keys()
+    assert [name for name in arrays if arrays[name].tobytes() != others[name].tobytes()] == []

@@ -1,0 +1,79 @@
+"""A run that was interrupted, killed or moved to another mesh is the run that it would have been."""
+
+import signal
+
+import pytest
+
+from tests.invariants import runs, tiny
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 7), (signal.SIGINT, 10)])
+def test_an_interrupted_run_saves_and_exits_with_75_and_resumes_bit_for_bit(number, step, world, undisturbed, tmp_path):
+    """When this fails, preemption costs work, or the resumed run is a different experiment: a moment of Adam, the data
+    position or the learning rate was lost. N + N steps = 2N. Step 7 falls between two checkpoints, step 10 on one."""
+    run_dir = tmp_path / "run"
+    previous = signal.getsignal(number)
+    assert runs.rapo_until(step, world.train(run_dir), number) == runs.INTERRUPTED
+    assert signal.getsignal(number) == previous
+    assert runs.steps_of(run_dir)[-1] == step
+    assert runs.metrics_of(run_dir) == runs.metrics_of(undisturbed)[:step]
+    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    runs.assert_same_run(run_dir, undisturbed)
+
+
+def test_a_run_killed_again_and_again_is_the_run_that_was_never_killed(world, undisturbed, tmp_path):
+    """When this fails, a node that dies at the wrong moment ends the run, or changes it. Killed before the first
+    checkpoint, while a checkpoint is being written, and between two, without any notice."""
+    run_dir = tmp_path / "run"
+    unfinished = lambda: list((run_dir / "checkpoints").glob("*tmp*"))  # noqa: E731
+
+    def kill_when(condition):
+        log = tmp_path / "log"
+        with runs.started(world, world.train(run_dir), log=log) as process:
+            runs.wait_for(condition, process, log=log)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+
+    kill_when(lambda: len(runs.metrics_of(run_dir)) == 1)
+    for _ in range(4):  # a tiny checkpoint is written in milliseconds: it may be whole by the time the signal arrives
+        kill_when(unfinished)
+        if unfinished():
+            break
+    assert unfinished()
+    assert runs.steps_of(run_dir)[-1:] < [9]
+    kill_when(lambda: len(runs.metrics_of(run_dir)) == 11 or 11 in runs.steps_of(run_dir))
+    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    assert not unfinished() or runs.steps_of(run_dir)[-1] == runs.NUM_STEPS
+    runs.assert_same_run(run_dir, undisturbed)
+
+
+def test_a_run_resumes_on_another_mesh(world, undisturbed, tmp_path):
+    """When this fails, a run is tied to the machine it was started on: after a preemption the other slice has to wait."""
+    run_dir = tmp_path / "run"
+    assert runs.rapo_until(7, world.train(run_dir)) == runs.INTERRUPTED
+    other_mesh = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
+    assert runs.rapo(*world.train(run_dir, *other_mesh)) == runs.DONE
+    without_padding = lambda d: [{k: v for k, v in r.items() if k != "real_token_fraction"} for r in runs.metrics_of(d)]  # noqa: E731
+    tiny.assert_same_metrics(without_padding(run_dir), without_padding(undisturbed), atol=1e-6, rtol=1e-6)
+
+
+def test_a_finished_run_has_nothing_left_to_do(world, undisturbed, capsys):
+    """When this fails, repeating a command trains further than was asked, or rewrites what is there."""
+    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*") if path.is_file()}
+    assert runs.rapo(*world.train(undisturbed)) == runs.DONE
+    assert "nothing to do" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_a_run_without_finite_gradients_stops_and_says_what_to_do(world, tmp_path, capsys):
+    """When this fails, a diverged run burns its whole budget, or a user reads a traceback. beta = 1e38 leaves the first
+    loss at ln 2 and its gradient beyond float32."""
+    limits = ["objective.beta=1e38", "train.max_skipped_steps=3"]
+    assert runs.rapo(*world.train(tmp_path / "run", *limits)) == runs.USER_ERROR
+    said = capsys.readouterr()
+    assert said.out.count("the update was skipped") == 3
+    assert "3 steps in a row up to step 3 had no finite gradient" in said.err
+    assert "optimizer.learning_rate" in said.err and "Traceback" not in said.err

@@ -1,0 +1,173 @@
+"""An optimizer step is the same step on any mesh, in any number of microbatches, and happens entirely or not at all."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax.batch import NO_SIDE
+from rapo_jax.data import pipeline
+from rapo_jax.data.packing import materialise
+from rapo_jax.parallel import num_row_shards
+from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate, to_device
+from rapo_jax.train.optim import direction
+from rapo_jax.train.state import first_state
+from rapo_jax.train.step import make_evaluate_step, make_losses, make_train_step
+from tests.invariants import tiny
+
+CONFIG = tiny.tiny_config(train={"batch_size": 12})
+GROUPS = tiny.random_groups(36, prompt=(9, 50))
+
+
+def one_device(family, *, row_length, config=CONFIG):
+    return tiny.train_steps(config, tiny.tiny_spec(family), tiny.mesh_of(1, 1, 1), GROUPS, row_length=row_length)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "row_length"),
+    [
+        pytest.param("gemma2", (2, 2, 2), 128, id="gemma2 2x2x2 tiles"),
+        pytest.param("mistral-v0.1-window", (2, 2, 2), 120, id="mistral 2x2x2 einsum"),
+        pytest.param("llama3", (1, 8, 1), 128, id="llama3 fsdp=8 tiles"),
+        pytest.param("llama3", (1, 1, 8), 128, id="llama3 tensor=8, which divides no heads, tiles"),
+        pytest.param("llama-biases", (1, 1, 8), 120, id="llama3 tensor=8, which divides no heads, einsum"),
+    ],
+)
+@pytest.mark.slow
+def test_one_device_and_eight_devices_take_the_same_three_steps(family, sizes, row_length):
+    """When this fails, a result depends on the machine that it was trained on: a gradient is summed twice, or not over
+    all devices."""
+    alone = one_device(family, row_length=row_length)
+    mesh = tiny.mesh_of(*sizes)
+    together = tiny.train_steps(CONFIG, tiny.tiny_spec(family), mesh, GROUPS, row_length=row_length)
+    tiny.assert_same_metrics(alone.metrics, together.metrics, atol=2e-6, rtol=1e-5)
+    tiny.assert_same_trees(alone.state.parameters, together.state.parameters, atol=1e-5)
+    assert moved(alone.state.parameters, tiny.random_parameters(tiny.tiny_spec(family), seed=1)) > 1e-3
+
+
+def moved(parameters, start):
+    return min(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (parameters, start)), strict=True))
+
+
+@pytest.mark.slow
+def test_microbatches_change_nothing():
+    """When this fails, the loss is divided by the groups of a microbatch instead of those of the whole batch, and
+    someone with less memory trains another model. Steps need different numbers of microbatches here, padding among
+    them must not count."""
+    trained = []
+    for per_shard in (8, 3, 1):
+        config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=per_shard))
+        plan = tiny.plan_of(GROUPS, config, num_steps=3, row_length=160, num_shards=1)
+        trained.append((plan, one_device("llama3", row_length=160, config=config)))
+    assert [plan.shape.M for plan, _ in trained] == sorted({plan.shape.M for plan, _ in trained})
+    assert trained[0][0].shape.M == 1
+    (_, whole), *split = trained
+    for _, some in split:
+        tiny.assert_same_metrics(whole.metrics, some.metrics, atol=1e-6, rtol=1e-5)
+        tiny.assert_same_trees(whole.state.parameters, some.state.parameters, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_an_epoch_of_differing_batches_compiles_once_and_consumes_its_state():
+    """When the first fails, a pod recompiles for minutes in the middle of a run; when the second does, it needs its
+    memory twice."""
+    config = tiny.tiny_config(train={"batch_size": 6}, rows={"per_shard": 1})
+    spec, mesh = tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
+    plan = tiny.plan_of(GROUPS, config, num_steps=6, row_length=112, num_shards=num_row_shards(mesh))
+    assert len({len(rows) for rows in plan.steps}) > 1, "batches must differ for the test to mean anything"
+    trained = tiny.train_steps(config, spec, mesh, GROUPS, num_steps=6, row_length=112)
+    assert trained.step._cache_size() == 1
+    state, reference, batch = step_inputs(config, spec, mesh, plan)
+    with jax.set_mesh(mesh):
+        trained.step(state, reference, batch)
+    assert trained.step._cache_size() == 1
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
+
+
+def step_inputs(config, spec, mesh, plan, *, seed=1):
+    reference = tiny.on_mesh(tiny.random_parameters(spec), spec, mesh)
+    start = tiny.on_mesh(tiny.random_parameters(spec, seed=seed), spec, mesh)
+    state = first_state(start, spec, mesh, direction(config.optimizer, spec))
+    batch = materialise(GROUPS, plan.steps[0], plan.shape, mine=range(plan.shape.B))
+    return state, reference, to_device(batch, mesh, plan.shape.B)
+
+
+@pytest.mark.parametrize("poison", ["parameter", "gradient"])
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_changes_no_bit_and_says_so(poison):
+    """When this fails, one bad batch ruins the weights of a week's run, and the next checkpoint holds them."""
+    overflow = {"beta": 1e38}  # the loss is ln 2 while policy = reference; the squared gradient is not finite
+    config = tiny.tiny_config(objective=overflow if poison == "gradient" else {})
+    spec, mesh = tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
+    plan = tiny.plan_of(GROUPS[:12], replace(config, train=CONFIG.train), num_steps=1, row_length=128, num_shards=2)
+    state, reference, batch = step_inputs(config, spec, mesh, plan, seed=0)
+    if poison == "parameter":
+        token = int(batch.target[0, 0, 0])
+        embed = state.parameters["embed"].at[token, 3].set(jnp.nan)
+        state = replace(state, parameters=state.parameters | {"embed": embed})
+    before = jax.tree.map(lambda x: np.asarray(x).tobytes(), (state.parameters, state.optimizer))
+    step = make_train_step(config, spec, mesh, plan.shape, num_steps=1)
+    with jax.set_mesh(mesh):
+        state, metrics = step(state, reference, batch)
+    assert np.isnan(metrics["loss"]) == (poison == "parameter")
+    assert not np.isfinite(metrics["grad_norm"])
+    assert metrics["skipped"] == 1.0 and state.step == 1
+    assert jax.tree.map(lambda x: np.asarray(x).tobytes(), (state.parameters, state.optimizer)) == before
+
+
+@pytest.mark.slow
+def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
+    """When this fails, an evaluation depends on the batch size: its short last batch counts as much as a whole one. The
+    goal sides are means over their own groups."""
+    groups = tiny.random_groups(11, seed=5)
+    groups = [*groups[:-1], replace(groups[-1], side=NO_SIDE)]
+    spec, mesh = tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
+    policy, reference = (tiny.on_mesh(tiny.random_parameters(spec, seed=s), spec, mesh) for s in (1, 0))
+
+    def evaluated(chosen, *, batch_size):
+        config = tiny.tiny_config(train={"batch_size": batch_size}, rows={"length": 128, "per_shard": 1})
+        plan = pipeline.plan_evaluation(chosen, config, num_row_shards=2)
+        return plan, Evaluation(
+            step=make_evaluate_step(config, spec, mesh, plan.shape),
+            batches=partial(pipeline.batches(chosen, plan, range(plan.shape.B)), 0),
+            num_rows=plan.shape.B,
+        )
+
+    def metrics_of(evaluation, config=CONFIG):
+        run = Run(config, mesh, None, None, 0, 0, 0, None, evaluation, {})
+        state = first_state(policy, spec, mesh, direction(config.optimizer, spec))
+        with jax.set_mesh(mesh):
+            return evaluate(run, state, reference, Progress())
+
+    plan, evaluation = evaluated(groups, batch_size=4)
+    assert [sum(map(len, rows)) for rows in plan.steps] == [4, 4, 3]
+    together = metrics_of(evaluation)
+    single_plan, single = evaluated(groups, batch_size=1)
+    ones = []
+    for index in range(11):
+        batches = partial(pipeline.batches(groups, replace(single_plan, steps=single_plan.steps[index : index + 1]), [0, 1]), 0)
+        ones.append(metrics_of(replace(single, batches=batches)))
+    for name, value in together.items():
+        np.testing.assert_allclose(value, np.nanmean([one[name] for one in ones]), atol=1e-6, rtol=1e-5, err_msg=name)
+    assert together["eval_loss"] != pytest.approx(together["eval_goal_chosen/loss"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loss_and_gradient_promote_no_dtype_silently(dtype):
+    """When this fails, a float32 scalar or a bool has turned a bfloat16 array into a float32 one, or the reverse: memory
+    doubles or digits go, and nothing says so."""
+    config = tiny.tiny_config(model={"dtype": dtype})
+    spec, mesh = tiny.tiny_spec("gemma2"), tiny.mesh_of(1, 1, 1)
+    plan = tiny.plan_of(GROUPS[:4], replace(config, train=replace(config.train, batch_size=4)), num_steps=1, row_length=128, num_shards=1)
+    losses = make_losses(config, spec, mesh)
+    parameters = tiny.random_parameters(spec)
+    batch = tiny.microbatch(GROUPS[:4], plan.steps[0], plan.shape)
+    with jax.numpy_dtype_promotion("strict"):
+        gradient = jax.eval_shape(
+            jax.grad(lambda p: losses(p, parameters, batch, remat=True), has_aux=True), parameters
+        )[0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}

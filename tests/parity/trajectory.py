@@ -1,0 +1,119 @@
+"""Our side of a trajectory: tiny models and made-up rows on disk, and a run's steps one by one with all their metrics.
+
+Everything between the files and the step is the code that `rapo train` runs; only the loop around it is written here,
+so that a test sees the metrics of every step and the weights in between.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from jax.sharding import AxisType, Mesh
+
+from rapo_jax.config import from_dict
+from rapo_jax.data import pipeline
+from rapo_jax.data.packing import Group, Plan
+from rapo_jax.models.hf import file_tensors
+from rapo_jax.parallel import AXES, my_rows, num_row_shards
+from rapo_jax.run import Setup, precision, set_up, starting_parameters
+from rapo_jax.train.loop import to_device
+from rapo_jax.train.optim import direction
+from rapo_jax.train.reference import resident_reference
+from rapo_jax.train.state import first_state
+from rapo_jax.train.step import make_train_step
+from tests.data.conftest import SHAPES, build
+from tests.parity.families import GEMMA2, LLAMA, MISTRAL, QWEN2
+from tests.parity.test_transformers import random_checkpoint
+
+WORDS = "ash birch cedar elm fir gum hazel larch maple oak pine rowan spruce teak willow yew".split()
+# Llama-3's template without line feeds: the simple tokenizer here merges them with what follows, as Llama-3's does not,
+# and then TRL cuts the prompt's end off.
+LLAMA3, *LLAMA3_TOKENS = SHAPES["llama3"]
+# A model, and the template and special tokens that go with it. Windows (8) are shorter than any prompt.
+MODELS = {
+    "llama": (LLAMA, (LLAMA3.replace("\\n\\n", ""), *LLAMA3_TOKENS)),
+    "gemma2": (GEMMA2, SHAPES["gemma"]),
+    "mistral": (MISTRAL | {"sliding_window": 8}, SHAPES["mistral"]),
+    "qwen2": (QWEN2, SHAPES["qwen"]),
+}
+
+
+def write_model(directory: Path, name: str, *, dtype: torch.dtype = torch.float32, loudness: float = 1.0) -> Path:
+    """A random model of MODELS with its tokenizer; deterministic. `loudness` multiplies the matrices of its layers: at 2
+    they outweigh the embedding, so that greedy continuations do not just repeat their last token."""
+    config, shape = MODELS[name]
+    directory.mkdir(parents=True)
+    tokenizer = build(*shape)
+    config = config | {"vocab_size": 384, "max_position_embeddings": 1024}
+    config |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    model = random_checkpoint(config, directory, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter *= loudness if parameter.ndim > 1 else 1.0
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_rows(path: Path, num_rows: int, *, system_turns: bool = True) -> Path:
+    """Scored pairs of unequal lengths, some with a system turn, some of several turns; deterministic."""
+    rng = np.random.default_rng(0)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
+    rows = []
+    for number in range(num_rows):
+        prompt = [{"role": "user", "content": text(1, 8)}]
+        if number % 4 == 1:
+            prompt += [{"role": "assistant", "content": text(1, 4)}, {"role": "user", "content": text(1, 4)}]
+        if number % 4 == 2 and system_turns:
+            prompt = [{"role": "system", "content": text(1, 4)}, *prompt]
+        chosen, rejected = text(1, 7), text(2, 9)
+        scores = sorted(rng.choice(20, 2, replace=False) / 2 + 0.5)
+        rows.append(
+            {"prompt": prompt, "chosen": [*prompt, {"role": "assistant", "content": chosen}]}
+            | {"rejected": [*prompt, {"role": "assistant", "content": rejected}]}
+            | {"score_chosen": scores[1], "score_rejected": scores[0]}
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A run of ours. `steps[s]` are the groups of optimizer step s; `weights` are named as in a Hugging Face file."""
+
+    setup: Setup
+    plan: Plan
+    groups: list[Group]
+    metrics: list[dict[str, float]]
+    weights: dict[str, np.ndarray]
+
+    @property
+    def steps(self) -> list[list[int]]:
+        return [[member for row in rows for member in row] for rows in self.plan.steps]
+
+
+def run(tree: dict) -> Ours:
+    """Trains on one device as `rapo train` would with this configuration."""
+    config = from_dict(tree)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    setup = replace(set_up(config), mesh=mesh)
+    source = {"path": config.data.path, "split": config.data.split, "placement": setup.placement}
+    data = pipeline.load_dataset(config, setup.tokenizer, **source)
+    plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(mesh))
+    parameters = starting_parameters(setup)
+    reference = resident_reference(parameters, config, setup.spec, mesh)
+    state = first_state(parameters, setup.spec, mesh, direction(config.optimizer, setup.spec))
+    step = make_train_step(config, setup.spec, mesh, plan.shape, num_steps=len(plan.steps))
+    metrics = []
+    with jax.set_mesh(mesh), precision(config):
+        for batch in pipeline.batches(data.groups, plan, my_rows(mesh, plan.shape.B))(0):
+            state, values = step(state, reference, to_device(batch, mesh, plan.shape.B))
+            metrics.append({name: float(value) for name, value in jax.device_get(values).items()})
+    weights = dict(file_tensors(state.parameters, setup.spec, dtype=np.dtype(np.float32)))
+    return Ours(setup, plan, data.groups, metrics, weights)

@@ -1,0 +1,471 @@
+"""Every mistake a user can make at the command line: one message with the fact, the constraint and the knob, exit code 2,
+no traceback, and nothing lost that was there before."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from tests.tiny import CHAT_TEMPLATE, PAIRS, RUN, build_tokenizer, rapo, write_model, write_rows
+
+NO_SCORES = [{key: value for key, value in row.items() if not key.startswith("score")} for row in PAIRS]
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Are you there?"}]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A directory with config.yaml, model/ and pairs.jsonl."""
+    world = tmp_path_factory.mktemp("world")
+    (world / "config.yaml").write_text(RUN)
+    write_model(world / "model")
+    write_rows(world / "pairs.jsonl")
+    return world
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    """A finished run of two steps, in the world."""
+    assert rapo("train", *settings(world, world / "run")) == 0
+    return world / "run"
+
+
+@pytest.fixture
+def place(world, tmp_path, monkeypatch):
+    """An empty directory to make mistakes in; it is the current one. The world must be the same afterwards."""
+    before = contents(world)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert contents(world) == before
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function (*arguments) -> the one message with which `rapo *arguments` is refused."""
+
+    def refused(*arguments):
+        capsys.readouterr()
+        code = rapo(*arguments)
+        printed, message = capsys.readouterr()
+        assert code == 2, f"exit code {code}: {printed}{message}"
+        assert "Traceback" not in printed + message
+        *usage, message = message.split(f"rapo {arguments[0] if arguments else ''}".rstrip() + ": ")
+        assert all(text.startswith("usage: ") or not text for text in usage)
+        return message.removeprefix("error: ").rstrip("\n")
+
+    return refused
+
+
+def settings(world, run_dir):
+    """The arguments of `rapo train` for a run in this directory."""
+    paths = {"model.path": world / "model", "data.path": world / "pairs.jsonl", "run_dir": run_dir}
+    return [world / "config.yaml", *(f"{key}={path}" for key, path in paths.items())]
+
+
+def contents(directory):
+    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def with_row(**change):
+    """The pairs, with a change in the fourth; ... removes a column."""
+    changed = {key: value for key, value in (PAIRS[3] | change).items() if value is not ...}
+    return [*PAIRS[:3], changed, *PAIRS[4:]]
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "argument VERB: invalid choice: 'frobnicate' (choose from "),
+        ([], "the following arguments are required: VERB"),
+        (["train"], "the following arguments are required: CONFIG"),
+        (["train", "c.yaml", "--fast"], "unrecognized arguments: --fast"),
+        (["export", "run", "out", "surplus"], "unrecognized arguments: surplus"),
+        (["relabel", "c.yaml"], "the following arguments are required: --out"),
+        (["export", "run", "out", "--goal", "9", "--no-goal"], "argument --no-goal: not allowed with argument --goal"),
+        (["export", "run", "out", "--goal", "nan"], "argument --goal: nan is out of range; it must be a finite number"),
+    ],
+)
+def test_a_command_that_is_none_is_answered_with_how_to_write_it(capsys, arguments, message):
+    assert rapo(*arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: rapo") and message in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "'seed' is not an override; write key=value, such as optimizer.learning_rate=1e-6."),
+        ("objective.betta=1", "unknown key objective.betta; did you mean 'beta'?"),
+        ("run_dir=", "run_dir=None: expected a text (in quotes, if it looks like something else)."),
+        ("run_dir=''", "run_dir is not set; add it to CONFIG or to the command line: run_dir=..."),
+        (
+            "relabel.template=Be good.",
+            "relabel.template='Be good.' has no {goal}; write one with {goal} or name one of: paper, released_code.",
+        ),
+        (
+            "mesh.tensor=7",
+            "mesh.data=1, mesh.fsdp=-1, mesh.tensor=7 cannot use 8 device(s): the product of the sizes must equal the "
+            "number of devices; change one of them, or set one to -1 (all remaining devices).",
+        ),
+        (
+            "train.batch_size=100",
+            "train.batch_size=100 exceeds the 24 pairs that the data gives after relabelling (train.num_epochs=1); "
+            "lower train.batch_size or use more data.",
+        ),
+        (
+            "data.chat_template=chatlm",
+            "data.chat_template=chatlm is neither a preset nor a file; give "
+            "data.chat_template=plain|chatml|zephyr|FILE.jinja.",
+        ),
+        (
+            "rows.length=80",
+            "11 group(s) of a prompt and its responses do not fit rows of 80 tokens; the longest, from row 12, has 87. "
+            "Raise rows.length to 88, or lower data.max_length.",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(world, place, refused, override, message):
+    """Breaks: hours into a run, or after its directory was made, is too late."""
+    assert refused("train", *settings(world, "new"), override) == message
+    assert not any(place.iterdir())
+
+
+def test_sft_with_the_rejected_responses_goal_is_refused(world, place, refused):
+    message = refused("train", *settings(world, "new"), "objective.name=sft", "objective.beta=0.01")
+    assert message.startswith("objective.name=sft trains on one response and has no rejected one to take a goal from")
+    assert message.endswith(
+        "set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] (no goals)."
+    )
+
+
+def test_a_config_that_is_not_there_is_named(place, refused):
+    assert refused("train", "none.yaml") == "none.yaml does not exist; CONFIG must be a YAML file (examples: configs/)."
+    assert refused("train", place) == f"{place} is a directory; CONFIG must be a YAML file (examples: configs/)."
+
+
+# Data.
+
+
+@pytest.mark.parametrize("option", ["data.path", "data.eval_path"])
+def test_data_that_is_not_there_is_named_with_its_option(world, place, refused, option):
+    message = refused("train", *settings(world, "new"), f"{option}=none.jsonl")
+    assert message.startswith(f"{option}=none.jsonl: no such file or directory, and no data set that can be loaded")
+    assert f"with {option.replace('path', 'split')}=" in message
+    assert message.endswith("give a .jsonl, .json or .parquet file, a directory of them, one written by save_to_disk, or "
+                            "the id of a data set.")  # fmt: skip
+
+
+def test_a_line_that_is_not_json_is_named(world, place, refused):
+    (place / "bad.jsonl").write_text((world / "pairs.jsonl").read_text() + '{"prompt": \n')
+    assert refused("train", *settings(world, "new"), "data.path=bad.jsonl") == (
+        "bad.jsonl is not JSON at line 13: Expecting value at character 13; one object per line is needed."
+    )
+
+
+def test_a_missing_column_is_answered_with_those_that_are_there(world, place, refused):
+    write_rows(place / "some.jsonl", [{"question": "Hi", "chosen": "Good", "answer": "Bad"}])
+    assert refused("train", *settings(world, "new"), "data.path=some.jsonl") == (
+        "data.path=some.jsonl has the columns 'question', 'chosen', 'answer'; needed: chosen and rejected. "
+        "Name them with data.columns.chosen=... and data.columns.rejected=...."
+    )
+
+
+def test_data_without_scores_are_told_both_ways_out(world, place, refused):
+    """Breaks: the most frequent first mistake; without the message people give up or invent scores."""
+    write_rows(place / "some.jsonl", NO_SCORES)
+    message = refused("train", *settings(world, "new"), "data.path=some.jsonl")
+    assert message.startswith(
+        "data.path=some.jsonl has the columns 'prompt', 'chosen', 'rejected', none of which is known"
+    )
+    assert "(tried score_chosen + score_rejected, chosen_score + rejected_score, chosen-rating + " in message
+    assert "name their columns with data.columns.score_chosen=... and data.columns.score_rejected=..." in message
+    assert message.endswith("or train without goals by relabel.goals=[].")
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"score_chosen": math.nan}, "score_chosen is nan, not a finite number"),
+        ({"score_chosen": math.inf}, "score_chosen is inf, not a finite number"),
+        ({"score_rejected": "8"}, "score_rejected is '8', not a finite number"),
+        ({"score_rejected": ...}, "score_rejected is missing, not a finite number"),
+        ({"score_rejected": 10**400}, f"score_rejected is {10**39}, not a finite number"),
+        ({"chosen": " \n"}, "the response in chosen is empty"),
+        ({"rejected": None}, "rejected is missing"),
+        ({"prompt": TURNS}, "turn 2 of the prompt is of role user, must be of role assistant"),
+        ({"prompt": [{"role": "tool", "content": "x"}]}, "prompt has the role 'tool'; known: system, user, assistant"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line_and_what_a_row_needs(world, place, refused, change, fact):
+    write_rows(place / "some.jsonl", with_row(**change))
+    assert refused("train", *settings(world, "new"), "data.path=some.jsonl") == (
+        "1 of 12 rows cannot be used. A row needs turns that alternate and end with a user's, responses that are not "
+        "empty and scores that are finite numbers; fix the rows or set data.bad_rows=drop.\n"
+        f"  some.jsonl line 4: {fact}"
+    )
+    assert [path.name for path in place.iterdir()] == ["some.jsonl"]
+
+
+def test_an_enormous_score_is_a_score(world, place):
+    """Breaks: squared distances overflow; the row would end the run with a traceback."""
+    write_rows(place / "some.jsonl", with_row(score_chosen=1e300))
+    assert rapo("relabel", *settings(world, "new"), "data.path=some.jsonl", "--out", "out.jsonl") == 0
+
+
+def test_data_of_which_nothing_is_left_says_where_it_went(world, place, refused):
+    lengths = ["data.max_length=40", "data.max_prompt_length=20"]
+    assert refused("train", *settings(world, "new"), *lengths) == (
+        f"data.path={world / 'pairs.jsonl'}: nothing is left of its 12 rows, which gave 24 preferences; dropped: 24 "
+        "goal_does_not_fit. What does not fit needs a larger data.max_length=40; ties are kept by relabel.ties=keep."
+    )
+
+
+def test_an_evaluation_row_that_does_not_fit_is_found_before_training(world, place, refused):
+    """Breaks: the end of the first epoch would be the first to see it, with hours of training not saved."""
+    write_rows(place / "some.jsonl", with_row(prompt="x" * 100))
+    message = refused("train", *settings(world, "new"), "data.eval_path=some.jsonl", "rows.length=96")
+    assert message.startswith(
+        "data.eval_path=some.jsonl: 2 group(s) of a prompt and its responses do not fit rows of 96"
+    )
+    assert [path.name for path in place.iterdir()] == ["some.jsonl"]
+
+
+# The model.
+
+
+@pytest.mark.parametrize("verb", ["train", "relabel", "generate"])
+def test_a_model_that_is_not_there_is_named(world, place, refused, verb):
+    arguments = {
+        "train": ["train", *settings(world, "new"), "model.path=nowhere"],
+        "relabel": ["relabel", *settings(world, "new"), "model.path=nowhere", "--out", "out.jsonl"],
+        "generate": ["generate", "nowhere", "--prompts", world / "pairs.jsonl", "--out", "out.jsonl"],
+    }[verb]
+    option = "MODEL_DIR" if verb == "generate" else "model.path"
+    assert refused(*arguments) == (
+        f"{option}='nowhere': no such directory; give a Hugging Face model directory or a hub id."
+    )
+    assert not any(place.iterdir())
+
+
+def test_a_tokenizer_without_chat_template_is_told_the_choices(world, place, refused):
+    write_model(place / "base", chat_template=None)
+    assert refused("train", *settings(world, "new"), "model.path=base") == (
+        "base: its tokenizer has no chat template; choose one with data.chat_template=plain|chatml|zephyr|FILE.jinja."
+    )
+    assert refused("generate", "base", "--prompts", world / "pairs.jsonl", "--out", "out.jsonl") == (
+        "base: its tokenizer has no chat template; choose one with --chat-template=plain|chatml|zephyr|FILE.jinja."
+    )
+    assert [path.name for path in place.iterdir()] == ["base"]
+
+
+# Directories that belong to someone else.
+
+
+def test_a_run_dir_that_is_not_ours_is_left_alone(world, place, refused):
+    """Breaks: someone's thesis is in that directory."""
+    (place / "thesis").mkdir()
+    (place / "thesis" / "chapter.tex").write_text("...")
+    message = "run_dir=thesis exists and is not a run of rapo_jax; choose another run_dir."
+    assert refused("train", *settings(world, "thesis")) == message
+    assert contents(place) == {place / "thesis" / "chapter.tex": b"..."}
+
+
+def test_a_checkpoints_directory_that_is_not_ours_is_left_alone(world, place, refused):
+    (place / "other" / "checkpoints").mkdir(parents=True)
+    (place / "other" / "checkpoints" / "model.pt").write_text("...")
+    assert refused("train", *settings(world, "other")) == (
+        f"{place / 'other' / 'checkpoints'} is not empty and was not written by rapo_jax; nothing was changed. "
+        "Choose another run_dir."
+    )
+    assert contents(place) == {place / "other" / "checkpoints" / "model.pt": b"..."}
+
+
+def test_a_run_dir_within_a_file_is_no_crash(world, place, refused):
+    (place / "file").write_text("...")
+    assert refused("train", *settings(world, "file/run")).startswith("cannot write or read there: [Errno 20] Not a dir")
+
+
+# Resuming with something changed.
+
+
+@pytest.fixture
+def changes(world, place):
+    """What to change: name -> (override, what the message says of it)."""
+    write_model(place / "other_model", seed=1)
+    shutil.copytree(world / "model", place / "other_tokenizer")
+    build_tokenizer("A conversation. " + CHAT_TEMPLATE).save_pretrained(place / "other_tokenizer")
+    shutil.copytree(world / "model", place / "other_shape")
+    config = json.loads((place / "other_shape" / "config.json").read_text())
+    (place / "other_shape" / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    write_rows(place / "other.jsonl", with_row(score_chosen=3))
+    return {
+        "model": (["model.path=other_model"], "the model (other_model)"),
+        "tokenizer": (["model.path=other_tokenizer"], "the tokenizer (other_tokenizer)"),
+        "shape": (
+            ["model.path=other_shape", "model.random_init=true"],
+            "the model (other_shape); model.random_init (False -> True)",
+        ),
+        "data": (["data.path=other.jsonl"], "the data (other.jsonl)"),
+        "settings": (["objective.beta=0.2", "seed=1"], "objective.beta (0.1 -> 0.2); seed (0 -> 1)"),
+        "goals": (["relabel.goals=[chosen]"], "relabel.goals (['chosen', 'rejected'] -> ['chosen'])"),
+        "length": (["train.max_steps=3"], "train.max_steps (2 -> 3)"),
+    }
+
+
+@pytest.mark.slow
+def test_resuming_with_something_changed_names_it_and_changes_nothing(world, run, changes, refused, capsys):
+    """Breaks: half a run of one thing and half of another, under one name. `place` holds that no file is touched; and
+    when the change is undone, the run goes on as if nothing had been."""
+    for overrides, changed in changes.values():
+        assert refused("train", *settings(world, run), *overrides) == (
+            f"{run} was trained up to step 2 with something else; changed: {changed}. Undo the change, or "
+            "choose another run_dir. Nothing was overwritten."
+        )
+    assert rapo("train", *settings(world, run)) == 0
+    assert capsys.readouterr().out.endswith(f"nothing to do: {run} is complete at step 2.\n")
+
+
+@pytest.mark.slow
+def test_what_changes_no_update_may_change_on_resuming(world, run, place, capsys):
+    """Breaks: a finished or interrupted run could not be moved, watched more closely or looked at on another machine."""
+    shutil.copytree(run, place / "run")
+    shutil.copytree(world / "model", place / "moved")
+    overrides = ["run_dir=run", "model.path=moved", "train.log_every=5", "rows.length=128", "mesh.data=2"]
+    assert rapo("train", *settings(world, run), *overrides) == 0
+    assert "nothing to do: run is complete at step 2." in capsys.readouterr().out
+
+
+# Export.
+
+
+@pytest.mark.slow
+def test_an_export_never_writes_into_a_directory_with_something_in_it(run, place, refused):
+    (place / "out").mkdir()
+    (place / "out" / "mine").write_text("...")
+    assert refused("export", run, "out") == (
+        "out is not empty; nothing was written. Choose another OUT_DIR or empty it yourself."
+    )
+    assert contents(place) == {place / "out" / "mine": b"..."}
+
+
+@pytest.mark.slow
+def test_an_export_of_what_is_no_run_says_so(world, run, place, refused):
+    message = "is not a run directory of rapo_jax (it has no config.yaml)."
+    assert refused("export", "nowhere", "out") == f"nowhere {message}"
+    assert refused("export", world / "model", "out") == f"{world / 'model'} {message}"
+    (place / "early").mkdir()
+    shutil.copy(run / "config.yaml", place / "early")
+    assert refused("export", "early", "out") == (
+        f"{place / 'early' / 'checkpoints'} holds no checkpoints of rapo_jax; RUN_DIR must be the run_dir of a training run."
+    )
+    (place / "early" / "checkpoints").mkdir()
+    shutil.copy(run / "checkpoints" / "rapo_jax.json", place / "early" / "checkpoints")
+    assert refused("export", "early", "out") == "early has no checkpoint yet; train it first."
+    assert not (place / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_export_of_a_step_that_is_not_there_lists_those_that_are(run, place, refused):
+    assert refused("export", run, "out", "--step", "7") == (f"{run / 'checkpoints'} has no step 7; it has: 2.")
+    assert not any(place.iterdir())
+
+
+@pytest.mark.slow
+def test_an_export_with_a_model_of_another_shape_is_not_called_damage(run, changes, place, refused):
+    """Breaks: "restore the files from a backup" for checkpoints that are sound."""
+    shutil.copytree(run, place / "run")
+    changed = RUN.replace("model: {", "model: {path: other_shape, ")
+    (place / "run" / "config.yaml").write_text(changed)
+    message = refused("export", "run", "out")
+    assert message.startswith(f"step 2 in {place / 'run' / 'checkpoints'} has parameters.blocks.")
+    assert ": it was trained from another model or with another optimizer. Undo the change, or choose" in message
+    assert not (place / "out").exists()
+
+
+# Relabel and generate.
+
+
+def test_relabel_never_writes_over_a_file(world, place, refused):
+    (place / "out.jsonl").write_text("...")
+    assert refused("relabel", *settings(world, "new"), "--out", "out.jsonl") == (
+        "out.jsonl exists; nothing was written. Choose another --out."
+    )
+    assert contents(place) == {place / "out.jsonl": b"..."}
+
+
+def test_relabel_takes_overrides_after_its_options_too(world, place, capsys):
+    """Breaks: `rapo relabel CONFIG --out FILE relabel.goals=[]`, as one types it, was "unrecognized arguments"."""
+    assert rapo("relabel", *settings(world, "new"), "--out", "out.jsonl", "relabel.goals=[]") == 0
+    assert capsys.readouterr().out == "out.jsonl: rows 12, dropped 0, ties 0, no goal 12\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"text": "Hi", "id": 3},
+            "prompts.jsonl line 1 has no prompt; it has the columns text, id, and a prompt is looked for under prompt, "
+            "messages, instruction, question.",
+        ),
+        (
+            {"prompt": 5},
+            "prompts.jsonl line 1: a prompt must be a text or a list of messages, each with the texts role and content.",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": None}]},
+            "prompts.jsonl line 1: a prompt must be a text or a list of messages, each with the texts role and content.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+            "prompts.jsonl line 1: a prompt must end with a user turn.",
+        ),
+    ],
+)
+def test_prompts_that_are_none_are_named(world, place, refused, row, message):
+    write_rows(place / "prompts.jsonl", [row])
+    assert refused("generate", world / "model", "--prompts", "prompts.jsonl", "--out", "out.jsonl") == message
+    assert [path.name for path in place.iterdir()] == ["prompts.jsonl"]
+
+
+def test_generate_names_the_file_that_is_missing_or_in_the_way(world, place, refused):
+    message = refused("generate", world / "model", "--prompts", "none.jsonl", "--out", "out.jsonl")
+    assert message.startswith("--prompts=none.jsonl: no such file or directory")
+    (place / "out.jsonl").write_text("...")
+    assert refused("generate", world / "model", "--prompts", world / "pairs.jsonl", "--out", "out.jsonl") == (
+        "out.jsonl exists; nothing was written. Choose another --out."
+    )
+    assert contents(place) == {place / "out.jsonl": b"..."}
+
+
+@pytest.mark.parametrize(
+    ("option", "limit"),
+    [
+        (["--batch-size", "0"], "at least 1"),
+        (["--max-new-tokens", "0"], "at least 1"),
+        (["--max-prompt-length", "1"], "at least 2"),
+        (["--temperature", "-1"], "at least 0"),
+        (["--temperature", "inf"], "at least 0"),
+        (["--top-p", "0"], "at least 1e-06 and at most 1"),
+        (["--top-p", "1.5"], "at least 1e-06 and at most 1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_its_range(world, place, refused, option, limit):
+    message = refused("generate", world / "model", "--prompts", world / "pairs.jsonl", "--out", "out.jsonl", *option)
+    assert message == f"argument {option[0]}: {option[1]} is out of range; it must be a finite number of {limit}"
+
+
+# What is not the user's mistake.
+
+
+def test_an_error_of_ours_keeps_its_traceback(world, place, capsys, monkeypatch):
+    """Breaks: bugs would be reported as "rapo: KeyError" and could not be found."""
+
+    def broken(config):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("rapo_jax.run.train_or_resume", broken)
+    assert rapo("train", *settings(world, "new")) == 13
+    assert "Traceback" in capsys.readouterr().err
