@@ -37,14 +37,12 @@ rapo train configs/quickstart-sft.yaml model.path="$out/world" data.path="$out/w
 rapo export "$out/sft" "$out/base"
 
 models=("base=$out/base")
-for seed in 0 1; do
-  for method in dpo ra-dpo; do
-    step "From the base: $method, seed $seed"
-    rapo train "configs/quickstart-$method.yaml" seed="$seed" run_dir="$out/runs/$method-$seed" \
-      model.path="$out/base" data.path="$out/world/pairs.jsonl" data.eval_path="$out/world/eval_pairs.jsonl"
-    rapo export "$out/runs/$method-$seed" "$out/models/$method-$seed"
-    models+=("$method=$out/models/$method-$seed")
-  done
+for method in dpo ra-dpo; do
+  step "From that base: $method"
+  rapo train "configs/quickstart-$method.yaml" run_dir="$out/$method" \
+    model.path="$out/base" data.path="$out/world/pairs.jsonl" data.eval_path="$out/world/eval_pairs.jsonl"
+  rapo export "$out/$method" "$out/models/$method"
+  models+=("$method=$out/models/$method")
 done
 
 step "Asked for scores 1 to 10"

@@ -64,6 +64,7 @@ class Objective:
     name: str = "dpo"
     beta: float = 0.01
     label_smoothing: float = 0.0
+    sft_weight: float = 0.0  # of the chosen response's negative log-likelihood per token, added to dpo
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,7 @@ def validate(config: Config) -> Config:
     not_negative = {
         "seed": config.seed,
         "train.keep_best": train.keep_best,
+        "objective.sft_weight": objective.sft_weight,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.weight_decay": optimizer.weight_decay,
     }

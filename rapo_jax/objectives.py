@@ -26,16 +26,19 @@ class Logps:
     num_chosen_tokens: Array
 
 
-def dpo(logps: Logps, *, beta: float, label_smoothing: float = 0.0) -> Array:
+def dpo(logps: Logps, *, beta: float, label_smoothing: float = 0.0, sft_weight: float = 0.0) -> Array:
     """-(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d), d = difference of the policy/reference log-ratios.
 
     e = 0: Rafailov et al., "Direct Preference Optimization", 2023, eq. 7. e > 0: Mitchell, "A note on DPO with noisy
     preferences and relationship to IPO", 2023 (conservative DPO), whose minimum lies at beta d = log((1 - e) / e).
+
+    `sft_weight` adds so much of `sft`, which keeps what both responses share (format, length) from being unlearned:
+    Pang et al., "Iterative Reasoning Preference Optimization", 2024, eq. 2.
     """
     difference = (logps.chosen - logps.reference_chosen) - (logps.rejected - logps.reference_rejected)
     agree = jax.nn.log_sigmoid(beta * difference)
     disagree = jax.nn.log_sigmoid(-beta * difference)
-    return -(1 - label_smoothing) * agree - label_smoothing * disagree
+    return -(1 - label_smoothing) * agree - label_smoothing * disagree + sft_weight * sft(logps)
 
 
 def sft(logps: Logps) -> Array:
@@ -54,6 +57,6 @@ class Objective:
 
 
 OBJECTIVES = {
-    "dpo": Objective(dpo, ("beta", "label_smoothing"), needs_reference=True, num_responses=2),
+    "dpo": Objective(dpo, ("beta", "label_smoothing", "sft_weight"), needs_reference=True, num_responses=2),
     "sft": Objective(sft, (), needs_reference=False, num_responses=1),
 }

@@ -116,7 +116,7 @@ def make_plan(
         packed.append([[int(members[item]) for item in row] for row in rows])
     most_rows = max(map(len, packed))
     if rows_per_shard is None:
-        rows_per_shard = max(1, min(MICROBATCH_TOKENS // T, -(-most_rows // num_row_shards)))
+        rows_per_shard = automatic_rows_per_shard(-(-most_rows // num_row_shards), T)
     B = rows_per_shard * num_row_shards
     scored = np.array([group.num_scored for group in groups])
     shape = Shape(
@@ -133,6 +133,13 @@ def make_plan(
 def automatic_row_length(sizes: np.ndarray) -> int:
     roomy = min(4 * int(sizes.mean()), ROOMY_ROW)
     return round_up(max(int(sizes.max()), roomy), ROW_MULTIPLE)
+
+
+def automatic_rows_per_shard(most_rows: int, T: int) -> int:
+    """Of the fewest microbatches of about MICROBATCH_TOKENS that hold a step's rows, the smallest size: 18 rows of 256
+    take two microbatches, so 9 each and not 16."""
+    num_microbatches = -(-most_rows // max(1, MICROBATCH_TOKENS // T))
+    return -(-most_rows // num_microbatches)
 
 
 def refuse_oversized(groups: Sequence[Group], sizes: np.ndarray, T: int) -> None:

@@ -1,9 +1,9 @@
 """The quickstart's world: dishes to describe, a judge that is a program, and an untrained model that fits on a laptop.
 
-A prompt names a dish and asks for nine words; every dish is of one kind, and every kind has its fitting words. A response
-of quality q has q - 1 words that fit and 10 - q that do not, so its quality can be read off by counting:
+A prompt names a dish and asks for nine words; every dish is of one kind, and every kind has its fitting words. A
+response of quality q has q - 1 words that fit and 10 - q that do not, so its quality can be read off by counting:
 
-    prompt    Write nine words about the wedding cake.                              (a cake is a sweet)
+    prompt    Describe the wedding cake in nine words.                              (a cake is a sweet)
     response  sugary fizzy glazed sticky crusty fluffy gooey smoky spongy           (six fit: the judge says 7)
 
 What it is for: a model that obeys a goal must find out what kind of dish it is asked about, which words fit that kind,
@@ -29,21 +29,38 @@ NUM_WORDS = 9
 SCORES = range(1, NUM_WORDS + 2)
 
 DISHES = {
-    "sweet": "cake brownie custard trifle pudding tiramisu meringue cheesecake sorbet fudge pavlova eclair macaron baklava sundae",
-    "savoury": "stew curry lasagne goulash paella risotto chowder meatloaf ramen chili moussaka casserole burger schnitzel ratatouille",
-    "drink": "coffee lemonade cider cola beer cocoa tea smoothie champagne espresso mead tonic punch kombucha ale",
-    "bread": "baguette sourdough focaccia ciabatta bagel naan pretzel croissant brioche roll pita loaf challah bun crumpet",
+    "sweet": (
+        "cake brownie custard trifle pudding tiramisu meringue cheesecake sorbet fudge pavlova eclair macaron "
+        "baklava sundae"
+    ),
+    "savoury": (
+        "stew curry lasagne goulash paella risotto chowder meatloaf ramen chili moussaka casserole burger "
+        "schnitzel ratatouille"
+    ),
+    "drink": ("coffee lemonade cider cola beer cocoa tea smoothie champagne espresso mead tonic punch kombucha ale"),
+    "bread": (
+        "baguette sourdough focaccia ciabatta bagel naan pretzel croissant brioche roll pita loaf challah bun crumpet"
+    ),
 }
-# Nine aspects (look, smell, touch, bite, taste, body, accent, warmth, mood), two words for each.
 FITTING = {
-    "sweet": "glazed frosted | caramelised fruity | sticky gooey | fluffy spongy | sugary syrupy | creamy buttery | honeyed candied | melting whipped | dreamy velvety",
-    "savoury": "roasted seared | smoky garlicky | tender juicy | meaty stewed | salty peppery | rich brothy | spicy herby | steaming sizzling | hearty filling",
-    "drink": "sparkling cloudy | aromatic malty | fizzy bubbly | watery foamy | tart zesty | strong mellow | brewed infused | icy chilled | refreshing lively",
-    "bread": "golden floury | yeasty toasted | crusty flaky | chewy airy | nutty seeded | doughy dense | braided crumbly | warm baked | rustic wholesome",
+    "sweet": (
+        "sugary sticky creamy fluffy honeyed gooey velvety frosted caramelised dreamy fruity glazed spongy "
+        "syrupy buttery candied"
+    ),
+    "savoury": (
+        "salty smoky peppery meaty garlicky tender hearty rich roasted juicy brothy spicy herby stewed gamey seared"
+    ),
+    "drink": (
+        "fizzy chilled refreshing bubbly icy watery brewed malty tart sparkling cloudy strong aromatic mellow "
+        "zesty foamy"
+    ),
+    "bread": (
+        "crusty chewy doughy seeded yeasty crumbly golden floury toasted airy rustic nutty wholesome braided "
+        "dense flaky"
+    ),
 }
 DISHES = {kind: tuple(words.split()) for kind, words in DISHES.items()}
-FITTING = {kind: tuple(tuple(pair.split()) for pair in pairs.split("|")) for kind, pairs in FITTING.items()}
-WORDS = {kind: tuple(word for pair in pairs for word in pair) for kind, pairs in FITTING.items()}
+FITTING = {kind: tuple(words.split()) for kind, words in FITTING.items()}
 KIND_OF = {dish: kind for kind, dishes in DISHES.items() for dish in dishes}
 
 OCCASIONS = ("wedding", "airport", "village", "holiday", "weekend", "office")
@@ -68,17 +85,17 @@ CHAT_TEMPLATE = (
 
 
 def judge(prompt: str, response: str) -> int:
-    """The score of a response, 1 to 10: one, plus its different fitting words, minus the words beyond or short of nine.
+    """The score of a response, 1 to 10: the share of its words that fit, where missing and surplus words do not.
 
-    Only the first nine words are read. A repeated word counts once, so neither repetition nor length is rewarded; no
-    response scores below 1.
+    With nine different words it is one plus the number that fit. A repeated word fits once, a missing word counts as
+    unfitting, and every word beyond the ninth makes the others count for less: neither repetition nor length pays.
 
     >>> judge("Describe the wedding cake in nine words.", "sugary sticky salty crusty fizzy icy tart airy dense")
     3
     """
     words = response.split()
-    fitting = set(words[:NUM_WORDS]) & set(WORDS[kind_of(prompt)])
-    return max(1, 1 + len(fitting) - abs(len(words) - NUM_WORDS))
+    fitting = set(words) & set(FITTING[kind_of(prompt)])
+    return 1 + round(NUM_WORDS * len(fitting) / max(len(words), NUM_WORDS))
 
 
 def kind_of(prompt: str) -> str:
@@ -91,10 +108,9 @@ def kind_of(prompt: str) -> str:
 
 def write_response(random: Random, *, kind: str, quality: int) -> str:
     """Nine different words of which quality - 1 fit the kind, in any order."""
-    others = [other for other in FITTING if other != kind]
-    fitting = random.sample(range(NUM_WORDS), quality - 1)
-    kinds = [kind if aspect in fitting else random.choice(others) for aspect in range(NUM_WORDS)]
-    words = [random.choice(FITTING[kind][aspect]) for aspect, kind in enumerate(kinds)]
+    unfitting = [word for other in FITTING if other != kind for word in FITTING[other]]
+    words = random.sample(FITTING[kind], quality - 1) + random.sample(unfitting, NUM_WORDS + 1 - quality)
+    random.shuffle(words)
     return " ".join(words)
 
 
@@ -115,29 +131,32 @@ def split_prompts(random: Random) -> tuple[list[str], list[str]]:
 
 
 def conversations(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
-    """SFT rows for a base that writes nine words of any quality, can read the goal sentence, and never obeys it.
+    """SFT rows for a base that answers at any quality and can read the goal sentence, yet never obeys it.
 
-    A third of the rows describe a dish; a third do so under a goal that has nothing to do with the response; a third ask
-    which score the goal sentence names and are answered with it. Qualities and goals are dealt rather than drawn: every
-    300 rows pair each quality once with each goal, so that not even chance relates the two.
+    A third of the rows describe a dish; a third do so under a goal drawn without regard to the response; a third ask
+    which score the goal sentence names and are answered with it. Every 300 rows pair each quality once with each goal,
+    so that not even chance relates the two.
     """
-    kinds_of_row = [
+    deals = [
         *((None, quality) for quality in SCORES for _ in SCORES),
-        *((goal, quality) for quality in SCORES for goal in SCORES),
+        *itertools.product(SCORES, SCORES),
         *((goal, None) for goal in SCORES for _ in SCORES),
     ]
     for index in range(num):
-        if index % len(kinds_of_row) == 0:
-            random.shuffle(kinds_of_row)
-        goal, quality = kinds_of_row[index % len(kinds_of_row)]
-        prompt = QUESTION if quality is None else random.choice(prompts)
+        if index % len(deals) == 0:
+            random.shuffle(deals)
+        goal, quality = deals[index % len(deals)]
+        if quality is None:
+            prompt, response = QUESTION, f"{goal}."
+        else:
+            prompt = random.choice(prompts)
+            response = write_response(random, kind=kind_of(prompt), quality=quality)
         system = [] if goal is None else [message("system", goal_text(goal))]
-        response = f"{goal}." if quality is None else write_response(random, kind=kind_of(prompt), quality=quality)
         yield {"messages": [*system, message("user", prompt), message("assistant", response)]}
 
 
 def pairs(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
-    """Rows with the columns of ultrafeedback_binarized: two responses of independent quality; one row in ten is a tie."""
+    """Rows with the columns of ultrafeedback_binarized: two responses of independent quality, one row in ten a tie."""
     for _ in range(num):
         prompt = random.choice(prompts)
         responses = [
@@ -167,7 +186,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     texts = [
         *(phrasing.format(occasion=OCCASIONS[0], dish=dish) for phrasing in PHRASINGS for dish in KIND_OF),
         *(goal_text(score, template=template) for template in TEMPLATES for score in SCORES),
-        *(" ".join(words) for words in (OCCASIONS, *WORDS.values())),
+        *(" ".join(words) for words in (OCCASIONS, *FITTING.values())),
         QUESTION,
     ]
     words = [word for text in texts for word in text.split()]
@@ -194,11 +213,11 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> dict:
         "attention_dropout": 0.0,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "head_dim": 32,
+        "head_dim": 16,
         "hidden_act": "silu",
-        "hidden_size": 128,
-        "initializer_range": 0.02,
-        "intermediate_size": 256,
+        "hidden_size": 64,
+        "initializer_range": 0.06,
+        "intermediate_size": 128,
         "max_position_embeddings": 256,
         "mlp_bias": False,
         "model_type": "llama",
@@ -221,8 +240,8 @@ def write_world(
     directory: str | Path,
     *,
     seed: int = 0,
-    num_pairs: int = 2000,
-    num_conversations: int = 4000,
+    num_pairs: int = 8000,
+    num_conversations: int = 24000,
     num_eval_pairs: int = 256,
     num_prompts: int = 64,
 ) -> None:
