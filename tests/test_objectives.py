@@ -114,6 +114,14 @@ def test_sft_is_the_negative_log_likelihood_per_token_and_knows_only_the_chosen_
     np.testing.assert_array_equal(rejected, [0, 0])
 
 
+def test_dpo_with_a_likelihood_term_is_the_sum_of_both_losses_and_both_gradients():
+    """0.55435524 + 0.5 * 2.0 and 0.85435524 + 0.5 * 2.0; the term pulls on the chosen response alone, by 0.5 / 10."""
+    np.testing.assert_allclose(dpo(cases(), beta=0.1, sft_weight=0.5), [1.55435524, 1.85435524], rtol=1e-6)
+    chosen, rejected = gradients(lambda logps: dpo(logps, beta=0.1, sft_weight=0.5), cases())
+    np.testing.assert_allclose(chosen[0], -0.042556 - 0.05, atol=1e-5)
+    np.testing.assert_allclose(rejected[0], 0.042556, atol=1e-5)
+
+
 def test_sft_of_an_absent_group_is_zero_not_nan():
     """Breaks: rows with fewer groups than others have slots without tokens; 0 / 0 there would poison the sum."""
     nothing = jnp.zeros(1)
@@ -124,7 +132,7 @@ def test_sft_of_an_absent_group_is_zero_not_nan():
 def test_no_objective_reduces(name):
     """Breaks: a mean inside would be taken per microbatch, and the loss would depend on how rows were packed."""
     objective = OBJECTIVES[name]
-    options = {option: {"beta": 0.1, "label_smoothing": 0.2}[option] for option in objective.options}
+    options = {option: {"beta": 0.1, "label_smoothing": 0.2, "sft_weight": 0.5}[option] for option in objective.options}
     logps = jax.tree.map(lambda x: jnp.stack([x, x, x]), vars(cases()))
     stacked = objective.loss(Logps(**logps), **options)
     assert stacked.shape == (3, 2)
