@@ -13,11 +13,11 @@ venv=.venv
 if [ ! -x "$venv/bin/rapo" ] || [ pyproject.toml -nt "$venv/installed" ]; then
   echo "installing into $venv ..."
   "${PYTHON:-python3}" -m venv "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar off --editable .
+  "$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off --editable .
   touch "$venv/installed"
 fi
 PATH="$PWD/$venv/bin:$PATH"
-export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TRANSFORMERS_VERBOSITY=error
 if [ -e "$out" ]; then
   echo "$out exists; remove it or give another directory: bash launch/quickstart.sh DIR" >&2
   exit 2

@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 venv=.venv-test
 if [ ! -x "$venv/bin/pytest" ] || [ pyproject.toml -nt "$venv/installed" ]; then
   "${PYTHON:-python3}" -m venv "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar off torch==2.13.0
-  "$venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar off --editable '.[test]'
+  "$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off torch==2.13.0
+  "$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off --editable '.[test]'
   touch "$venv/installed"
 fi
 "$venv/bin/ruff" check .

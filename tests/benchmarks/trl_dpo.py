@@ -9,6 +9,10 @@ time and accumulates. Every round times one optimizer step of each, one after th
 does falls on both. The first round compiles and warms up and is not counted. Reading, tokenizing and logging are not
 timed. Both losses are printed: they must agree, or the two did not do the same work.
 
+On a machine that others use, too, torch's threads wait for each other far longer than XLA's, which flatters us; give both
+one core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`. With few pairs our rows are padded more than in a real run: look at
+real_token_fraction in the JSON.
+
 Without --model: a random Llama of 25 million weights and a byte-level tokenizer trained on the data, nothing downloaded.
 """
 

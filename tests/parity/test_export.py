@@ -50,7 +50,7 @@ model: {dtype: float32, remat: false}
 objective: {beta: 0.1}
 optimizer: {learning_rate: 1e-3, warmup_ratio: 0}
 train: {batch_size: 4, max_steps: 2}
-rows: {length: 256}
+rows: {length: 250}
 mesh: {data: -1, fsdp: 1}
 """
 

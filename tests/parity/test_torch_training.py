@@ -14,20 +14,6 @@ from tests.parity.torch_dpo import Pair, Recipe
 
 NUM_STEPS, BATCH_SIZE, NUM_WARMUP, BETA = 20, 6, 2, 0.1
 
-# A loss of about 0.7 is reproduced to 1e-6, so 1e-5 leaves room for another machine's order of summation. A log-probability
-# of a response is a sum of about -150, whose float32 spacing is 1.5e-5; rewards are BETA times the difference of two.
-TOLERANCES = {
-    "loss": {"rtol": 1e-5, "atol": 0},
-    "logps/chosen": {"rtol": 2e-6, "atol": 0},
-    "logps/rejected": {"rtol": 2e-6, "atol": 0},
-    "rewards/chosen": {"rtol": 1e-5, "atol": 3e-5},
-    "rewards/rejected": {"rtol": 1e-5, "atol": 3e-5},
-    "rewards/margins": {"rtol": 1e-5, "atol": 3e-5},
-    "grad_norm": {"rtol": 3e-5, "atol": 0},
-    "learning_rate": {"rtol": 1e-6, "atol": 1e-9},
-}
-WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}  # weights move by 5e-3 and more
-
 
 def configuration(directory, family: str, *, row_length: int, **sections) -> dict:
     """The resolved tree of a run on `family` and 24 made-up rows, both written to `directory`."""
@@ -68,14 +54,14 @@ def assert_same_metrics(ours: list[dict], theirs: list[dict]) -> None:
         if kind == "rewards/accuracies":  # 0 or 1 for each pair: says nothing before the first update, at margins of 0
             np.testing.assert_array_almost_equal(mine[NUM_WARMUP:], expected[NUM_WARMUP:], err_msg=name)
         else:
-            np.testing.assert_allclose(mine, expected, **TOLERANCES[kind], err_msg=name)
+            np.testing.assert_allclose(mine, expected, **trajectory.TOLERANCES[kind], err_msg=name)
 
 
 def assert_same_weights(weights: dict[str, np.ndarray], model, start) -> None:
     expected = {name: p.detach().numpy() for name, p in model.named_parameters()}
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
-        np.testing.assert_allclose(weights[name], tensor, **WEIGHTS, err_msg=name)
+        np.testing.assert_allclose(weights[name], tensor, **trajectory.WEIGHTS, err_msg=name)
         moved = np.abs(tensor - start[name].detach().numpy()).max()
         assert moved > 1e-3, f"{name} hardly moved, so that agreement on it says nothing"
 

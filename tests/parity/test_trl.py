@@ -2,28 +2,18 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
+import trl
 
 from rapo_jax.data.preferences import write_preferences
 from tests.parity import trajectory
 
-datasets = pytest.importorskip("datasets")
-trl = pytest.importorskip("trl")
-
 BETA, BATCH_SIZE = 0.1, 6
-SHARED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-SHARED += ("logps/chosen", "logps/rejected", "grad_norm", "learning_rate")
-# As in test_torch_training: summed log-probabilities near -150 are spaced 1.5e-5 apart in float32.
-TOLERANCES = dict.fromkeys(SHARED, {"rtol": 1e-5, "atol": 3e-5}) | {
-    "loss": {"rtol": 1e-5, "atol": 0},
-    "logps/chosen": {"rtol": 2e-6, "atol": 0},
-    "logps/rejected": {"rtol": 2e-6, "atol": 0},
-    "grad_norm": {"rtol": 3e-5, "atol": 0},
-    "learning_rate": {"rtol": 1e-6, "atol": 1e-9},
-}
+METRICS = (*trajectory.TOLERANCES, "rewards/accuracies")
 
 
 class InOrder(trl.DPOTrainer):
@@ -116,11 +106,13 @@ def test_our_steps_are_those_of_trl_on_our_relabelled_file(case, tmp_path):
     assert len(theirs) == num_steps
     if "max_grad_norm" in optimizer:
         assert max(step["grad_norm"] for step in theirs) > optimizer["max_grad_norm"], "the clip must bind"
-    for metric in SHARED:
+    for metric in METRICS:
         start = 2 if metric == "rewards/accuracies" else 0  # margins are 0 up to rounding until the first update
         mine, expected = ([step[metric] for step in steps[start:]] for steps in (ours.metrics, theirs))
-        np.testing.assert_allclose(mine, expected, **TOLERANCES[metric], err_msg=metric)
+        tolerance = trajectory.TOLERANCES.get(metric, {"rtol": 1e-6})
+        np.testing.assert_allclose(mine, expected, **tolerance, err_msg=metric)
     start = dict(transformers.AutoModelForCausalLM.from_pretrained(ours.setup.model_dir).named_parameters())
     for name, tensor in trainer.model.named_parameters():
-        np.testing.assert_allclose(ours.weights[name], tensor.detach().numpy(), rtol=1e-5, atol=2e-6, err_msg=name)
+        expected = tensor.detach().numpy()
+        np.testing.assert_allclose(ours.weights[name], expected, **trajectory.WEIGHTS, err_msg=name)
         assert (tensor - start[name]).abs().max() > 1e-3, f"{name} hardly moved"

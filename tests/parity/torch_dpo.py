@@ -40,7 +40,10 @@ def summed_logps(model, prompts, responses) -> torch.Tensor:
     ids = torch.tensor([s + [0] * (length - len(s)) for s in sequences])
     attention = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in sequences])
     scored = torch.tensor(
-        [[0] * len(p) + [1] * len(r) + [0] * (length - len(p) - len(r)) for p, r in zip(prompts, responses, strict=True)]
+        [
+            [0] * len(p) + [1] * len(r) + [0] * (length - len(p) - len(r))
+            for p, r in zip(prompts, responses, strict=True)
+        ]
     )
     logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
     logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, ids[:, 1:, None])[..., 0]

@@ -40,6 +40,21 @@ MODELS = {
     "qwen2": (QWEN2, SHAPES["qwen"]),
 }
 
+# How near two float32 computations of one trajectory come. The log-probability of a response is a sum of about -150, whose
+# float32 spacing is 1.5e-5; rewards are beta = 0.1 times the difference of two such, and a loss, where a goal side has one
+# pair, inherits the error of that pair's margin. The largest differences seen are a third to a half of what is allowed.
+TOLERANCES = {
+    "loss": {"rtol": 1e-5, "atol": 5e-6},
+    "logps/chosen": {"rtol": 2e-6, "atol": 0},
+    "logps/rejected": {"rtol": 2e-6, "atol": 0},
+    "rewards/chosen": {"rtol": 1e-5, "atol": 3e-5},
+    "rewards/rejected": {"rtol": 1e-5, "atol": 3e-5},
+    "rewards/margins": {"rtol": 1e-5, "atol": 3e-5},
+    "grad_norm": {"rtol": 3e-5, "atol": 0},
+    "learning_rate": {"rtol": 1e-6, "atol": 1e-9},  # of 1e-3 at its height
+}
+WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}  # they move by 1e-3 and more
+
 
 def write_model(directory: Path, name: str, *, dtype: torch.dtype = torch.float32, loudness: float = 1.0) -> Path:
     """A random model of MODELS with its tokenizer; deterministic. `loudness` multiplies the matrices of its layers: at 2
