@@ -96,6 +96,7 @@ def train_or_resume(config: Config) -> int:
     write_records(setup, data, held_out, plan)
     announce(setup, data, plan, restored)
     if restored and restored.step >= len(plan.steps):
+        store.close()
         say(f"nothing to do: {setup.run_dir} is complete at step {restored.step}.")
         return 0
     run = Run(
