@@ -48,9 +48,7 @@ def modules():
         yield parts[0], "/".join(parts), names
 
 
-IMPORTS = [
-    (room, where, name.split(".")) for room, where, names in modules() for name in names
-]
+IMPORTS = [(room, where, name.split(".")) for room, where, names in modules() for name in names]
 
 
 def room_of(name: list[str]) -> str | None:

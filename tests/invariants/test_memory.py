@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from rapo_jax.batch import LETTERS, Batch, Shape
 from rapo_jax.train.optim import direction
-import jax.numpy as jnp
 from rapo_jax.train.state import abstract_parameters, abstract_state
 from rapo_jax.train.step import batch_shardings, make_train_step
 from tests.invariants import tiny

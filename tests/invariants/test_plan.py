@@ -1,5 +1,7 @@
 """The batch plan follows from token lengths and the seed alone, and every host reads its own part of it."""
 
+import itertools
+
 import jax
 import numpy as np
 
@@ -25,14 +27,14 @@ def test_an_epoch_holds_every_group_once_and_every_step_exactly_batch_size():
     """When this fails, a learning rate tuned at 128 pairs a step is applied to about 128, or data is lost unseen."""
     steps = members(plan())
     assert [len(step) for step in steps] == [12] * 5
-    assert sorted(sum(steps, [])) == list(range(60))
+    assert sorted(itertools.chain(*steps)) == list(range(60))
 
 
 def test_steps_across_epochs_lose_nothing_and_epochs_differ():
     """When this fails, the groups that do not fill the last batch of an epoch are never trained on."""
     steps = members(plan(batch_size=25, num_epochs=2.5))
     assert [len(step) for step in steps] == [25] * 6
-    counts = np.bincount(sum(steps, []), minlength=60)
+    counts = np.bincount(list(itertools.chain(*steps)), minlength=60)
     assert counts.sum() == 150 and set(counts) == {2, 3}
 
 
@@ -53,7 +55,9 @@ def test_a_host_materialises_the_very_rows_that_the_whole_has_there():
         whole = materialise(GROUPS, rows, shape, mine=range(4))
         for mine in ([0], [1, 3], [2, 3]):
             part = materialise(GROUPS, rows, shape, mine=mine)
-            jax.tree.map(lambda p, w, m=mine: np.testing.assert_array_equal(p, w[:, m] if np.ndim(w) else w), part, whole)
+            jax.tree.map(
+                lambda p, w, m=mine: np.testing.assert_array_equal(p, w[:, m] if np.ndim(w) else w), part, whole
+            )
 
 
 def test_batches_resume_at_any_step():

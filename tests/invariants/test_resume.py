@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.invariants import runs, tiny
+from tests.invariants import runs
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,6 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_never_killed(world, un
     assert runs.steps_of(run_dir)[-1:] < [9]
     kill_when(lambda: len(runs.metrics_of(run_dir)) == 11 or 11 in runs.steps_of(run_dir))
     assert runs.rapo(*world.train(run_dir)) == runs.DONE
-    assert not unfinished() or runs.steps_of(run_dir)[-1] == runs.NUM_STEPS
     runs.assert_same_run(run_dir, undisturbed)
 
 
@@ -55,8 +54,7 @@ def test_a_run_resumes_on_another_mesh(world, undisturbed, tmp_path):
     assert runs.rapo_until(7, world.train(run_dir)) == runs.INTERRUPTED
     other_mesh = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
     assert runs.rapo(*world.train(run_dir, *other_mesh)) == runs.DONE
-    without_padding = lambda d: [{k: v for k, v in r.items() if k != "real_token_fraction"} for r in runs.metrics_of(d)]  # noqa: E731
-    tiny.assert_same_metrics(without_padding(run_dir), without_padding(undisturbed), atol=1e-6, rtol=1e-6)
+    runs.assert_same_metrics(run_dir, undisturbed, same_rows=False)
 
 
 def test_a_finished_run_has_nothing_left_to_do(world, undisturbed, capsys):

@@ -1,12 +1,13 @@
 """Two processes with four devices each are one process with eight."""
 
+import shutil
 import socket
 import time
 from contextlib import ExitStack
 
 import pytest
 
-from tests.invariants import runs, tiny
+from tests.invariants import runs
 
 pytestmark = pytest.mark.slow
 
@@ -17,14 +18,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def train_in_two(world, run_dir, tmp_path, *more, meanwhile=lambda processes, log: None) -> list[int]:
-    """Runs `rapo train` in two processes that know each other; both exit codes."""
+def train_in_two(world, run_dir, *, meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
+    """Runs `rapo train` in two processes that know each other: both exit codes, and what process 0 said."""
     coordinator = f"127.0.0.1:{free_port()}"
+    logs = [run_dir.with_name(f"log-{index}") for index in range(2)]
     with ExitStack() as stack:
-        processes, logs = [], [tmp_path / f"log-{index}" for index in range(2)]
+        processes = []
         for index, log in enumerate(logs):
             join = ["--coordinator", coordinator, "--num-processes", "2", "--process-id", str(index)]
-            arguments = [*world.train(run_dir, *more), *join]
+            arguments = [*world.train(run_dir), *join]
             processes.append(stack.enter_context(runs.started(world, arguments, num_devices=4, log=log)))
         meanwhile(processes, logs[0])
         deadline = time.monotonic() + runs.PATIENCE
@@ -33,16 +35,24 @@ def train_in_two(world, run_dir, tmp_path, *more, meanwhile=lambda processes, lo
         codes = [process.poll() for process in processes]
     for log in logs:
         print(log.read_text()[-3000:])
-    return codes
+    return codes, logs[0].read_text()
 
 
-def test_two_processes_are_one(world, undisturbed, tmp_path):
+@pytest.fixture(scope="module")
+def in_two(world, tmp_path_factory):
+    """The run directory of a run by two processes from start to end."""
+    run_dir = tmp_path_factory.mktemp("in_two") / "run"
+    codes, said = train_in_two(world, run_dir)
+    assert codes == [runs.DONE, runs.DONE]
+    assert "8 cpu" in said
+    return run_dir
+
+
+def test_two_processes_are_one(undisturbed, in_two):
     """When this fails, a pod trains on other rows than a single host, or counts them twice: a process supplies the wrong
     part of the batch, or reads the wrong slice of the weights."""
-    run_dir = tmp_path / "run"
-    assert train_in_two(world, run_dir, tmp_path) == [runs.DONE, runs.DONE]
-    tiny.assert_same_metrics(runs.metrics_of(run_dir), runs.metrics_of(undisturbed), atol=1e-6, rtol=1e-6)
-    assert runs.steps_of(run_dir) == runs.steps_of(undisturbed)
+    runs.assert_same_metrics(in_two, undisturbed)
+    assert runs.steps_of(in_two) == runs.steps_of(undisturbed)
 
 
 def test_notice_to_one_of_two_processes_saves_both_and_one_process_goes_on(world, undisturbed, tmp_path):
@@ -54,9 +64,24 @@ def test_notice_to_one_of_two_processes_saves_both_and_one_process_goes_on(world
         runs.wait_for(lambda: len(runs.metrics_of(run_dir)) >= 2, *processes, log=log)
         processes[1].terminate()
 
-    codes = train_in_two(world, run_dir, tmp_path, meanwhile=notify_the_second)
+    codes, _ = train_in_two(world, run_dir, meanwhile=notify_the_second)
     assert codes == [runs.INTERRUPTED, runs.INTERRUPTED]
     step = runs.steps_of(run_dir)[-1]
     assert 2 <= step < runs.NUM_STEPS and len(runs.metrics_of(run_dir)) == step
     assert runs.rapo(*world.train(run_dir)) == runs.DONE
-    tiny.assert_same_metrics(runs.metrics_of(run_dir), runs.metrics_of(undisturbed), atol=1e-6, rtol=1e-6)
+    runs.assert_same_metrics(run_dir, undisturbed)
+
+
+@pytest.mark.xfail(run=False, reason="restore hangs: process 0 waits in orbax's barrier for process 1, which gave up")
+def test_damage_that_only_one_process_sees_sets_the_checkpoint_aside_on_both(world, undisturbed, in_two, tmp_path):
+    """When this fails, one rotten file hangs a pod at every start: the host that reads it goes on to the checkpoint
+    before, and the others wait for it for ever."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(in_two, run_dir)
+    newest = run_dir / "checkpoints" / str(runs.NUM_STEPS)
+    (written_by_the_second,) = (newest / "state" / "ocdbt.process_1" / "d").iterdir()
+    written_by_the_second.unlink()
+    codes, said = train_in_two(world, run_dir)
+    assert codes == [runs.DONE, runs.DONE]
+    assert f"going on from step {runs.NUM_STEPS - 2}" in said
+    runs.assert_same_metrics(run_dir, undisturbed)
