@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
@@ -184,13 +185,38 @@ class Store:
         for name, shape in meta.get("shapes", {}).items():
             if name in wanted and list(wanted[name].shape) != shape:
                 raise self._other_model(step, f"has {name} of shape {shape}, not {list(wanted[name].shape)}")
-        arrays = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
+        arrays = self._read(step, wanted)
         found = fingerprint(arrays)
         changed = [name for name in wanted if found[name] != stored[name]]
         if changed:
             raise Corrupt(f"fingerprint differs in {', '.join(changed[:3])}")
         state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
         return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"])
+
+    def _alone(self) -> ocp.Context:
+        """Reading without orbax's barriers: a process whose part is damaged would leave the others waiting in them."""
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        if jax.process_count() > 1:
+            me = jax.process_index()
+            context.multiprocessing.primary_host = me
+            context.multiprocessing.active_processes = {me}
+            context.multiprocessing.barrier_sync_key_prefix = f"process{me}"
+        return context
+
+    def _read(self, step: int, wanted: dict) -> dict[str, Array]:
+        """The arrays of a step; raises on every process when a file is damaged that only one of them reads."""
+        arrays, error = None, None
+        try:
+            with self._alone():
+                arrays = ocp.load_checkpointables(self.directory / str(step), {"state": wanted})["state"]
+        except Exception as raised:
+            error = raised
+        if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(error is not None)).any():
+            error = error or Corrupt("another process could not read its part")
+        if error:
+            raise error
+        return arrays
 
     def _other_model(self, step: int, fact: str) -> UserError:
         return UserError(

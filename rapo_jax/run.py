@@ -3,6 +3,7 @@
 Nothing is written before everything has been checked.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -168,12 +169,18 @@ def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> dict:
     """What a checkpoint of this run belongs to: hashes of model, tokenizer and data, and the settings."""
     tokenizer = setup.tokenizer.backend_tokenizer.to_str() + str(setup.tokenizer.chat_template)
     return {
-        "model": sha256(json.dumps(fingerprint(parameters)) + repr(setup.spec)),
+        "model": sha256(json.dumps([fingerprint(parameters), distinctive(setup.spec)])),
         "tokenizer": sha256(tokenizer),
         "data": data.source_fingerprint,
         "tokens": data.fingerprint,
         "settings": settings(setup.config),
     }
+
+
+def distinctive(spec: Spec) -> dict:
+    """The fields of a spec that are not at their defaults: a later version may add a field and still know this model."""
+    fields = {f.name: (getattr(spec, f.name), f.default) for f in dataclasses.fields(spec)}
+    return {name: repr(value) for name, (value, default) in fields.items() if value != default}
 
 
 def sha256(text: str) -> str:

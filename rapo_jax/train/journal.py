@@ -34,13 +34,13 @@ class Journal:
         self.wandb = start_wandb(config, run_dir) if config.train.wandb_project else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One object in the record; metrics that are NaN because their groups are absent are left out."""
+        """One object in the record. Metrics of absent groups (NaN) are left out; other non-finite numbers become null,
+        which JSON can say."""
         if not self.enabled:
             return
-        record = {"step": step} | {
-            k: v for k, v in metrics.items() if not (isinstance(v, float) and math.isnan(v) and "/" in k)
-        }
-        self.file.write(json.dumps(record) + "\n")
+        record = {"step": step} | {k: v for k, v in metrics.items() if not (math.isnan(v) and "/" in k)}
+        written = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self.file.write(json.dumps(written, allow_nan=False) + "\n")
         self.file.flush()
         for name, value in record.items():
             if name != "step":

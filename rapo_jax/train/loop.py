@@ -131,7 +131,7 @@ def watch_skipped(skipped: float, step: int, progress: Progress, config: Config,
         journal.say(f"step {step}: loss or gradient is not finite; the update was skipped.")
     if progress.num_skipped >= config.train.max_skipped_steps:
         raise UserError(
-            f"{progress.num_skipped} steps in a row up to step {step} had no finite gradient. The last checkpoint is sound; "
+            f"{progress.num_skipped} steps in a row up to step {step} had no finite gradient. Checkpoints hold no such step; "
             f"lower optimizer.learning_rate, set optimizer.max_grad_norm, or raise train.max_skipped_steps."
         )
 
