@@ -85,11 +85,8 @@ class Store:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True  # export reads the parameters without the moments
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
-            context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=writes,
@@ -196,7 +193,7 @@ class Store:
     def _alone(self) -> ocp.Context:
         """Reading without orbax's barriers: a process whose part is damaged would leave the others waiting in them."""
         context = ocp.Context()
-        context.pytree.loading.partial_load = True
+        context.pytree.loading.partial_load = True  # export reads the parameters without the moments
         if jax.process_count() > 1:
             me = jax.process_index()
             context.multiprocessing.primary_host = me

@@ -241,6 +241,7 @@ def write_records(setup: Setup, data: pipeline.Dataset, held_out: pipeline.Datas
 def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restored | None) -> None:
     """What is about to happen, on one screen."""
     report, shape, config = data.report, plan.shape, setup.config
+    unit = "pairs" if shape.C == 2 else "responses"
     axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
     size = parameter_count(setup.spec)
     dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
@@ -253,7 +254,7 @@ def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restore
     say(f"rapo_jax {__version__}, jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].device_kind} ({axes})")
     say(f"  model  {config.model.path}: {setup.spec.family}, {size:,} parameters, {config.model.dtype}")
     say(
-        f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties) -> {report['groups']:,} pairs; {goals}; {cut:,} tokens cut"
+        f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties) -> {report['groups']:,} {unit}; {goals}; {cut:,} tokens cut"
     )
     say(
         f"  plan   {len(plan.steps)} steps of {config.train.batch_size}; {shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens"

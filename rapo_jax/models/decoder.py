@@ -3,7 +3,7 @@
 What differs between families is in the spec (flags) or in scanned data (windows), never in a second class.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -199,8 +199,3 @@ def plain_layout(tokens_BT: Array) -> Layout:
 def abstract_decoder(spec: Spec) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure and the shapes of its parameters, without allocating any."""
     return nnx.split(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))
-
-
-def with_depth(spec: Spec, num_layers: int) -> Spec:
-    """The same model cut to its first layers; tests and cost models use it."""
-    return replace(spec, L=num_layers, windows=spec.windows[:num_layers])
