@@ -17,12 +17,14 @@ from rapo_jax.errors import UserError, nearest
 from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.relabel import SIDES, TEMPLATES, Side
 
+Remat = Literal["none", "attention", "full"]
+
 
 @dataclass(frozen=True)
 class Model:
     path: str = ""  # a Hugging Face model directory, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
-    remat: bool = True  # recompute activations in the backward pass instead of storing them
+    remat: Remat = "full"  # what of a layer the backward pass recomputes: none, all but attention, or full
     random_init: bool = False  # start from random weights: model.path then needs no safetensors
 
 
@@ -77,6 +79,7 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment; the second is always float32
 
 
 @dataclass(frozen=True)

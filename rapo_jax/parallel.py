@@ -4,7 +4,7 @@ Three axes: `data` replicates parameters and splits rows, `fsdp` splits rows and
 `tensor` splits heads, feed-forward and vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,12 +18,13 @@ ROW_AXES = ("data", "fsdp")
 RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 
 
-def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; at most one axis may be -1, which takes what the others leave.
+def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all of this machine or pod); at most one axis may be -1, which takes what the others leave.
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
-    sizes, num_devices = {"data": data, "fsdp": fsdp, "tensor": tensor}, jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, num_devices = {"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices)
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -36,7 +37,7 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
         )
     if free:
         sizes[free[0]] = num_devices // fixed
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def num_row_shards(mesh: Mesh) -> int:

@@ -41,7 +41,7 @@ PAIRS = [
     for n in range(12)
 ]
 RUN = """\
-model: {dtype: float32, remat: false}
+model: {dtype: float32, remat: none}
 data: {max_length: 256, max_prompt_length: 192}
 objective: {beta: 0.1}
 optimizer: {learning_rate: 1e-3}

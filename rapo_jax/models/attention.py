@@ -55,14 +55,21 @@ def in_window(queries: Layout, keys: Layout, window: Array | int) -> Array:
 
 
 def attend(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, mask_BTS: Array, scale: float, softcap: float | None
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    *,
+    mask_BTS: Array,
+    scale: float,
+    softcap: float | None,
+    platform: str | None = None,
 ) -> Array:
     """What `attend_einsum` computes, by the fastest way that this processor and these shapes have.
 
     Every device attends for its own rows and heads; nothing is communicated.
     """
     (_, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    tiled = jax.default_backend() == "cpu" and T % TILE == 0 and S % TILE == 0
+    tiled = (platform or jax.default_backend()) == "cpu" and T % TILE == 0 and S % TILE == 0
     function = partial(attend_tiles if tiled else attend_einsum, scale=scale, softcap=softcap)
     mesh = jax.sharding.get_abstract_mesh()
     if not tiled or mesh.empty or mesh.size == 1:

@@ -9,12 +9,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from rapo_jax.models.attention import Layout, attend, layer_mask, rotary_angles, rotate, sees
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
 
+KEPT = {  # by `remat`: what the forward pass keeps of a layer besides its input
+    "attention": jax.checkpoint_policies.save_only_these_names("attention_in", "attention_out"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
@@ -92,10 +97,12 @@ class Block(nnx.Module):
         for name, letters in block_letters(spec).items():
             setattr(self, name, nnx.Param(initial(spec, name, "L" + letters, rngs)))
 
-    def __call__(self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None):
+    def __call__(
+        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, platform
+    ):
         branch, cache = self.attention(
             rms_norm(x_BTD, self.attention_norm[...], self.spec),
-            queries=queries, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache,
+            queries=queries, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, platform=platform,
         )  # fmt: skip
         x_BTD = x_BTD + self.leave(branch, "attention_out_norm")
         branch = self.mlp(rms_norm(x_BTD, self.mlp_norm[...], self.spec))
@@ -104,11 +111,14 @@ class Block(nnx.Module):
     def leave(self, branch_BTD: Array, norm: str) -> Array:
         return rms_norm(branch_BTD, getattr(self, norm)[...], self.spec) if self.spec.gemma else branch_BTD
 
-    def attention(self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None):
+    def attention(
+        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, platform
+    ):
         spec, bias = self.spec, lambda name: getattr(self, name, None)
         q_BTNH = rotate(project(x_BTD, self.q, "BTD,DNH->BTNH", bias("q_bias")), angles)
         k_BTKH = rotate(project(x_BTD, self.k, "BTD,DKH->BTKH", bias("k_bias")), angles)
         v_BTKH = project(x_BTD, self.v, "BTD,DKH->BTKH", bias("v_bias"))
+        q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, "attention_in") for x in (q_BTNH, k_BTKH, v_BTKH))
         keys = queries
         if cache is not None:
             row = jnp.arange(x_BTD.shape[0])[:, None]
@@ -119,8 +129,9 @@ class Block(nnx.Module):
             k_BTKH, v_BTKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
         mask_BTS = layer_mask(mask_BTS, queries, keys, window=window, windows=spec.windows)
         out_BTNH = attend(
-            q_BTNH, k_BTKH, v_BTKH, mask_BTS=mask_BTS, scale=spec.query_scale, softcap=spec.attention_softcap
-        )
+            q_BTNH, k_BTKH, v_BTKH, mask_BTS=mask_BTS, scale=spec.query_scale, softcap=spec.attention_softcap,
+            platform=platform,
+        )  # fmt: skip
         return project(out_BTNH, self.o, "BTNH,NHD->BTD", bias("o_bias")), cache
 
     def mlp(self, x_BTD: Array) -> Array:
@@ -154,10 +165,15 @@ class Decoder(nnx.Module):
         *,
         dtype: jnp.dtype = jnp.float32,
         cache: Cache | None = None,
-        remat: bool = False,
+        remat: str = "none",
+        platform: str | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Final normed hidden states, in `dtype`, and the cache with this call's keys and values written at
-        `layout.index`. `remat` recomputes a layer's activations in the backward pass instead of storing them."""
+        `layout.index`.
+
+        `remat` says what of a layer the backward pass recomputes instead of storing: "none"; "attention", all but the
+        attention (the name says what is kept); or "full". `platform` is where this will run (default: where we are).
+        """
         spec = self.spec
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
         if spec.gemma:
@@ -171,9 +187,12 @@ class Decoder(nnx.Module):
             parameters, window, cache = scanned
             block = nnx.merge(blocks, parameters)
             x_BTD = constrain_rows(x_BTD)
-            return block(x_BTD, queries=layout, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache)
+            return block(
+                x_BTD, queries=layout, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, platform=platform
+            )
 
-        layer = jax.checkpoint(layer) if remat else layer
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)
         x_BTD, cache = jax.lax.scan(layer, x_BTD, (parameters, jnp.asarray(spec.windows, jnp.int32), cache))
         return rms_norm(x_BTD, self.norm[...], spec), cache
 

@@ -34,7 +34,14 @@ Losses = Callable[..., tuple[Array, GroupSums]]
 
 
 def response_logps(
-    graph: nnx.GraphDef, parameters: dict, rows: Batch, *, dtype: jnp.dtype, remat: bool, num_vocabulary_shards: int
+    graph: nnx.GraphDef,
+    parameters: dict,
+    rows: Batch,
+    *,
+    dtype: jnp.dtype,
+    remat: str,
+    num_vocabulary_shards: int,
+    platform: str | None = None,
 ) -> tuple[Array, Array]:
     """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, C + 1].
 
@@ -43,7 +50,7 @@ def response_logps(
     decoder = nnx.merge(graph, parameters)
     index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
     layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
-    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat)
+    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat, platform=platform)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
     logps_BS = token_logps(
         hidden_BSD,
@@ -67,13 +74,14 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
     forward = {
         "dtype": jnp.dtype(config.model.dtype),
         "num_vocabulary_shards": mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
+        "platform": mesh.devices.flat[0].platform,
     }
 
-    def losses(parameters: dict, reference: dict, rows: Batch, *, remat: bool) -> tuple[Array, GroupSums]:
+    def losses(parameters: dict, reference: dict, rows: Batch, *, remat: str) -> tuple[Array, GroupSums]:
         policy_BPc, num_tokens_BPc = response_logps(graph, parameters, rows, remat=remat, **forward)
         reference_BPc = jnp.zeros_like(policy_BPc)
         if objective.needs_reference:
-            reference_BPc, _ = response_logps(graph, reference, rows, remat=False, **forward)
+            reference_BPc, _ = response_logps(graph, reference, rows, remat="none", **forward)
         logps = as_logps(policy_BPc, jax.lax.stop_gradient(reference_BPc), num_tokens_BPc)
         loss_BP = objective.loss(logps, **options)
         sums = group_sums(loss_BP, logps, rows.side, beta=options.get("beta"))
@@ -127,7 +135,7 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
     losses = make_losses(config, spec, mesh)
 
     def evaluate(parameters: dict, reference: dict, batch: Batch) -> GroupSums:
-        return over_microbatches(lambda rows: losses(parameters, reference, rows, remat=False)[1], batch, shape)
+        return over_microbatches(lambda rows: losses(parameters, reference, rows, remat="none")[1], batch, shape)
 
     weights, reference = parameter_shardings(spec, mesh), reference_shardings(config, spec, mesh)
     shardings = (weights, reference, batch_shardings(mesh, shape))

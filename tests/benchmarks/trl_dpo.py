@@ -122,7 +122,7 @@ def texts_of(value: object) -> list[str]:
 
 def configuration(options: argparse.Namespace, model_dir: Path, data: Path) -> Config:
     tree = {
-        "model": {"path": str(model_dir), "dtype": "float32", "remat": options.checkpointing},
+        "model": {"path": str(model_dir), "dtype": "float32", "remat": "full" if options.checkpointing else "none"},
         "data": {
             "path": str(data),
             "max_length": options.max_length,

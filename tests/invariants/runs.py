@@ -26,7 +26,7 @@ NUM_STEPS = 14  # of 8 pairs: more than the epoch of some 110
 BETA = 0.1
 
 CONFIG = f"""
-model: {{dtype: float32, random_init: true, remat: false}}
+model: {{dtype: float32, random_init: true, remat: none}}
 objective: {{beta: {BETA}}}
 optimizer: {{learning_rate: 1e-3}}
 rows: {{length: 128}}

@@ -171,6 +171,6 @@ def test_loss_and_gradient_promote_no_dtype_silently(dtype):
     batch = tiny.microbatch(GROUPS[:4], plan.steps[0], plan.shape)
     with jax.numpy_dtype_promotion("strict"):
         gradient = jax.eval_shape(
-            jax.grad(lambda p: losses(p, parameters, batch, remat=True), has_aux=True), parameters
+            jax.grad(lambda p: losses(p, parameters, batch, remat="full"), has_aux=True), parameters
         )[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}

@@ -106,7 +106,7 @@ def branch_logps(spec: Spec, parameters: dict, batch: Batch) -> Array:
     """[B, P, C + 1] by the code that trains; branch 0 is the prompt."""
     graph, _ = abstract_decoder(spec)
     dtype = jnp.dtype("float32")
-    return response_logps(graph, parameters, batch, dtype=dtype, remat=False, num_vocabulary_shards=1)[0]
+    return response_logps(graph, parameters, batch, dtype=dtype, remat="none", num_vocabulary_shards=1)[0]
 
 
 def by_group(x_BPc: Array, rows: list[list[int]]) -> Array:

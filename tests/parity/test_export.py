@@ -46,7 +46,7 @@ ROWS = [
 ]
 PROMPTS = ["Oak?", QUESTION, "Is the yew by the gate older than the larch that stands behind the wall?", "Elm, or ash?"]
 CONFIG = """\
-model: {dtype: float32, remat: false}
+model: {dtype: float32, remat: none}
 objective: {beta: 0.1}
 optimizer: {learning_rate: 1e-3, warmup_ratio: 0}
 train: {batch_size: 4, max_steps: 2}

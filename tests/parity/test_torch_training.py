@@ -91,7 +91,7 @@ def test_twenty_dpo_steps_are_those_of_a_plain_torch_loop(case, tmp_path):
             tmp_path,
             family,
             row_length=row_length,
-            model={"remat": False},
+            model={"remat": "none"},
             objective=objective | {"beta": BETA},
             optimizer=optimizer | {"learning_rate": 1e-3},
         )
