@@ -25,6 +25,7 @@ class Model:
     path: str = ""  # a Hugging Face model directory, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
     remat: Remat = "full"  # what of a layer the backward pass recomputes: none, all but attention, or full
+    attention: Literal["auto", "einsum", "tiles", "splash", "tokamax", "cudnn"] = "auto"  # the kernel
     random_init: bool = False  # start from random weights: model.path then needs no safetensors
 
 
@@ -105,8 +106,8 @@ class MeshSizes:
 
 @dataclass(frozen=True)
 class Rows:
-    length: int | None = None  # tokens in a row; None = the longest group, rounded up
-    per_shard: int | None = None  # rows per microbatch on each row shard; None = about 4096 tokens
+    length: int | None = None  # tokens in a row; None = what leaves the least padding
+    per_shard: int | None = None  # rows per microbatch on each row shard; None = up to 4096 tokens
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-CHUNK = 4096  # vocabulary entries at a time, over all shards
+CHUNK = 8192  # vocabulary entries at a time, over all shards
+CHUNK_IN_CACHE = 1024  # the same for a processor whose caches are small and whose loops cost nothing
 
 
 def token_logps(
@@ -27,16 +28,17 @@ def token_logps(
     """log softmax(softcap(hidden @ weight.T))[target], float32.
 
     `num_shards` is the number of pieces in which the mesh holds V; each chunk takes an equal part of every piece, so that
-    no chunk has to be fetched from one device. Matrix products run in hidden's dtype and accumulate in float32.
+    no chunk has to be fetched from one device. Matrix products run in hidden's dtype and accumulate in float32; the
+    gradient of the weight keeps the float32 sums.
     """
     num_chunks = max(1, -(-weight_VD.shape[0] // max(chunk, num_shards)))
-    weight_VD = weight_VD.astype(hidden_BSD.dtype)
-    return _token_logps(hidden_BSD, weight_VD, targets_BS, softcap, num_shards, num_chunks)
+    hidden_XD, targets_X = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), targets_BS.reshape(-1)
+    return _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks).reshape(targets_BS.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _token_logps(hidden_BSD, weight_VD, targets_BS, softcap, num_shards, num_chunks):
-    return _forward(hidden_BSD, weight_VD, targets_BS, softcap, num_shards, num_chunks)[0]
+def _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks):
+    return _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks)[0]
 
 
 def _chunks(weight_VD: Array, num_shards: int, num_chunks: int) -> tuple[Array, Array]:
@@ -53,57 +55,59 @@ def _chunks(weight_VD: Array, num_shards: int, num_chunks: int) -> tuple[Array, 
     return weight.reshape(*shape, D).swapaxes(0, 1), ids.swapaxes(0, 1)
 
 
-def _chunk_logits(hidden_BSD: Array, weight_RcD: Array, ids_Rc: Array, *, softcap: float | None, V: int) -> Array:
-    logits = jnp.einsum("BSD,RcD->BSRc", hidden_BSD, weight_RcD, preferred_element_type=jnp.float32)
+def _chunk_logits(
+    hidden_XD: Array, weight_RcD: Array, ids_Rc: Array, *, softcap: float | None, V: int, padded: int
+) -> Array:
+    logits = jnp.einsum("XD,RcD->XRc", hidden_XD, weight_RcD, preferred_element_type=jnp.float32)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
-    return jnp.where(ids_Rc < V, logits, -jnp.inf)
+    return logits if padded == V else jnp.where(ids_Rc < V, logits, -jnp.inf)
 
 
-def _forward(hidden_BSD, weight_VD, targets_BS, softcap, num_shards, num_chunks):
+def _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks):
     V = weight_VD.shape[0]
 
     def step(carry, chunk):
-        top_BS, total_BS, target_BS = carry
-        weight_RcD, ids_Rc = chunk
-        logits_BSRc = _chunk_logits(hidden_BSD, weight_RcD, ids_Rc, softcap=softcap, V=V)
-        new_top_BS = jnp.maximum(top_BS, logits_BSRc.max((-2, -1)))
-        total_BS = total_BS * jnp.exp(top_BS - new_top_BS)
-        total_BS += jnp.exp(logits_BSRc - new_top_BS[..., None, None]).sum((-2, -1))
-        is_target = ids_Rc == targets_BS[..., None, None]
-        target_BS += jnp.where(is_target, logits_BSRc, 0.0).sum((-2, -1))
-        return (new_top_BS, total_BS, target_BS), None
+        top_X, total_X, target_X = carry
+        weight_RcD, ids_Rc = chunk[0].astype(hidden_XD.dtype), chunk[1]
+        logits_XRc = _chunk_logits(hidden_XD, weight_RcD, ids_Rc, softcap=softcap, V=V, padded=num_chunks * ids_Rc.size)
+        new_top_X = jnp.maximum(top_X, logits_XRc.max((-2, -1)))
+        total_X = total_X * jnp.exp(top_X - new_top_X)
+        total_X += jnp.exp(logits_XRc - new_top_X[:, None, None]).sum((-2, -1))
+        is_target = ids_Rc == targets_X[:, None, None]
+        target_X += jnp.where(is_target, logits_XRc, 0.0).sum((-2, -1))
+        return (new_top_X, total_X, target_X), None
 
-    zeros_BS = jnp.zeros(targets_BS.shape, jnp.float32)
-    start = (jnp.full_like(zeros_BS, jnp.finfo(jnp.float32).min), zeros_BS, zeros_BS)
-    (top_BS, total_BS, target_BS), _ = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))
-    normalizer_BS = top_BS + jnp.log(total_BS)
-    return target_BS - normalizer_BS, (hidden_BSD, weight_VD, targets_BS, normalizer_BS)
+    zeros_X = jnp.zeros(targets_X.shape, jnp.float32)
+    start = (jnp.full_like(zeros_X, jnp.finfo(jnp.float32).min), zeros_X, zeros_X)
+    (top_X, total_X, target_X), _ = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))
+    normalizer_X = top_X + jnp.log(total_X)
+    return target_X - normalizer_X, (hidden_XD, weight_VD, targets_X, normalizer_X)
 
 
-def _backward(softcap, num_shards, num_chunks, residuals, cotangent_BS):
-    hidden_BSD, weight_VD, targets_BS, normalizer_BS = residuals
+def _backward(softcap, num_shards, num_chunks, residuals, cotangent_X):
+    hidden_XD, weight_VD, targets_X, normalizer_X = residuals
     V, D = weight_VD.shape
 
-    def step(hidden_gradient_BSD, chunk):
-        weight_RcD, ids_Rc = chunk
-        logits_BSRc = _chunk_logits(hidden_BSD, weight_RcD, ids_Rc, softcap=softcap, V=V)
-        probability_BSRc = jnp.exp(logits_BSRc - normalizer_BS[..., None, None])
-        is_target = ids_Rc == targets_BS[..., None, None]
-        gradient_BSRc = cotangent_BS[..., None, None] * (is_target.astype(jnp.float32) - probability_BSRc)
+    def step(hidden_gradient_XD, chunk):
+        weight_RcD, ids_Rc = chunk[0].astype(hidden_XD.dtype), chunk[1]
+        logits_XRc = _chunk_logits(hidden_XD, weight_RcD, ids_Rc, softcap=softcap, V=V, padded=num_chunks * ids_Rc.size)
+        probability_XRc = jnp.exp(logits_XRc - normalizer_X[:, None, None])
+        is_target = ids_Rc == targets_X[:, None, None]
+        gradient_XRc = cotangent_X[:, None, None] * (is_target.astype(jnp.float32) - probability_XRc)
         if softcap is not None:
-            slope = 1 - (logits_BSRc / softcap) ** 2
-            gradient_BSRc *= jnp.where(ids_Rc < V, slope, 0.0)
-        gradient_BSRc = gradient_BSRc.astype(hidden_BSD.dtype)
+            slope = 1 - (logits_XRc / softcap) ** 2
+            gradient_XRc *= jnp.where(ids_Rc < V, slope, 0.0)
+        gradient_XRc = gradient_XRc.astype(hidden_XD.dtype)
         accumulate = {"preferred_element_type": jnp.float32}
-        hidden_gradient_BSD += jnp.einsum("BSRc,RcD->BSD", gradient_BSRc, weight_RcD, **accumulate)
-        weight_gradient_RcD = jnp.einsum("BSRc,BSD->RcD", gradient_BSRc, hidden_BSD, **accumulate)
-        return hidden_gradient_BSD, weight_gradient_RcD.astype(weight_VD.dtype)
+        hidden_gradient_XD += jnp.einsum("XRc,RcD->XD", gradient_XRc, weight_RcD, **accumulate)
+        weight_gradient_DRc = jnp.einsum("XD,XRc->DRc", hidden_XD, gradient_XRc, **accumulate)
+        return hidden_gradient_XD, weight_gradient_DRc.transpose(1, 2, 0).astype(weight_VD.dtype)
 
-    start = jnp.zeros(hidden_BSD.shape, jnp.float32)
-    hidden_gradient_BSD, weight_gradient = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))
+    start = jnp.zeros(hidden_XD.shape, jnp.float32)
+    hidden_gradient_XD, weight_gradient = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))
     weight_gradient_VD = weight_gradient.swapaxes(0, 1).reshape(-1, D)[:V]
-    return hidden_gradient_BSD.astype(hidden_BSD.dtype), weight_gradient_VD, None
+    return hidden_gradient_XD.astype(hidden_XD.dtype), weight_gradient_VD, None
 
 
 _token_logps.defvjp(_forward, _backward)

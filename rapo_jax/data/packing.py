@@ -3,7 +3,7 @@
 A plan follows from token lengths and the seed alone. Every host derives the same plan, the position in the data is one
 integer (the step), and all steps have one shape, so that nothing recompiles.
 
-    step 0 takes groups 5 0 3 2 of the shuffled stream; with rows of 10 tokens and sizes 6 3 4 5 they share two rows:
+    step 0 takes groups 5 0 3 2 of the shuffled groups; with rows of 10 tokens and sizes 6 3 4 5 they share two rows:
 
         row 0   [5 5 5 5 5 5 3 3 3 3]
         row 1   [2 2 2 2 2 0 0 0 . .]
@@ -21,8 +21,10 @@ from rapo_jax.errors import UserError
 Rows = list[list[int]]  # of one step: group indices, row by row
 
 ROW_MULTIPLE = 128  # row lengths are multiples of the tile width of accelerators
-ROOMY_ROW = 2048  # automatic rows hold about four average groups, but grow past this only for a longer group
-MICROBATCH_TOKENS = 4096  # an automatic microbatch has about this many tokens on each row shard
+MICROBATCH_TOKENS = 4096  # an automatic microbatch has at most this many on each row shard, unless a group is longer
+BALANCED_STEPS = 16  # consecutive steps that share their long and short groups evenly
+NUM_SAMPLED_STEPS = 16  # on which row lengths are compared
+WORTH = 0.01  # larger microbatches are worth this share of padding more
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,39 @@ class Plan:
         return self.real_tokens / sum(-(-len(rows) // B) * B * T for rows in self.steps)
 
 
-def shuffled_steps(num_groups: int, *, batch_size: int, num_steps: int, seed: int) -> list[np.ndarray]:
+def shuffled_steps(sizes: np.ndarray, *, batch_size: int, num_steps: int, seed: int) -> list[np.ndarray]:
     """The groups of each step: consecutive cuts of `batch_size` from one stream of epochs, each freshly shuffled.
 
     A step may span two epochs, so that every step has exactly `batch_size` groups and no group is skipped within a run.
+    Up to BALANCED_STEPS consecutive steps within an epoch then share out their groups so that all have about as many
+    tokens: the number of microbatches, and with it the padding, becomes the same in all.
     """
+    num_groups = len(sizes)
     num_epochs = -(-num_steps * batch_size // num_groups)
-    orders = [np.random.default_rng([seed, epoch]).permutation(num_groups) for epoch in range(num_epochs)]
-    stream = np.concatenate(orders)[: num_steps * batch_size]
-    return list(stream.reshape(num_steps, batch_size))
+    orders = [np.random.default_rng([seed, epoch]).permutation(num_groups) for epoch in range(num_epochs + 1)]
+    stream = np.concatenate(orders)
+    steps = stream[: len(stream) // batch_size * batch_size].reshape(-1, batch_size)
+    for epoch in range(num_epochs):
+        first, end = -(-epoch * num_groups // batch_size), (epoch + 1) * num_groups // batch_size  # wholly within it
+        for start in range(first, end, BALANCED_STEPS):
+            window = slice(start, min(start + BALANCED_STEPS, end))
+            steps[window] = deal(steps[window], sizes)
+    return list(steps[:num_steps])
+
+
+def deal(steps: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The groups of `steps` [n, batch_size] dealt anew, so that the sums of their sizes are nearly equal.
+
+    Round by round the next largest groups go one to each step, the largest of them to the step with the least so far.
+    """
+    members, (num_steps, batch_size) = steps.reshape(-1), steps.shape
+    rounds = members[np.argsort(-sizes[members], kind="stable")].reshape(batch_size, num_steps)
+    dealt, totals = np.empty_like(rounds), np.zeros(num_steps, np.int64)
+    for n, largest_first in enumerate(rounds):
+        poorest_first = np.argsort(totals, kind="stable")
+        dealt[n, poorest_first] = largest_first
+        totals[poorest_first] += sizes[largest_first]
+    return dealt.T
 
 
 def sequential_steps(num_groups: int, *, batch_size: int) -> list[np.ndarray]:
@@ -108,16 +134,13 @@ def make_plan(
 ) -> Plan:
     """Packs every step. Raises UserError when a group does not fit a row."""
     sizes = np.array([group.num_tokens for group in groups])
-    T = row_length or automatic_row_length(sizes)
+    T, rows_per_shard = choose_rows(sizes, steps, row_length, rows_per_shard, num_row_shards=num_row_shards)
     refuse_oversized(groups, sizes, T)
     packed = []
     for members in steps:
         rows = pack(sizes[members].tolist(), capacity=T)
         packed.append([[int(members[item]) for item in row] for row in rows])
-    most_rows = max(map(len, packed))
-    if rows_per_shard is None:
-        rows_per_shard = automatic_rows_per_shard(-(-most_rows // num_row_shards), T)
-    B = rows_per_shard * num_row_shards
+    most_rows, B = max(map(len, packed)), rows_per_shard * num_row_shards
     scored = np.array([group.num_scored for group in groups])
     shape = Shape(
         M=-(-most_rows // B),
@@ -130,16 +153,31 @@ def make_plan(
     return Plan(packed, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)))
 
 
-def automatic_row_length(sizes: np.ndarray) -> int:
-    roomy = min(4 * int(sizes.mean()), ROOMY_ROW)
-    return round_up(max(int(sizes.max()), roomy), ROW_MULTIPLE)
+def choose_rows(
+    sizes: np.ndarray,
+    steps: Sequence[np.ndarray],
+    row_length: int | None,
+    rows_per_shard: int | None,
+    *,
+    num_row_shards: int,
+) -> tuple[int, int]:
+    """The row length T and the rows of a microbatch on each shard that compute the fewest positions for these lengths.
 
-
-def automatic_rows_per_shard(most_rows: int, T: int) -> int:
-    """Of the fewest microbatches of about MICROBATCH_TOKENS that hold a step's rows, the smallest size: 18 rows of 256
-    take two microbatches, so 9 each and not 16."""
-    num_microbatches = -(-most_rows // max(1, MICROBATCH_TOKENS // T))
-    return -(-most_rows // num_microbatches)
+    What is given is kept. Tried are multiples of ROW_MULTIPLE and microbatches of at most MICROBATCH_TOKENS, on some of
+    the steps; among choices within WORTH of the best the largest microbatch wins, then the shortest row.
+    """
+    longest = round_up(int(sizes.max()), ROW_MULTIPLE)
+    lengths = [row_length] if row_length else range(longest, max(longest, MICROBATCH_TOKENS) + 1, ROW_MULTIPLE)
+    sample = steps[:: -(-len(steps) // NUM_SAMPLED_STEPS)]
+    computed = {}
+    for T in lengths:
+        num_rows = np.array([len(pack(sizes[members].tolist(), capacity=T)) for members in sample])
+        for per_shard in [rows_per_shard] if rows_per_shard else range(1, max(1, MICROBATCH_TOKENS // T) + 1):
+            B = per_shard * num_row_shards
+            computed[T, per_shard] = int((-(-num_rows // B) * B * T).sum())
+    fewest = min(computed.values())
+    good = [choice for choice, positions in computed.items() if positions <= (1 + WORTH) * fewest]
+    return max(good, key=lambda choice: (choice[0] * choice[1], -choice[0]))
 
 
 def refuse_oversized(groups: Sequence[Group], sizes: np.ndarray, T: int) -> None:

@@ -214,7 +214,8 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
             f"train.batch_size={batch_size} exceeds the {num_groups} pairs that the data gives after relabelling "
             f"(train.num_epochs={config.train.num_epochs:g}); lower train.batch_size or use more data."
         )
-    steps = shuffled_steps(num_groups, batch_size=batch_size, num_steps=num_steps, seed=config.seed)
+    sizes = np.array([group.num_tokens for group in groups])
+    steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed)
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
 
 

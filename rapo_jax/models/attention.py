@@ -1,8 +1,9 @@
 """Attention over shared-prompt rows and over a key/value cache: one rule for who sees whom, one function that attends.
 
-`attend_einsum` is the truth that every faster kernel is compared with; `attend` picks the kernel.
+`attend_einsum` is the truth that every faster kernel is compared with; `kernel_for` picks one, `attend` calls it.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from rapo_jax.models.accelerator_attention import SPLASH_MULTIPLE, attend_cudnn, attend_splash, attend_tokamax
 from rapo_jax.models.block_attention import TILE, attend_tiles
 from rapo_jax.models.spec import FULL_ATTENTION, Rope
 from rapo_jax.parallel import ROW_AXES
@@ -54,6 +56,22 @@ def in_window(queries: Layout, keys: Layout, window: Array | int) -> Array:
     return queries.position[:, :, None] - keys.position[:, None, :] < window
 
 
+def kernel_for(
+    platform: str, *, asked: str = "auto", dtype: jnp.dtype = jnp.float32, softcap: float | None = None
+) -> str:
+    """The name in KERNELS of the kernel that a platform ("cpu", "tpu", "gpu" or "cuda") attends with.
+
+    `asked` overrules the choice. On GPUs tokamax is taken where it is installed, then cuDNN for what it can do.
+    """
+    if asked != "auto":
+        return asked
+    if platform in ("cpu", "tpu"):
+        return {"cpu": "tiles", "tpu": "splash"}[platform]
+    if importlib.util.find_spec("tokamax"):
+        return "tokamax"
+    return "cudnn" if softcap is None and jnp.dtype(dtype).itemsize == 2 else "einsum"
+
+
 def attend(
     q_BTNH: Array,
     k_BSKH: Array,
@@ -62,17 +80,20 @@ def attend(
     mask_BTS: Array,
     scale: float,
     softcap: float | None,
-    platform: str | None = None,
+    kernel: str | None = None,
 ) -> Array:
-    """What `attend_einsum` computes, by the fastest way that this processor and these shapes have.
+    """What `attend_einsum` computes, by a kernel of KERNELS (default: that of this machine).
 
-    Every device attends for its own rows and heads; nothing is communicated.
+    A kernel that does not take these shapes (a single query against a cache, a row of odd length) leaves them to
+    `attend_einsum`. Every device attends for its own rows and heads; nothing is communicated.
     """
     (_, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    tiled = (platform or jax.default_backend()) == "cpu" and T % TILE == 0 and S % TILE == 0
-    function = partial(attend_tiles if tiled else attend_einsum, scale=scale, softcap=softcap)
+    kernel = kernel or kernel_for(jax.default_backend(), dtype=q_BTNH.dtype, softcap=softcap)
+    if not takes(kernel, T=T, S=S):
+        kernel = "einsum"
+    function = partial(KERNELS[kernel], scale=scale, softcap=softcap)
     mesh = jax.sharding.get_abstract_mesh()
-    if not tiled or mesh.empty or mesh.size == 1:
+    if kernel == "einsum" or mesh.empty or mesh.size == 1:
         return function(q_BTNH, k_BSKH, v_BSKH, mask_BTS=mask_BTS)
     heads = "tensor" if N % mesh.shape["tensor"] == 0 and K % mesh.shape["tensor"] == 0 else None
     by_head, by_row = PartitionSpec(ROW_AXES, None, heads), PartitionSpec(ROW_AXES)
@@ -83,6 +104,15 @@ def attend(
         out_specs=by_head,
         check_vma=False,
     )(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+
+def takes(kernel: str, *, T: int, S: int) -> bool:
+    """Whether a kernel takes T queries and S keys a row."""
+    if kernel == "tiles":
+        return T % TILE == 0 and S % TILE == 0
+    if kernel == "splash":
+        return T == S and T % SPLASH_MULTIPLE == 0
+    return T > 1
 
 
 def attend_einsum(
@@ -101,6 +131,15 @@ def attend_einsum(
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+KERNELS = {
+    "einsum": attend_einsum,
+    "tiles": attend_tiles,
+    "splash": attend_splash,
+    "tokamax": attend_tokamax,
+    "cudnn": attend_cudnn,
+}
 
 
 def layer_mask(mask_BTS: Array, queries: Layout, keys: Layout, *, window: Array, windows: tuple[int, ...]) -> Array:

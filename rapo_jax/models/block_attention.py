@@ -10,8 +10,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
-TILE = 128
+TILE = 64
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -40,12 +41,17 @@ def _tile(x: Array, b: Array, *starts: Array, size: tuple[int, ...]) -> Array:
     return jax.lax.dynamic_slice(x, offsets, (1, *size))[0]
 
 
-def _scores(q_KQGH: Array, k_KRH: Array, mask_QR: Array, *, scale: float, softcap: float | None) -> Array:
-    """Masked scores of a tile, float32 [K, Q, G, R]."""
-    scores = jnp.einsum("KQGH,KRH->KQGR", q_KQGH, k_KRH, preferred_element_type=jnp.float32) * scale
+def _scores(q_KXH: Array, k_KHR: Array, mask_XR: Array, *, scale: float, softcap: float | None) -> Array:
+    """Masked scores of a tile, float32 [K, X, R]."""
+    scores = _product(q_KXH, k_KHR) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    return jnp.where(mask_QR[None, :, None, :], scores, LOWEST)
+    return jnp.where(mask_XR, scores, LOWEST)
+
+
+def _product(a_KMN: Array, b_KNO: Array) -> Array:
+    """Matrix products [K, M, N] x [K, N, O] with nothing to transpose, summed in float32."""
+    return jax.lax.dot_general(a_KMN, b_KNO, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -54,73 +60,96 @@ def _attend(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, scale, softcap):
 
 
 def _forward(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, scale, softcap):
+    """Algorithm 1: for each query tile a running maximum, sum and mixture over its key tiles. X = TILE * G queries."""
     B, K, T, G, H = q_BKTGH.shape
+    X = TILE * G
     order, counts = _schedule(mask_BTS)
+    k_BKHS = k_BKSH.swapaxes(2, 3)
 
     def query_tile(at: Array) -> tuple[Array, Array]:
         b, i = at // (T // TILE), at % (T // TILE)
-        q_KQGH = _tile(q_BKTGH, b, 0, i * TILE, size=(K, TILE, G, H))
+        q_KXH = _tile(q_BKTGH, b, 0, i * TILE, size=(K, TILE, G, H)).reshape(K, X, H)
 
         def key_tile(n: Array, carry):
-            top, total, out = carry
+            top_KX, total_KX, out_KXH = carry
             s = order[b, i, n] * TILE
-            mask_QR = _tile(mask_BTS, b, i * TILE, s, size=(TILE, TILE))
-            scores = _scores(q_KQGH, _tile(k_BKSH, b, 0, s, size=(K, TILE, H)), mask_QR, scale=scale, softcap=softcap)
-            new_top = jnp.maximum(top, scores.max(-1))
-            weights, decay = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
-            v_KRH = _tile(v_BKSH, b, 0, s, size=(K, TILE, H))
-            mixed = jnp.einsum("KQGR,KRH->KQGH", weights.astype(v_KRH.dtype), v_KRH, preferred_element_type=jnp.float32)
-            return new_top, total * decay + weights.sum(-1), out * decay[..., None] + mixed
+            k_KHR, v_KRH = _tile(k_BKHS, b, 0, 0, s, size=(K, H, TILE)), _tile(v_BKSH, b, 0, s, size=(K, TILE, H))
+            scores_KXR = _scores(q_KXH, k_KHR, _mask(mask_BTS, b, i, s, G), scale=scale, softcap=softcap)
+            new_top_KX = jnp.maximum(top_KX, scores_KXR.max(-1))
+            weights_KXR, decay_KX = jnp.exp(scores_KXR - new_top_KX[..., None]), jnp.exp(top_KX - new_top_KX)
+            mixed_KXH = _product(weights_KXR.astype(v_KRH.dtype), v_KRH)
+            return new_top_KX, total_KX * decay_KX + weights_KXR.sum(-1), out_KXH * decay_KX[..., None] + mixed_KXH
 
-        start = (jnp.full((K, TILE, G), LOWEST), jnp.zeros((K, TILE, G)), jnp.zeros((K, TILE, G, H)))
-        top, total, out = jax.lax.fori_loop(0, counts[b, i], key_tile, start)
-        return (out / total[..., None]).astype(q_BKTGH.dtype), top + jnp.log(total)
+        start = (jnp.full((K, X), LOWEST), jnp.zeros((K, X)), jnp.zeros((K, X, H)))
+        top_KX, total_KX, out_KXH = jax.lax.fori_loop(0, counts[b, i], key_tile, start)
+        return (out_KXH / total_KX[..., None]).astype(q_BKTGH.dtype), top_KX + jnp.log(total_KX)
 
     out, normalizer = jax.lax.map(query_tile, jnp.arange(B * (T // TILE)))
-    out_BKTGH = out.reshape(B, T // TILE, K, TILE, G, H).transpose(0, 2, 1, 3, 4, 5).reshape(B, K, T, G, H)
-    normalizer_BKTG = normalizer.reshape(B, T // TILE, K, TILE, G).transpose(0, 2, 1, 3, 4).reshape(B, K, T, G)
+    out_BKTGH = checkpoint_name(_rows(out, B, T, (G, H)), "attention_out")
+    normalizer_BKTG = checkpoint_name(_rows(normalizer, B, T, (G,)), "attention_out")
     return out_BKTGH, (q_BKTGH, k_BKSH, v_BKSH, mask_BTS, order, counts, out_BKTGH, normalizer_BKTG)
 
 
 def _backward(scale, softcap, residuals, cotangent_BKTGH):
+    """Algorithm 4, one query tile at a time; the gradients of keys and values are summed as [B, K, H, S]."""
     q_BKTGH, k_BKSH, v_BKSH, mask_BTS, order, counts, out_BKTGH, normalizer_BKTG = residuals
     B, K, T, G, H = q_BKTGH.shape
+    X = TILE * G
     overlap_BKTG = (out_BKTGH.astype(jnp.float32) * cotangent_BKTGH.astype(jnp.float32)).sum(-1)
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    k_BKHS, v_BKHS = k_BKSH.swapaxes(2, 3), v_BKSH.swapaxes(2, 3)
 
     def query_tile(carry, at: Array):
         b, i = at // (T // TILE), at % (T // TILE)
-        q_KQGH, d_out = (_tile(x, b, 0, i * TILE, size=(K, TILE, G, H)) for x in (q_BKTGH, cotangent_BKTGH))
-        normalizer, overlap = (_tile(x, b, 0, i * TILE, size=(K, TILE, G)) for x in (normalizer_BKTG, overlap_BKTG))
+        q_KXH, d_out_KXH = (
+            _tile(x, b, 0, i * TILE, size=(K, TILE, G, H)).reshape(K, X, H) for x in (q_BKTGH, cotangent_BKTGH)
+        )
+        normalizer_KX, overlap_KX = (
+            _tile(x, b, 0, i * TILE, size=(K, TILE, G)).reshape(K, X, 1) for x in (normalizer_BKTG, overlap_BKTG)
+        )
+        q_KHX, d_out_KHX = q_KXH.swapaxes(1, 2), d_out_KXH.swapaxes(1, 2)
 
         def key_tile(n: Array, carry):
-            dk_BKSH, dv_BKSH, dq = carry
+            dk_BKHS, dv_BKHS, dq_KXH = carry
             s = order[b, i, n] * TILE
-            mask_QR = _tile(mask_BTS, b, i * TILE, s, size=(TILE, TILE))
-            k_KRH, v_KRH = (_tile(x, b, 0, s, size=(K, TILE, H)) for x in (k_BKSH, v_BKSH))
-            scores = _scores(q_KQGH, k_KRH, mask_QR, scale=scale, softcap=softcap)
-            weights = jnp.exp(scores - normalizer[..., None])
-            dv = product("KQGR,KQGH->KRH", weights.astype(d_out.dtype), d_out)
-            d_scores = weights * (product("KQGH,KRH->KQGR", d_out, v_KRH) - overlap[..., None])
+            k_KHR, v_KHR = (_tile(x, b, 0, 0, s, size=(K, H, TILE)) for x in (k_BKHS, v_BKHS))
+            mask_XR = _mask(mask_BTS, b, i, s, G)
+            scores_KXR = _scores(q_KXH, k_KHR, mask_XR, scale=scale, softcap=softcap)
+            weights_KXR = jnp.exp(scores_KXR - normalizer_KX)
+            dv_KHR = _product(d_out_KHX, weights_KXR.astype(d_out_KHX.dtype))
+            d_scores_KXR = weights_KXR * (_product(d_out_KXH, v_KHR) - overlap_KX)
             if softcap is not None:
-                d_scores *= jnp.where(mask_QR[None, :, None, :], 1 - (scores / softcap) ** 2, 0.0)
-            d_scores = (d_scores * scale).astype(q_KQGH.dtype)
-            dk = product("KQGR,KQGH->KRH", d_scores, q_KQGH)
-            return _add(dk_BKSH, dk, b, s), _add(dv_BKSH, dv, b, s), dq + product("KQGR,KRH->KQGH", d_scores, k_KRH)
+                d_scores_KXR *= jnp.where(mask_XR, 1 - (scores_KXR / softcap) ** 2, 0.0)
+            d_scores_KXR = (d_scores_KXR * scale).astype(q_KXH.dtype)
+            dk_KHR = _product(q_KHX, d_scores_KXR)
+            dq_KXH += _product(d_scores_KXR, _tile(k_BKSH, b, 0, s, size=(K, TILE, H)))
+            return _add(dk_BKHS, dk_KHR, b, s), _add(dv_BKHS, dv_KHR, b, s), dq_KXH
 
-        *carry, dq = jax.lax.fori_loop(0, counts[b, i], key_tile, (*carry, jnp.zeros((K, TILE, G, H))))
-        return tuple(carry), dq
+        *carry, dq_KXH = jax.lax.fori_loop(0, counts[b, i], key_tile, (*carry, jnp.zeros((K, X, H))))
+        return tuple(carry), dq_KXH
 
-    start = (jnp.zeros(k_BKSH.shape), jnp.zeros(v_BKSH.shape))
-    (dk_BKSH, dv_BKSH), dq = jax.lax.scan(query_tile, start, jnp.arange(B * (T // TILE)))
-    dq_BKTGH = dq.reshape(B, T // TILE, K, TILE, G, H).transpose(0, 2, 1, 3, 4, 5).reshape(B, K, T, G, H)
+    start = (jnp.zeros(k_BKHS.shape), jnp.zeros(v_BKHS.shape))
+    (dk_BKHS, dv_BKHS), dq = jax.lax.scan(query_tile, start, jnp.arange(B * (T // TILE)))
+    dk_BKSH, dv_BKSH = dk_BKHS.swapaxes(2, 3), dv_BKHS.swapaxes(2, 3)
+    dq_BKTGH = _rows(dq, B, T, (G, H))
     return dq_BKTGH.astype(q_BKTGH.dtype), dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None
 
 
-def _add(total_BKSH: Array, part_KRH: Array, b: Array, s: Array) -> Array:
-    """total[b, :, s : s + TILE] += part, in place inside a loop."""
-    old = _tile(total_BKSH, b, 0, s, size=part_KRH.shape)
-    return jax.lax.dynamic_update_slice(total_BKSH, (old + part_KRH)[None], (b, 0, s, 0))
+def _mask(mask_BTS: Array, b: Array, i: Array, s: Array, G: int) -> Array:
+    """The mask of a tile with every query repeated for its G heads, [X, R]."""
+    mask_QR = _tile(mask_BTS, b, i * TILE, s, size=(TILE, TILE))
+    return jnp.broadcast_to(mask_QR[:, None], (TILE, G, TILE)).reshape(TILE * G, TILE)
+
+
+def _rows(tiles: Array, B: int, T: int, rest: tuple[int, ...]) -> Array:
+    """Query tiles [B * T / TILE, K, X, ...] as rows [B, K, T, *rest]."""
+    K = tiles.shape[1]
+    return tiles.reshape(B, T // TILE, K, TILE, *rest).swapaxes(1, 2).reshape(B, K, T, *rest)
+
+
+def _add(total_BKHS: Array, part_KHR: Array, b: Array, s: Array) -> Array:
+    """total[b, :, :, s : s + TILE] += part, in place inside a loop."""
+    old = _tile(total_BKHS, b, 0, 0, s, size=part_KHR.shape)
+    return jax.lax.dynamic_update_slice(total_BKHS, (old + part_KHR)[None], (b, 0, 0, s))
 
 
 _attend.defvjp(_forward, _backward)

@@ -4,6 +4,7 @@ What differs between families is in the spec (flags) or in scanned data (windows
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -85,8 +86,35 @@ def rms_norm(x_BTD: Array, weight_D: Array, spec: Spec) -> Array:
 
 def project(x: Array, weight: nnx.Param, equation: str, bias: nnx.Param | None = None) -> Array:
     """einsum in x's dtype, with an optional bias on the trailing dimensions."""
-    y = jnp.einsum(equation, x, weight[...].astype(x.dtype))
+    y = contract(x, weight[...], equation)
     return y if bias is None else y + bias[...].astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def contract(x: Array, weight: Array, equation: str) -> Array:
+    """einsum(equation, x, weight) in x's dtype, with a gradient for the weight that is summed and kept in float32.
+
+    The weight's gradient has the narrower factor on the left, the side that a processor may have to transpose first.
+    """
+    return jnp.einsum(equation, x, weight.astype(x.dtype))
+
+
+def _contract(x: Array, weight: Array, equation: str) -> tuple[Array, tuple[Array, Array]]:
+    return contract(x, weight, equation), (x, weight)
+
+
+def _contract_backward(equation: str, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    (x_letters, weight_letters), out_letters = equation.split("->")[0].split(","), equation.split("->")[1]
+    d_x = jnp.einsum(f"{out_letters},{weight_letters}->{x_letters}", cotangent, weight.astype(x.dtype))
+    tokens = lambda y: y.reshape(y.shape[0] * y.shape[1], -1)  # noqa: E731
+    d_weight = jax.lax.dot_general(
+        tokens(x), tokens(cotangent), (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return d_x, d_weight.reshape(weight.shape).astype(weight.dtype)
+
+
+contract.defvjp(_contract, _contract_backward)
 
 
 class Block(nnx.Module):
@@ -98,11 +126,11 @@ class Block(nnx.Module):
             setattr(self, name, nnx.Param(initial(spec, name, "L" + letters, rngs)))
 
     def __call__(
-        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, platform
+        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, kernel
     ):
         branch, cache = self.attention(
             rms_norm(x_BTD, self.attention_norm[...], self.spec),
-            queries=queries, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, platform=platform,
+            queries=queries, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, kernel=kernel,
         )  # fmt: skip
         x_BTD = x_BTD + self.leave(branch, "attention_out_norm")
         branch = self.mlp(rms_norm(x_BTD, self.mlp_norm[...], self.spec))
@@ -112,7 +140,7 @@ class Block(nnx.Module):
         return rms_norm(branch_BTD, getattr(self, norm)[...], self.spec) if self.spec.gemma else branch_BTD
 
     def attention(
-        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, platform
+        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, kernel
     ):
         spec, bias = self.spec, lambda name: getattr(self, name, None)
         q_BTNH = rotate(project(x_BTD, self.q, "BTD,DNH->BTNH", bias("q_bias")), angles)
@@ -130,15 +158,18 @@ class Block(nnx.Module):
         mask_BTS = layer_mask(mask_BTS, queries, keys, window=window, windows=spec.windows)
         out_BTNH = attend(
             q_BTNH, k_BTKH, v_BTKH, mask_BTS=mask_BTS, scale=spec.query_scale, softcap=spec.attention_softcap,
-            platform=platform,
+            kernel=kernel,
         )  # fmt: skip
         return project(out_BTNH, self.o, "BTNH,NHD->BTD", bias("o_bias")), cache
 
     def mlp(self, x_BTD: Array) -> Array:
         bias = lambda name: getattr(self, name, None)  # noqa: E731
-        gate = ACTIVATIONS[self.spec.activation](project(x_BTD, self.gate, "BTD,DF->BTF", bias("gate_bias")))
+        gate = project(x_BTD, self.gate, "BTD,DF->BTF", bias("gate_bias"))
         up = project(x_BTD, self.up, "BTD,DF->BTF", bias("up_bias"))
-        return project(gate * up, self.down, "BTF,FD->BTD", bias("down_bias"))
+        activate = ACTIVATIONS[self.spec.activation]
+        leave = lambda gate, up, down: contract(activate(gate) * up, down, "BTF,FD->BTD")  # noqa: E731
+        y = jax.checkpoint(leave)(gate, up, self.down[...])
+        return y if bias("down_bias") is None else y + bias("down_bias")[...].astype(y.dtype)
 
 
 def cache_layout(queries: Layout, num_slots: int) -> Layout:
@@ -166,13 +197,13 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         cache: Cache | None = None,
         remat: str = "none",
-        platform: str | None = None,
+        kernel: str | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Final normed hidden states, in `dtype`, and the cache with this call's keys and values written at
         `layout.index`.
 
         `remat` says what of a layer the backward pass recomputes instead of storing: "none"; "attention", all but the
-        attention (the name says what is kept); or "full". `platform` is where this will run (default: where we are).
+        attention (the name says what is kept); or "full". `kernel` is the attention's (default: this machine's).
         """
         spec = self.spec
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
@@ -188,7 +219,7 @@ class Decoder(nnx.Module):
             block = nnx.merge(blocks, parameters)
             x_BTD = constrain_rows(x_BTD)
             return block(
-                x_BTD, queries=layout, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, platform=platform
+                x_BTD, queries=layout, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, kernel=kernel
             )
 
         if remat != "none":

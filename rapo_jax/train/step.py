@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 
 from rapo_jax.batch import LETTERS, Batch, Shape
 from rapo_jax.config import Config
-from rapo_jax.logprobs import token_logps
-from rapo_jax.models.attention import Layout
+from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
+from rapo_jax.models.attention import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder
 from rapo_jax.models.spec import Spec
 from rapo_jax.objectives import OBJECTIVES, Logps
@@ -41,7 +41,8 @@ def response_logps(
     dtype: jnp.dtype,
     remat: str,
     num_vocabulary_shards: int,
-    platform: str | None = None,
+    kernel: str | None = None,
+    chunk: int = CHUNK,
 ) -> tuple[Array, Array]:
     """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, C + 1].
 
@@ -50,7 +51,7 @@ def response_logps(
     decoder = nnx.merge(graph, parameters)
     index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
     layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
-    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat, platform=platform)
+    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat, kernel=kernel)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
     logps_BS = token_logps(
         hidden_BSD,
@@ -58,12 +59,19 @@ def response_logps(
         rows.target,
         softcap=decoder.spec.final_softcap,
         num_shards=num_vocabulary_shards,
+        chunk=chunk,
     )
     branches = rows.num_responses + 1
     in_slot_BSZ = rows.slot[..., None] == jnp.arange(rows.num_groups * branches)
     shape = (*rows.side.shape, branches)
     sums_BPc = jnp.where(in_slot_BSZ, logps_BS[..., None], 0.0).sum(1).reshape(shape)
     return sums_BPc, in_slot_BSZ.sum(1).astype(jnp.float32).reshape(shape)
+
+
+def attention_kernel(config: Config, spec: Spec, mesh: Mesh) -> str:
+    """The kernel that a step on this mesh attends with; the mesh may be of machines that are not here."""
+    dtype, platform = jnp.dtype(config.model.dtype), mesh.devices.flat[0].platform
+    return kernel_for(platform, asked=config.model.attention, dtype=dtype, softcap=spec.attention_softcap)
 
 
 def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
@@ -74,7 +82,8 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
     forward = {
         "dtype": jnp.dtype(config.model.dtype),
         "num_vocabulary_shards": mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
-        "platform": mesh.devices.flat[0].platform,
+        "kernel": attention_kernel(config, spec, mesh),
+        "chunk": CHUNK_IN_CACHE if mesh.devices.flat[0].platform == "cpu" else CHUNK,
     }
 
     def losses(parameters: dict, reference: dict, rows: Batch, *, remat: str) -> tuple[Array, GroupSums]:

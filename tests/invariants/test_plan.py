@@ -4,9 +4,10 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 
 from rapo_jax.data import pipeline
-from rapo_jax.data.packing import materialise
+from rapo_jax.data.packing import Group, make_plan, materialise, shuffled_steps
 from tests.invariants import tiny
 
 GROUPS = tiny.random_groups(60)
@@ -69,3 +70,44 @@ def test_batches_resume_at_any_step():
     for first in (1, 4):
         for resumed, once in zip(start(first), every[first:], strict=True):
             jax.tree.map(np.testing.assert_array_equal, resumed, once)
+
+
+LENGTHS = np.random.default_rng(0).lognormal(6.5, 0.5, size=4000).astype(int).clip(60, 2000)
+
+
+def planned(sizes, *, num_row_shards, batch_size=128, rows_per_shard=None, row_length=None):
+    groups = [
+        Group(np.zeros(40, np.int32), (np.zeros(size - 40, np.int32),), (5.0,), 5.0, 1, i)
+        for i, size in enumerate(sizes)
+    ]
+    steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=len(sizes) // batch_size, seed=0)
+    return make_plan(groups, steps, row_length=row_length, rows_per_shard=rows_per_shard, num_row_shards=num_row_shards)
+
+
+@pytest.mark.parametrize("num_row_shards", [1, 4, 8, 16])
+def test_rows_chosen_by_the_planner_are_real_tokens_for_the_most_part(num_row_shards):
+    """When this fails, users pay for padding."""
+    chosen = planned(LENGTHS, num_row_shards=num_row_shards)
+    assert chosen.real_token_fraction >= 0.95
+    positions = chosen.shape.B // num_row_shards * chosen.shape.T
+    assert positions <= max(4096, LENGTHS.max() + 128)
+
+
+def test_what_the_user_asks_of_rows_is_kept():
+    """When this fails, rows.length and rows.per_shard are options that nothing reads."""
+    asked = planned(LENGTHS, num_row_shards=2, row_length=2304, rows_per_shard=3)
+    assert (asked.shape.T, asked.shape.B) == (2304, 6)
+
+
+def test_neighbouring_steps_have_nearly_equal_numbers_of_tokens():
+    """When this fails, a step with chance's longest groups needs one more microbatch, mostly empty."""
+    steps = shuffled_steps(LENGTHS, batch_size=128, num_steps=31, seed=0)
+    totals = np.array([LENGTHS[step].sum() for step in steps])
+    drawn = LENGTHS[np.random.default_rng([0, 0]).permutation(4000)[: 31 * 128]].reshape(31, 128).sum(1)
+    assert np.ptp(totals[:16]) < 0.02 * totals.mean() < np.ptp(drawn)
+
+
+def test_a_longer_run_begins_with_the_steps_of_a_shorter_one():
+    """When this fails, a run with more epochs cannot be compared with one of fewer."""
+    short, long = (shuffled_steps(LENGTHS, batch_size=64, num_steps=n, seed=3) for n in (40, 150))
+    np.testing.assert_array_equal(short, long[:40])

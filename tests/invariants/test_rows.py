@@ -2,17 +2,17 @@
 
 import functools
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from rapo_jax.models import attention
-from rapo_jax.models.block_attention import TILE
+from rapo_jax.models.accelerator_attention import attend_splash
+from rapo_jax.models.attention import KERNELS
 from tests.invariants import tiny
 
-ROW_LENGTH = {"attend_einsum": 200, "attend_tiles": 256}
-EINSUM = attention.attend_einsum
+INTERPRETED = {"splash": partial(attend_splash, interpret=True)}  # the TPU's kernel, step by step on this processor
 GROUPS = tiny.random_groups(7)
 WEIGHTS_GC = np.random.default_rng(1).normal(size=(7, 2)).astype(np.float32)
 
@@ -22,18 +22,17 @@ def spec(request):
     return tiny.tiny_spec(request.param)
 
 
-@pytest.fixture(params=ROW_LENGTH)
-def row_length(request, monkeypatch):
-    """A row length for which one of the kernels serves, with the other one taken away."""
-    length = ROW_LENGTH[request.param]
-    (other,) = ROW_LENGTH.keys() - {request.param}
-    assert (length % TILE == 0) == (request.param == "attend_tiles")
+@pytest.fixture(params=["einsum", "tiles", "splash"])
+def kernel(request, monkeypatch):
+    """A kernel, with all others but the one for plain sequences taken away."""
 
     def refuse(*_, **__):
-        raise AssertionError(f"{other} was called for rows of {length}")
+        raise AssertionError("another kernel was called")
 
-    monkeypatch.setattr(attention, other, refuse)
-    return length
+    for name in KERNELS:
+        serves = INTERPRETED.get(name, KERNELS[name]) if name in (request.param, "einsum") else refuse
+        monkeypatch.setitem(KERNELS, name, serves)
+    return request.param
 
 
 def value_and_gradient(logps, parameters, *inputs):
@@ -49,21 +48,19 @@ def value_and_gradient(logps, parameters, *inputs):
 
 @functools.cache
 def plain_value_and_gradient(spec):
-    """By the book. Plain sequences are no multiple of a tile, so attend_einsum must be there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "attend_einsum", EINSUM)
-        logps = functools.partial(tiny.plain_logps, spec)
-        return value_and_gradient(logps, tiny.random_parameters(spec), *tiny.plain_sequences(GROUPS))
+    """By the book."""
+    logps = functools.partial(tiny.plain_logps, spec)
+    return value_and_gradient(logps, tiny.random_parameters(spec), *tiny.plain_sequences(GROUPS))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [tiny.packed, tiny.one_group_a_row], ids=["packed", "one group a row"])
-def test_rows_agree_with_plain_sequences_in_value_and_gradient(layout, spec, row_length):
+def test_rows_agree_with_plain_sequences_in_value_and_gradient(layout, spec, kernel):
     """When this fails, the loss depends on who shares a row, or a shared prompt is not the prompt repeated for each
     response: every reported number is wrong in a way no curve shows."""
-    rows, shape = layout(GROUPS, row_length=row_length)
+    rows, shape = layout(GROUPS, row_length=256)
     logps_GC, gradient = value_and_gradient(
-        lambda parameters, batch: tiny.by_group(tiny.branch_logps(spec, parameters, batch), rows),
+        lambda parameters, batch: tiny.by_group(tiny.branch_logps(spec, parameters, batch, kernel=kernel), rows),
         tiny.random_parameters(spec),
         tiny.microbatch(GROUPS, rows, shape),
     )
@@ -76,13 +73,13 @@ def test_rows_agree_with_plain_sequences_in_value_and_gradient(layout, spec, row
     tiny.assert_same_trees(in_units_of_the_largest(gradient), in_units_of_the_largest(plain_gradient), atol=2e-5)
 
 
-def test_a_siblings_tokens_and_another_groups_tokens_never_change_a_response(spec, row_length):
+def test_a_siblings_tokens_and_another_groups_tokens_never_change_a_response(spec, kernel):
     """When this fails, a response is scored with knowledge of the answer it competes with. Bit for bit, because a
     leak of any size is a leak."""
-    rows, shape = tiny.packed(GROUPS, row_length=row_length)
+    rows, shape = tiny.packed(GROUPS, row_length=256)
     first = GROUPS[0]
     changed = [replace(first, responses=((first.responses[0] + 1) % tiny.V, first.responses[1])), *GROUPS[1:]]
-    logps = jax.jit(functools.partial(tiny.branch_logps, spec))
+    logps = jax.jit(functools.partial(tiny.branch_logps, spec, kernel=kernel))
     before, after = (
         tiny.by_group(np.asarray(logps(tiny.random_parameters(spec), tiny.microbatch(g, rows, shape))), rows)
         for g in (GROUPS, changed)

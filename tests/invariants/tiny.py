@@ -102,11 +102,12 @@ def microbatch(groups: list[Group], rows: list[list[int]], shape: Shape) -> Batc
     return jax.tree.map(lambda x: jnp.asarray(x[0]) if np.ndim(x) else x, batch)
 
 
-def branch_logps(spec: Spec, parameters: dict, batch: Batch) -> Array:
+def branch_logps(spec: Spec, parameters: dict, batch: Batch, *, kernel: str | None = None) -> Array:
     """[B, P, C + 1] by the code that trains; branch 0 is the prompt."""
     graph, _ = abstract_decoder(spec)
     dtype = jnp.dtype("float32")
-    return response_logps(graph, parameters, batch, dtype=dtype, remat="none", num_vocabulary_shards=1)[0]
+    options = {"dtype": dtype, "remat": "none", "num_vocabulary_shards": 1, "kernel": kernel}
+    return response_logps(graph, parameters, batch, **options)[0]
 
 
 def by_group(x_BPc: Array, rows: list[list[int]]) -> Array:
@@ -132,7 +133,7 @@ def plain_logps(spec: Spec, parameters: dict, tokens_BT: Array, is_response_BT: 
     """[group, response] by the book: one causal sequence a row, softmax over the whole vocabulary."""
     graph, _ = abstract_decoder(spec)
     decoder = nnx.merge(graph, parameters)
-    hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT))
+    hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT), kernel="einsum")
     logps_BTV = jax.nn.log_softmax(decoder.logits(hidden_BTD), axis=-1)
     next_BT = jnp.take_along_axis(logps_BTV[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
     return jnp.where(is_response_BT[:, 1:], next_BT, 0.0).sum(-1).reshape(-1, 2)
@@ -148,7 +149,8 @@ class Trained:
 
 
 def plan_of(groups: list[Group], config: Config, *, num_steps: int, row_length: int, num_shards: int) -> Plan:
-    steps = shuffled_steps(len(groups), batch_size=config.train.batch_size, num_steps=num_steps, seed=config.seed)
+    sizes = np.array([group.num_tokens for group in groups])
+    steps = shuffled_steps(sizes, batch_size=config.train.batch_size, num_steps=num_steps, seed=config.seed)
     return make_plan(
         groups, steps, row_length=row_length, rows_per_shard=config.rows.per_shard, num_row_shards=num_shards
     )

@@ -1,0 +1,95 @@
+"""The fused kernels compute what the einsum computes, whatever the mask."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rapo_jax.models.accelerator_attention import attend_splash
+from rapo_jax.models.attention import attend_einsum, kernel_for, takes
+from rapo_jax.models.block_attention import TILE, attend_tiles
+from rapo_jax.models.decoder import abstract_decoder, plain_layout
+from tests.invariants import tiny
+
+B, N, K, H = 2, 4, 2, 16
+
+
+def random_mask(random, T, S):
+    """One key in twenty; whole tiles with nothing in them, others with a single key, so that each kind of tile occurs."""
+    mask_BTS = random.random((B, T, S)) < 0.05
+    empty = random.random((B, T // TILE, S // TILE)) < 0.4
+    mask_BTS &= ~empty.repeat(TILE, axis=1).repeat(TILE, axis=2)
+    mask_BTS[:, np.arange(T), random.integers(0, S, T)] = True  # every query sees some key
+    return mask_BTS
+
+
+KERNELS = {"tiles": attend_tiles, "splash": partial(attend_splash, interpret=True)}
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(
+    ("kernel", "T", "S"),
+    [("tiles", 256, 256), ("tiles", 384, 384), ("tiles", 128, 384), ("splash", 256, 256), ("splash", 384, 384)],
+)
+def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, T, S, softcap):
+    """When this fails, training follows other gradients on one processor than on another."""
+    random = np.random.default_rng(T + S)
+    array = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+    inputs = array(B, T, N, H), array(B, S, K, H), array(B, S, K, H)
+    cotangent_BTNH, mask_BTS = array(B, T, N, H), jnp.asarray(random_mask(random, T, S))
+
+    def value_and_gradients(kernel):
+        function = jax.jit(partial(kernel, mask_BTS=mask_BTS, scale=0.5, softcap=softcap))
+        out_BTNH, pull_back = jax.vjp(function, *inputs)
+        return out_BTNH, *pull_back(cotangent_BTNH)
+
+    names = ("out", "q gradient", "k gradient", "v gradient")
+    fused, einsum = value_and_gradients(KERNELS[kernel]), value_and_gradients(attend_einsum)
+    for name, a, b in zip(names, fused, einsum, strict=True):
+        assert np.abs(b).max() > 0.5
+        np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+def test_what_is_recomputed_changes_no_gradient_and_attention_is_kept_where_it_is_asked_for(remat):
+    """When this fails, a memory setting changes the result, or remat=attention recomputes what it promises to keep."""
+    spec, length = tiny.tiny_spec("llama3"), 256
+    graph, _ = abstract_decoder(spec)
+    tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, tiny.V, (1, length)), jnp.int32)
+
+    def loss(parameters, remat):
+        decoder = nnx.merge(graph, parameters)
+        return decoder(tokens_BT, plain_layout(tokens_BT), remat=remat, kernel="tiles")[0].sum()
+
+    parameters = tiny.random_parameters(spec)
+    gradient, plain = (jax.jit(jax.grad(partial(loss, remat=r)))(parameters) for r in (remat, "none"))
+    tiny.assert_same_trees(gradient, plain, atol=2e-5)
+    kept = lambda r: str(jax.make_jaxpr(jax.grad(partial(loss, remat=r)))(parameters)).count("attention_out")  # noqa: E731
+    assert (kept(remat) > kept("none") > 0) == (remat == "full")
+
+
+def test_each_platform_gets_its_kernel():
+    """When this fails, an accelerator holds a [T, T] array of scores per head, or a GPU kernel gets what it cannot do."""
+    assert kernel_for("cpu") == "tiles" and kernel_for("tpu", softcap=50.0) == "splash"
+    assert kernel_for("cuda", dtype=jnp.bfloat16) in ("tokamax", "cudnn")
+    assert kernel_for("cuda", dtype=jnp.float32) in ("tokamax", "einsum")
+    assert kernel_for("cuda", dtype=jnp.bfloat16, softcap=50.0) in ("tokamax", "einsum")
+    assert kernel_for("tpu", asked="einsum") == "einsum"
+    assert takes("splash", T=384, S=384) and not takes("splash", T=1, S=384) and not takes("tiles", T=100, S=100)
+
+
+def test_tiles_keep_bfloat16_as_close_to_the_truth_as_einsum_does():
+    """When this fails, long bfloat16 runs on CPU drift because scores or sums are rounded on the way."""
+    random = np.random.default_rng(0)
+    q, k, v = (random.normal(size=(B, 256, heads, H)).astype(np.float32) for heads in (N, K, K))
+    options = {"mask_BTS": random_mask(random, 256, 256), "scale": 0.25, "softcap": None}
+    truth = attend_einsum(q, k, v, **options)
+    halves = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+    tiles, einsum = (
+        float(np.abs(np.asarray(jax.jit(partial(kernel, **options))(*halves), np.float32) - truth).max())
+        for kernel in (attend_tiles, attend_einsum)
+    )
+    assert tiles <= 1.5 * einsum and einsum < 0.05
