@@ -23,7 +23,7 @@ NO_SIDE, CHOSEN_SIDE, REJECTED_SIDE = 0, 1, 2  # whose reward is the goal of a g
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Arrays [M, B, ...]; int32 but for `reward` and `goal` (float32). Branch 1 is preferred under the group's goal.
+    """Arrays [M, B, ...]; int32 but for `reward`, `goal` and `reference` (float32). Branch 1 is preferred under the group's goal.
 
     `side` is -1 where a row has fewer than P groups: that group does not exist and counts nowhere. `num_microbatches`
     says how many of the M are used (the rest are padding and are never computed).
@@ -39,6 +39,7 @@ class Batch:
     side: Array | np.ndarray  # M B P
     goal: Array | np.ndarray  # M B P, NaN without a goal
     reward: Array | np.ndarray  # M B P C, NaN without rewards
+    reference: Array | np.ndarray  # M B P C, the reference's log-probability of each response; NaN where not cached
     num_microbatches: Array | np.ndarray  # scalar
 
     @property
@@ -63,6 +64,7 @@ LETTERS = {
     "side": "MBP",
     "goal": "MBP",
     "reward": "MBPC",
+    "reference": "MBPC",
     "num_microbatches": "",
 }
 assert list(LETTERS) == [f.name for f in fields(Batch)]

@@ -71,6 +71,11 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Reference:
+    cache: str = ""  # a directory that keeps the reference's log-probabilities; "" = they are computed in every step
+
+
+@dataclass(frozen=True)
 class Optimizer:
     learning_rate: float = 5e-7
     warmup_ratio: float = 0.1
@@ -94,6 +99,7 @@ class Train:
     keep_last: int = 2  # checkpoints
     keep_best: int = 1  # checkpoints by eval_loss, where there is an evaluation
     max_skipped_steps: int = 5  # consecutive steps with a non-finite gradient before the run stops
+    profile_steps: int | None = None  # so many steps, once the first two are over, are traced into run_dir/profile
     wandb_project: str | None = None
 
 
@@ -118,6 +124,7 @@ class Config:
     data: Data = field(default_factory=Data)
     relabel: Relabel = field(default_factory=Relabel)
     objective: Objective = field(default_factory=Objective)
+    reference: Reference = field(default_factory=Reference)
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
     mesh: MeshSizes = field(default_factory=MeshSizes)
@@ -232,6 +239,8 @@ def validate(config: Config) -> Config:
     ]
     if unread:
         raise UserError(f"objective.name={objective.name} does not read {', '.join(unread)}; remove it.")
+    if config.reference.cache and not OBJECTIVES[objective.name].needs_reference:
+        raise UserError(f"objective.name={objective.name} has no reference; remove reference.cache.")
     goals = f"relabel.goals=[{', '.join(config.relabel.goals)}]"
     if len(set(config.relabel.goals)) < len(config.relabel.goals):
         raise UserError(f"{goals} names a side twice; name each once.")
@@ -257,6 +266,7 @@ def validate(config: Config) -> Config:
             "train.max_steps": train.max_steps,
             "train.eval_every": train.eval_every,
             "train.save_every": train.save_every,
+            "train.profile_steps": train.profile_steps,
             "rows.length": config.rows.length,
             "rows.per_shard": config.rows.per_shard,
             "optimizer.max_grad_norm": optimizer.max_grad_norm,

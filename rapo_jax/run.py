@@ -6,17 +6,19 @@ Nothing is written before everything has been checked.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax import __version__
+from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config import Config, as_dict, load_config, to_yaml
 from rapo_jax.data import pipeline
@@ -28,17 +30,19 @@ from rapo_jax.models.directory import model_directory
 from rapo_jax.models.hf import load_parameters, write_text
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
 from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
+from rapo_jax.reference_pass import fill
 from rapo_jax.train.journal import Journal
-from rapo_jax.train.loop import Evaluation, Run, train
+from rapo_jax.train.loop import INTERRUPTED, Cost, Evaluation, Run, train
 from rapo_jax.train.optim import direction
-from rapo_jax.train.reference import resident_reference
+from rapo_jax.train.reference import Column, reference_is_resident, resident_reference
 from rapo_jax.train.state import abstract_state, first_state, random_parameters
 from rapo_jax.train.step import make_evaluate_step, make_train_step
 
 # What may differ between a run and its resumption: it changes no update, or the fingerprints decide.
-MAY_CHANGE = ("run_dir", "mesh.", "rows.", "model.path", "model.remat", "data.path", "data.eval_", "data.split")
+MAY_CHANGE = ("run_dir", "mesh.", "rows.", "model.path", "model.remat", "model.attention", "reference.cache")
+MAY_CHANGE += ("data.path", "data.eval_", "data.split")
 MAY_CHANGE += tuple(
-    f"train.{key}" for key in ("log_every", "eval_every", "save_every", "keep_", "wandb", "max_skipped")
+    f"train.{key}" for key in ("log_every", "eval_every", "save_every", "keep_", "wandb", "max_skipped", "profile")
 )
 
 
@@ -80,11 +84,14 @@ def train_or_resume(config: Config) -> int:
     data = load_data(setup, config.data.path, config.data.split, option="data.path")
     held_out = load_held_out(setup) if config.data.eval_path else None
     plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(setup.mesh))
-    evaluation = evaluation_of(setup, held_out)
-    store = Store(setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if held_out else 0)
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, data)
     transform = direction(config.optimizer, setup.spec)
+    train_column, eval_column = cached_references(setup, parameters, identity, plan, data, held_out)
+    if config.reference.cache and (train_column is None or (held_out and eval_column is None)):
+        return INTERRUPTED
+    evaluation = evaluation_of(setup, held_out, eval_column)
+    store = Store(setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if held_out else 0)
     reference = resident_reference(parameters, config, setup.spec, setup.mesh)
     parameters = None if store.steps() else parameters
     abstract = abstract_state(setup.spec, setup.mesh, transform)
@@ -104,11 +111,11 @@ def train_or_resume(config: Config) -> int:
         config=config,
         mesh=setup.mesh,
         train_step=make_train_step(config, setup.spec, setup.mesh, plan.shape, num_steps=len(plan.steps)),
-        batches=pipeline.batches(data.groups, plan, my_rows(setup.mesh, plan.shape.B)),
+        batches=pipeline.batches(data.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=train_column),
         num_rows=plan.shape.B,
         num_steps=len(plan.steps),
         num_groups=len(data.groups),
-        real_token_fraction=pipeline.real_token_fractions(data.groups, plan),
+        costs=step_costs(data, plan, setup),
         evaluation=evaluation,
         identity=identity,
     )
@@ -122,6 +129,26 @@ def train_or_resume(config: Config) -> int:
     if code == 0:
         say(f"done: {setup.run_dir} is complete at step {run.num_steps}.  Next: rapo export {setup.run_dir} OUT_DIR")
     return code
+
+
+def step_costs(data: pipeline.Dataset, plan: Plan, setup: Setup) -> Callable[[int], Cost]:
+    """step -> what it has to compute, by the definitions of rapo_jax/accounting.py."""
+    B, T = plan.shape.B, plan.shape.T
+    in_step = reference_is_resident(setup.config)
+
+    def cost(step: int) -> Cost:
+        rows = plan.steps[step]
+        groups = [data.groups[member] for row in rows for member in row]
+        prompts = np.array([len(group.prompt) for group in groups])
+        responses = np.array([[len(response) for response in group.responses] for group in groups])
+        work = real_work(prompts, responses, setup.spec.windows)
+        return Cost(
+            real_tokens=int(work.tokens),
+            positions=-(-len(rows) // B) * B * T,
+            useful_flops=step_flops(setup.spec, work, reference=in_step),
+        )
+
+    return cost
 
 
 def precision(config: Config):
@@ -152,11 +179,66 @@ def starting_parameters(setup: Setup) -> dict:
     return load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh, dtype=jnp.float32)
 
 
-def evaluation_of(setup: Setup, held_out: pipeline.Dataset | None) -> Evaluation | None:
+def cached_references(
+    setup: Setup,
+    parameters: dict,
+    identity: dict,
+    plan: Plan,
+    data: pipeline.Dataset,
+    held_out: pipeline.Dataset | None,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The reference's log-probabilities of training and held-out groups from the cache, which is filled first.
+
+    None without a cache, and where filling it was interrupted. Raises UserError when the cache belongs to something else.
+    """
+    config = setup.config
+    if not config.reference.cache:
+        return None, None
+    columns = {"train": None, "eval": None}
+    needed = {"train": np.unique([member for rows in plan.steps for row in rows for member in row])}
+    needed |= {"eval": np.arange(len(held_out.groups))} if held_out else {}
+    for name, dataset in {"train": data, "eval": held_out}.items():
+        if name not in needed:
+            continue
+        column = open_column(config, name, dataset, identity) if jax.process_index() == 0 else None
+        with precision(config):
+            columns[name] = fill(
+                column,
+                dataset.groups,
+                needed[name],
+                parameters,
+                config=config,
+                spec=setup.spec,
+                mesh=setup.mesh,
+                what=name,
+                say=say,
+            )
+        if columns[name] is None:
+            break
+    return columns["train"], columns["eval"]
+
+
+def open_column(config: Config, name: str, data: pipeline.Dataset, identity: dict) -> Column:
+    shape = (len(data.groups), len(data.groups[0].responses))
+    belongs_to = reference_identity(identity, data, config)
+    column = Column(Path(config.reference.cache), name, shape=shape, identity=belongs_to)
+    column.open(lambda before, now: differences(before, now, sources_of(config, name)))
+    return column
+
+
+def reference_identity(identity: dict, data: pipeline.Dataset, config: Config) -> dict:
+    """What log-probabilities of these groups depend on: weights, tokens, and the arithmetic. Of the settings, those that
+    make tokens, to say what changed when the tokens did."""
+    makes_tokens = ("data.max_", "data.chat_template", "relabel.", "model.dtype")
+    kept = {key: value for key, value in identity["settings"].items() if key.startswith(makes_tokens)}
+    return identity | {"data": data.source_fingerprint, "tokens": data.fingerprint, "settings": kept}
+
+
+def evaluation_of(setup: Setup, held_out: pipeline.Dataset | None, reference: np.ndarray | None) -> Evaluation | None:
     if held_out is None:
         return None
     plan = pipeline.plan_evaluation(held_out.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
-    start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B))
+    start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=reference)
 
     def batches() -> Iterator:
         return start(0)
@@ -201,8 +283,22 @@ def settings(config: Config) -> dict:
 
 def refuse_changes(before: dict, step: int, identity: dict, setup: Setup) -> None:
     """Raises UserError naming everything that differs from what the checkpoint was trained with."""
-    config = setup.config
-    sources = {"model": config.model.path, "tokenizer": config.model.path, "data": config.data.path}
+    changed = differences(before, identity, sources_of(setup.config, "train"))
+    if changed:
+        raise UserError(
+            f"{setup.run_dir} was trained up to step {step} with something else; changed: {'; '.join(changed)}. "
+            f"Undo the change, or choose another run_dir. Nothing was overwritten."
+        )
+
+
+def sources_of(config: Config, name: str) -> dict[str, str]:
+    """Where the parts of an identity came from."""
+    data = config.data.path if name == "train" else config.data.eval_path
+    return {"model": config.model.path, "tokenizer": config.model.path, "data": data}
+
+
+def differences(before: dict, identity: dict, sources: dict[str, str]) -> list[str]:
+    """In words, what differs between two identities."""
     changed = [f"the {what} ({path})" for what, path in sources.items() if before[what] != identity[what]]
     old, new = before["settings"], identity["settings"]
     changed += [
@@ -210,11 +306,7 @@ def refuse_changes(before: dict, step: int, identity: dict, setup: Setup) -> Non
     ]
     if not changed and before["tokens"] != identity["tokens"]:
         changed = [f"the tokenization (another version of rapo_jax? this is {__version__})"]
-    if changed:
-        raise UserError(
-            f"{setup.run_dir} was trained up to step {step} with something else; changed: {'; '.join(changed)}. "
-            f"Undo the change, or choose another run_dir. Nothing was overwritten."
-        )
+    return changed
 
 
 def refuse_foreign_directory(run_dir: Path) -> None:

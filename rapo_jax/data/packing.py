@@ -195,10 +195,12 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def materialise(groups: Sequence[Group], rows: Rows, shape: Shape, *, mine: Sequence[int]) -> Batch:
+def materialise(
+    groups: Sequence[Group], rows: Rows, shape: Shape, *, mine: Sequence[int], reference: np.ndarray | None = None
+) -> Batch:
     """The arrays of one step, only for the rows `mine` (of B) of each microbatch; see rapo_jax/batch.py.
 
-    Row r of the step is row r % B of microbatch r // B.
+    Row r of the step is row r % B of microbatch r // B. `reference` are cached log-probabilities of all groups, [G, C].
     """
     batch = blank(shape, len(mine), num_microbatches=-(-len(rows) // shape.B))
     place = {b: i for i, b in enumerate(mine)}
@@ -206,6 +208,8 @@ def materialise(groups: Sequence[Group], rows: Rows, shape: Shape, *, mine: Sequ
         m, b = divmod(r, shape.B)
         if b in place:
             fill_row(batch, (m, place[b]), [groups[member] for member in members])
+            if reference is not None:
+                batch.reference[m, place[b], : len(members)] = reference[members]
     return batch
 
 
@@ -221,6 +225,7 @@ def blank(shape: Shape, num_rows: int, *, num_microbatches: int) -> Batch:
         side=np.full((*lead, shape.P), -1, np.int32),
         goal=np.full((*lead, shape.P), np.nan, np.float32),
         reward=np.full((*lead, shape.P, shape.C), np.nan, np.float32),
+        reference=np.full((*lead, shape.P, shape.C), np.nan, np.float32),
         num_microbatches=np.int32(num_microbatches),
     )
 

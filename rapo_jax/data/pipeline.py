@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grain
 import numpy as np
@@ -219,6 +219,14 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
 
 
+def plan_reference(groups: Sequence[Group], members: np.ndarray, config: Config, *, num_row_shards: int) -> Plan:
+    """Rows of `members`, one microbatch a step, for a pass whose results are wanted group by group."""
+    whole = pack_steps(groups, [members], config, num_row_shards=num_row_shards)
+    (rows,), B = whole.steps, whole.shape.B
+    steps = [rows[start : start + B] for start in range(0, len(rows), B)]
+    return replace(whole, steps=steps, shape=replace(whole.shape, M=1))
+
+
 def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
     """Every group once, in order."""
     steps = sequential_steps(len(groups), batch_size=config.train.batch_size)
@@ -238,26 +246,17 @@ def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config,
     )
 
 
-def batches(groups: Sequence[Group], plan: Plan, mine: Sequence[int]) -> Callable[[int], Iterator[Batch]]:
+def batches(
+    groups: Sequence[Group], plan: Plan, mine: Sequence[int], *, reference: np.ndarray | None = None
+) -> Callable[[int], Iterator[Batch]]:
     """k -> the batches of steps k, k + 1, ... to the plan's end, prepared by a few threads ahead of their use.
 
-    `mine` are the rows of a microbatch that this process supplies.
+    `mine` are the rows of a microbatch that this process supplies; `reference` as in `materialise`.
     """
 
     def start(first: int = 0) -> Iterator[Batch]:
         steps = grain.MapDataset.source(plan.steps[first:])
-        made = steps.map(lambda rows: materialise(groups, rows, plan.shape, mine=mine))
+        made = steps.map(lambda rows: materialise(groups, rows, plan.shape, mine=mine, reference=reference))
         return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     return start
-
-
-def real_token_fractions(groups: Sequence[Group], plan: Plan) -> Callable[[int], float]:
-    """step -> share of its computed row positions that hold a token."""
-    B, T = plan.shape.B, plan.shape.T
-
-    def fraction(step: int) -> float:
-        rows = plan.steps[step]
-        return sum(groups[member].num_tokens for row in rows for member in row) / (-(-len(rows) // B) * B * T)
-
-    return fraction

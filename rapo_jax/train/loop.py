@@ -8,13 +8,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from rapo_jax.accounting import mfu
 from rapo_jax.batch import LETTERS, Batch
 from rapo_jax.checkpoint import Store
 from rapo_jax.config import Config, as_dict
@@ -35,6 +37,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a step has to compute, in the terms of rapo_jax/accounting.py."""
+
+    real_tokens: int
+    positions: int
+    useful_flops: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything the loop needs. `batches(k)` yields this process's rows of step k, k + 1, ...; `num_rows` is B."""
 
@@ -45,7 +59,7 @@ class Run:
     num_rows: int
     num_steps: int
     num_groups: int  # in one epoch
-    real_token_fraction: Callable[[int], float]
+    costs: Callable[[int], Cost]
     evaluation: Evaluation | None
     identity: dict
 
@@ -58,6 +72,7 @@ class Progress:
     evaluation: dict[str, float] = field(default_factory=dict)
     clock: float = field(default_factory=time.monotonic)
     clock_step: int = 0
+    waited_for_data: float = 0.0  # seconds since the clock was set
     num_skipped: int = 0
 
 
@@ -68,8 +83,9 @@ def train(run: Run, state: State, reference: dict, store: Store, journal: Journa
     """
     config, first = run.config, int(state.step)
     progress = Progress(clock_step=first)
-    with jax.set_mesh(run.mesh), interruptible() as interrupted:
-        for step, batch in enumerate(run.batches(first), start=first + 1):
+    with jax.set_mesh(run.mesh), interruptible() as interrupted, Profile(run, first) as profile:
+        for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
+            profile.before(step, progress)
             state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
             report(run, progress, journal)
             progress.pending = (step, metrics)
@@ -113,16 +129,74 @@ def report(run: Run, progress: Progress, journal: Journal) -> None:
         return
     now = time.monotonic()
     pairs = (step - progress.clock_step) * train.batch_size
-    values |= {
-        "epoch": step * train.batch_size / run.num_groups,
-        "pairs_per_s": pairs / max(now - progress.clock, 1e-9),
-        "real_token_fraction": run.real_token_fraction(step - 1),
-    }
-    progress.clock, progress.clock_step = now, step
+    seconds = max(now - progress.clock, 1e-9)
+    values |= {"epoch": step * train.batch_size / run.num_groups, "pairs_per_s": pairs / seconds}
+    values |= speed(run, range(progress.clock_step, step), seconds, waited=progress.waited_for_data)
+    progress.clock, progress.clock_step, progress.waited_for_data = now, step, 0.0
     journal.write(step, values | evaluation)
     journal.progress(step, values)
     if evaluation:
         journal.evaluation(step, evaluation)
+
+
+def speed(run: Run, steps: range, seconds: float, *, waited: float) -> dict[str, float]:
+    """How fast `steps` (from 0) went, and where their time went; see rapo_jax/accounting.py for what the words mean.
+
+    Memory and MFU are given where the device tells its memory, and where its peak is known.
+    """
+    cost, devices = sum((run.costs(step) for step in steps[1:]), run.costs(steps[0])), run.mesh.devices.flat
+    values = {
+        "real_tokens_per_s": cost.real_tokens / seconds,
+        "real_token_fraction": cost.real_tokens / cost.positions,
+        "time/step_s": seconds / len(steps),
+        "time/waiting_for_data_s": waited / len(steps),
+    }
+    utilisation = mfu(cost.useful_flops / seconds, device_kind=devices[0].device_kind, num_devices=run.mesh.size)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    values |= {"mfu": utilisation} if utilisation is not None else {}
+    return values | ({"memory/peak_gib": memory / 2**30} if memory is not None else {})
+
+
+def timed(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
+    """The same batches; how long the loop waited for each is added up."""
+    while True:
+        started = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        progress.waited_for_data += time.monotonic() - started
+        yield batch
+
+
+class Profile:
+    """Traces train.profile_steps steps into run_dir/profile, for TensorBoard or Perfetto; the first two steps are left out,
+    because they compile and warm up."""
+
+    def __init__(self, run: Run, first: int):
+        self.num_steps, self.directory = run.config.train.profile_steps, Path(run.config.run_dir) / "profile"
+        self.first, self.running = first + 3, False
+
+    def before(self, step: int, progress: Progress) -> None:
+        if self.num_steps is None:
+            return
+        if step == self.first:
+            jax.block_until_ready(progress.pending)
+            jax.profiler.start_trace(str(self.directory))
+            self.running = True
+        elif step == self.first + self.num_steps:
+            self.stop(progress)
+
+    def stop(self, progress: Progress | None = None) -> None:
+        if self.running:
+            jax.block_until_ready(progress.pending if progress else None)
+            jax.profiler.stop_trace()
+            self.running = False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
 
 
 def watch_skipped(skipped: float, step: int, progress: Progress, config: Config, journal: Journal) -> None:

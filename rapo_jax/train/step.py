@@ -26,6 +26,7 @@ from rapo_jax.objectives import OBJECTIVES, Logps
 from rapo_jax.parallel import replicated, sharding
 from rapo_jax.train.metrics import GroupSums, group_sums
 from rapo_jax.train.optim import clip, direction, learning_rate
+from rapo_jax.train.reference import reference_is_resident
 from rapo_jax.train.state import State, parameter_shardings, state_shardings
 
 TrainStep = Callable[[State, dict, Batch], tuple[State, dict[str, Array]]]
@@ -74,22 +75,30 @@ def attention_kernel(config: Config, spec: Spec, mesh: Mesh) -> str:
     return kernel_for(platform, asked=config.model.attention, dtype=dtype, softcap=spec.attention_softcap)
 
 
-def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
-    """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics."""
-    objective = OBJECTIVES[config.objective.name]
-    options = {name: getattr(config.objective, name) for name in objective.options}
+def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, dict]:
+    """The decoder's structure, and the options of `response_logps` that follow from configuration and machine."""
     graph, _ = abstract_decoder(spec)
-    forward = {
+    return graph, {
         "dtype": jnp.dtype(config.model.dtype),
         "num_vocabulary_shards": mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
         "kernel": attention_kernel(config, spec, mesh),
         "chunk": CHUNK_IN_CACHE if mesh.devices.flat[0].platform == "cpu" else CHUNK,
     }
 
+
+def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
+    """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics."""
+    objective = OBJECTIVES[config.objective.name]
+    options = {name: getattr(config.objective, name) for name in objective.options}
+    graph, forward = forward_pass(config, spec, mesh)
+
     def losses(parameters: dict, reference: dict, rows: Batch, *, remat: str) -> tuple[Array, GroupSums]:
         policy_BPc, num_tokens_BPc = response_logps(graph, parameters, rows, remat=remat, **forward)
         reference_BPc = jnp.zeros_like(policy_BPc)
-        if objective.needs_reference:
+        if config.reference.cache:
+            exists_BP1 = rows.side[..., None] >= 0
+            reference_BPc = reference_BPc.at[..., 1:].set(jnp.where(exists_BP1, rows.reference, 0.0))
+        elif objective.needs_reference:
             reference_BPc, _ = response_logps(graph, reference, rows, remat="none", **forward)
         logps = as_logps(policy_BPc, jax.lax.stop_gradient(reference_BPc), num_tokens_BPc)
         loss_BP = objective.loss(logps, **options)
@@ -152,7 +161,18 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
 
 
 def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
-    return parameter_shardings(spec, mesh) if OBJECTIVES[config.objective.name].needs_reference else {}
+    return parameter_shardings(spec, mesh) if reference_is_resident(config) else {}
+
+
+def make_logps_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Callable[[dict, Batch], Array]:
+    """(parameters, batch of one microbatch) -> summed log-probability of every response, float32 [B, P, C]."""
+    graph, forward = forward_pass(config, spec, mesh)
+
+    def logps(parameters: dict, batch: Batch) -> Array:
+        return response_logps(graph, parameters, microbatch(batch, 0), remat="none", **forward)[0][..., 1:]
+
+    shardings = (parameter_shardings(spec, mesh), batch_shardings(mesh, shape))
+    return jax.jit(logps, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
 def as_logps(policy_BPc: Array, reference_BPc: Array, num_tokens_BPc: Array) -> Logps:
@@ -170,12 +190,16 @@ def as_logps(policy_BPc: Array, reference_BPc: Array, num_tokens_BPc: Array) -> 
 
 def over_microbatches(function: Callable[[Batch], Any], batch: Batch, shape: Shape) -> Any:
     """The sum of function(microbatch) over the microbatches in use, as a loop that is compiled once."""
-    microbatch = lambda m: replace(batch, **{name: getattr(batch, name)[m] for name in ROW_ARRAYS})  # noqa: E731
     if shape.M == 1:
-        return function(microbatch(0))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, microbatch(0)))
-    add = lambda m, total: jax.tree.map(jnp.add, total, function(microbatch(m)))  # noqa: E731
+        return function(microbatch(batch, 0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, microbatch(batch, 0)))
+    add = lambda m, total: jax.tree.map(jnp.add, total, function(microbatch(batch, m)))  # noqa: E731
     return jax.lax.fori_loop(0, batch.num_microbatches, add, zeros)
+
+
+def microbatch(batch: Batch, m: Array | int) -> Batch:
+    """The arrays of microbatch m, [B, ...]."""
+    return replace(batch, **{name: getattr(batch, name)[m] for name in ROW_ARRAYS})
 
 
 ROW_ARRAYS = [field.name for field in fields(Batch) if field.name != "num_microbatches"]
