@@ -33,6 +33,7 @@ the score it is asked for, and export a Hugging Face checkpoint that answers at 
   rapo train    CONFIG                train; the same command resumes
   rapo export   RUN_DIR OUT_DIR       a Hugging Face directory that answers at the highest goal
   rapo generate MODEL_DIR --prompts FILE --out FILE
+  rapo plan     CONFIG --topology v5e:4x4   what it would need and take on chips that are not here
 """
 
 OVERRIDES = """\
@@ -46,7 +47,7 @@ CONFIG is a YAML file (examples in configs/); any leaf can be overridden as key=
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one verb and exits: 0 done, 2 the user's mistake, 75 interrupted and saved."""
+    """Runs one verb and exits: 0 done, 1 a plan that does not fit, 2 the user's mistake, 75 interrupted and saved."""
     options = parse(arguments)
     try:
         connect(options)
@@ -99,8 +100,10 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import logging
 
+    from absl import flags
     from absl import logging as absl_logging
 
+    flags.FLAGS.mark_as_parsed()  # tokamax would else read our command line as its own and refuse it
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
@@ -130,7 +133,20 @@ def train(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     require(config, "run_dir", "model.path", "data.path")
+    keep_compilations()
     return train_or_resume(config)
+
+
+def keep_compilations() -> None:
+    """Where compiling takes minutes, its results outlive the process: a resumed run starts at once.
+
+    JAX_COMPILATION_CACHE_DIR chooses another place. A CPU compiles in seconds, for just its own instructions.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "rapo_jax" / "compilations"))
 
 
 def export(options: argparse.Namespace) -> int:
@@ -174,6 +190,50 @@ def generate(options: argparse.Namespace) -> int:
     rate = answer_file(options.model_dir, Request(**{name: getattr(options, name) for name in fields}))
     print(f"{options.out}: {rate}")
     return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    import json
+
+    without_chips(options)
+    from rapo_jax.config import load_config
+    from rapo_jax.plan import verb
+
+    config = load_config(options.config, options.overrides)
+    require(config, "model.path")
+    if options.smallest:
+        answer = verb.smallest(config, kind=options.smallest)
+    else:
+        answer = verb.plan(config, name=options.config, topology=options.topology, devices=options.devices)
+    print(answer.text)
+    if options.json:
+        Path(options.json).write_text(json.dumps(answer.tree, indent=2) + "\n")
+    return answer.code
+
+
+def without_chips(options: argparse.Namespace) -> None:
+    """Before JAX starts: the CPU is its only backend, and libtpu looks for no machine around it where there is no TPU."""
+    target = options.topology or options.smallest
+    if not (target or options.devices):
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if options.devices:
+        from rapo_jax.plan.targets import cpu_count
+
+        flag = "--xla_force_host_platform_device_count"
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={cpu_count(options.devices)}".strip()
+    elif target.startswith(("v", "tpu")) and not tpu_is_here():
+        os.environ |= {
+            "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
+            "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any value silences a warning; every topology can still be described
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time
+        }
+
+
+def tpu_is_here() -> bool:
+    return any(list(Path("/dev").glob(device)) for device in ("accel[0-9]*", "vfio/[0-9]*"))
 
 
 def require(config, *keys: str) -> None:
@@ -276,6 +336,18 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--chat-template", metavar="T", help="for a tokenizer without one: plain, chatml, zephyr or a .jinja file"
     )
+
+    add = verb("plan", plan, "memory, work and time of a step on chips that need not be here", OVERRIDES + PLAN_MORE)
+    add_config(add)
+    where = add.add_mutually_exclusive_group()
+    where.add_argument(
+        "--topology", metavar="KIND:SLICE", help="v5e:4x4, v5p:2x2x4, v6e:8x8, h100:1x8 (hosts x GPUs), ..."
+    )
+    where.add_argument("--devices", metavar="cpu:N", help="N virtual CPU devices (default: the devices here)")
+    where.add_argument(
+        "--smallest", metavar="KIND", help="walk the slices of v5e, h100, ... to the first on which it fits"
+    )
+    add.add_argument("--json", metavar="FILE", help="write the numbers there as well")
     return top
 
 
@@ -290,6 +362,12 @@ behaviour of the highest score.
 """
 GENERATE_MORE = """\
 Greedy by default. On a directory that rapo exported, --goal replaces the goal that its chat template carries.
+"""
+
+PLAN_MORE = """
+Compiles the real step from shapes alone; weights are never read, data only if it is there (else lengths like
+UltraFeedback's). TPUs need libtpu (the extra "tpu"), GPUs the CUDA plugin (the extra "plan-gpu"), neither needs a chip.
+Exits with 1 when the step does not fit, after compiling the nearest change that does.
 """
 
 

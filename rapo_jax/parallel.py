@@ -15,6 +15,16 @@ from rapo_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
+# What lets a platform's compiler move weights while it computes; its other defaults are good ones.
+OVERLAP = {
+    "tpu": {
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+    },
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+}
 RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 
 
@@ -69,6 +79,12 @@ def constrain_rows(x: Array) -> Array:
     if mesh.empty or not set(ROW_AXES) <= set(mesh.axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, *(None,) * (x.ndim - 1)))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool]:
+    """Options for compiling a program with collectives for the platform of this mesh."""
+    platform = mesh.devices.flat[0].platform
+    return OVERLAP.get("gpu" if platform == "cuda" else platform, {}) if mesh.size > 1 else {}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

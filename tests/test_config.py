@@ -117,7 +117,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(refusal, override, message
 def test_a_key_that_is_not_a_text_is_unknown_too(refusal):
     assert (
         refusal("5: 3")
-        == "unknown key 5; known: data, mesh, model, objective, optimizer, relabel, rows, run_dir, seed, train"
+        == "unknown key 5; known: data, mesh, model, objective, optimizer, reference, relabel, rows, run_dir, seed, train"
     )
 
 

@@ -13,6 +13,7 @@ VERBS = {
     "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal"],
     "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
                  "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],
+    "plan": ["CONFIG", "key=value", "--topology", "--devices", "--smallest", "--json"],
 }  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from rapo_jax.errors import UserError
 WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*"]
 
 
-def model_directory(path: str, *, option: str = "model.path") -> Path:
+def model_directory(path: str, *, option: str = "model.path", weights: bool = True) -> Path:
     """The local directory of a model; a hub id is downloaded (safetensors, configs and tokenizer only, never code).
 
-    `option` is what the user calls `path`, for messages.
+    `option` is what the user calls `path`, for messages. Without `weights` a download has none.
     """
     local = Path(path).expanduser()
     if path and local.is_dir():
@@ -22,7 +22,7 @@ def model_directory(path: str, *, option: str = "model.path") -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=WANTED))
+        return Path(snapshot_download(path, allow_patterns=WANTED, ignore_patterns=[] if weights else ["*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{option}={path!r} is neither a directory nor a hub id that can be reached ({type(error).__name__})."

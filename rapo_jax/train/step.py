@@ -23,7 +23,7 @@ from rapo_jax.models.attention import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder
 from rapo_jax.models.spec import Spec
 from rapo_jax.objectives import OBJECTIVES, Logps
-from rapo_jax.parallel import replicated, sharding
+from rapo_jax.parallel import compiler_options, replicated, sharding
 from rapo_jax.train.metrics import GroupSums, group_sums
 from rapo_jax.train.optim import clip, direction, learning_rate
 from rapo_jax.train.reference import reference_is_resident
@@ -145,6 +145,7 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
         donate_argnums=0,
         in_shardings=(where, reference_shardings(config, spec, mesh), batch_shardings(mesh, shape)),
         out_shardings=(where, replicated(mesh)),
+        compiler_options=compiler_options(mesh),
     )
 
 

@@ -1,0 +1,215 @@
+"""One configuration on one target: packed, compiled, counted, and turned into seconds by a roofline."""
+
+import importlib.util
+import time
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from rapo_jax.accounting import Work, mfu, real_work, recomputed_flops, step_flops
+from rapo_jax.config import Config, as_dict, from_dict
+from rapo_jax.data import pipeline
+from rapo_jax.data.packing import Plan
+from rapo_jax.errors import UserError
+from rapo_jax.models.spec import Spec
+from rapo_jax.parallel import make_mesh, num_row_shards
+from rapo_jax.plan.compile import Memory, compile_step, resident_memory
+from rapo_jax.plan.hlo import parse
+from rapo_jax.plan.kernels import Attention, attention_of
+from rapo_jax.plan.lengths import Lengths, group_lengths
+from rapo_jax.plan.program import Program, read_program
+from rapo_jax.plan.targets import Target
+from rapo_jax.train.step import attention_kernel, reference_shardings
+
+MATMUL_SHARE = 0.6  # of the peak, that matrix products of this size reach; well-tuned trainers report 0.5 to 0.7
+
+
+@dataclass(frozen=True)
+class Question:
+    """A configuration, its data and a target; `changes` are what differs from the configuration as it was given."""
+
+    config: Config
+    spec: Spec
+    lengths: Lengths
+    target: Target
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What the batch plan says; `mean_microbatches` is what a step runs on average, of `shape`'s M."""
+
+    shape: dict[str, int]
+    num_groups: int
+    num_steps: int
+    batch_size: int
+    real_token_fraction: float
+    mean_microbatches: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one step on all devices. `compiled` counts the compiled program; the others are by hand, and should add up to it."""
+
+    compiled: float
+    useful: float
+    padding: float
+    recomputed: float
+
+    @property
+    def by_hand(self) -> float:
+        return self.useful + self.padding + self.recomputed
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step, were nothing else to do. None where the target's speed is not known."""
+
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def step(self) -> float:
+        return max(self.compute, self.memory, self.links)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Everything that is said of a configuration on a target. What needs the compiled program is None without one."""
+
+    question: Question
+    mesh: dict[str, int]
+    packing: Packing
+    memory: Memory
+    compile_seconds: float | None  # None: not compiled, the resident bytes alone are too many
+    attention: Attention | None = None
+    program: Program | None = None
+    flops: Flops | None = None
+    seconds: Seconds | None = None
+
+    @property
+    def limit(self) -> float | None:
+        return self.question.target.chip.memory
+
+    @property
+    def fits(self) -> bool:
+        return self.program is not None and (self.limit is None or self.memory.peak <= self.limit)
+
+    @property
+    def mfu(self) -> float | None:
+        if self.seconds is None:
+            return None
+        devices = self.question.target.devices
+        rate = self.flops.useful / self.seconds.step
+        return mfu(rate, device_kind=devices[0].device_kind, num_devices=len(devices))
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.seconds is None else self.seconds.step * self.packing.num_steps / 3600
+
+
+def changed(config: Config, changes: tuple[str, ...]) -> Config:
+    """The configuration with key=value changes."""
+    tree = as_dict(config)
+    for change in changes:
+        key, _, value = change.partition("=")
+        *branches, leaf = key.split(".")
+        node = tree
+        for branch in branches:
+            node = node[branch]
+        node[leaf] = int(value) if value.lstrip("-").isdigit() else value
+    return from_dict(tree)
+
+
+def assess(question: Question, *, temporaries: float | None = None) -> Assessment:
+    """Compiles and counts. With `temporaries`, a number of bytes that the step needs at least besides what is resident and
+    its gradients, what cannot fit is not compiled."""
+    config, spec, target = changed(question.config, question.changes), question.spec, question.target
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
+    started = time.monotonic()
+    plan = pipeline.plan_training(question.lengths.groups, config, num_row_shards=num_row_shards(mesh))
+    packing = packing_of(plan, config, len(question.lengths.groups), time.monotonic() - started)
+    said = (question, dict(mesh.shape), packing)
+    least = resident_memory(config, spec, mesh, plan.shape)
+    if temporaries is not None and target.chip.memory is not None and least.peak + temporaries > target.chip.memory:
+        return Assessment(*said, replace(least, peak=least.peak + temporaries), None)
+    refuse_missing_libraries(attention_kernel(config, spec, mesh), target)
+    compiled = compile_step(config, spec, mesh, plan.shape, num_steps=packing.num_steps)
+    if compiled.text is None:
+        return Assessment(*said, compiled.memory, compiled.seconds)
+    module = parse(compiled.text)
+    attention = attention_of(attention_kernel(config, spec, mesh), spec, question.lengths.groups, plan)
+    bounds = (packing.mean_microbatches,) * (plan.shape.M > 1) + (attention.tiles_per_query_tile,)
+    program = read_program(module, bounds=bounds, num_devices=len(target.devices))
+    flops = count_flops(
+        question, plan, packing, program, attention, config, bool(reference_shardings(config, spec, mesh))
+    )
+    seconds = roofline(target, program, flops)
+    return Assessment(*said, compiled.memory, compiled.seconds, attention, program, flops, seconds)
+
+
+def refuse_missing_libraries(kernel: str, target: Target) -> None:
+    """Raises UserError where the kernel that would run there cannot be compiled here."""
+    found = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cudnn")
+    if target.slice_name and kernel == "cudnn" and not found:
+        raise UserError(
+            f"on {target.name} attention would be cuDNN's, which is compiled by cuDNN itself, and that is not installed: "
+            f"pip install 'rapo_jax[plan-gpu]' (with tokamax, the faster choice), or set model.attention=einsum."
+        )
+
+
+def packing_of(plan: Plan, config: Config, num_groups: int, seconds: float) -> Packing:
+    return Packing(
+        shape=asdict(plan.shape),
+        num_groups=num_groups,
+        num_steps=len(plan.steps),
+        batch_size=config.train.batch_size,
+        real_token_fraction=plan.real_token_fraction,
+        mean_microbatches=float(np.mean([-(-len(rows) // plan.shape.B) for rows in plan.steps])),
+        seconds=seconds,
+    )
+
+
+def count_flops(
+    question: Question,
+    plan: Plan,
+    packing: Packing,
+    program: Program,
+    attention: Attention,
+    config: Config,
+    reference: bool,
+) -> Flops:
+    """By hand, for an average step: the useful work of its groups, and all that its rows compute besides."""
+    spec, shape, num_devices = question.spec, plan.shape, len(question.target.devices)
+    prompts, responses = group_lengths(question.lengths.groups)
+    real = real_work(prompts, responses, spec.windows)
+    share = packing.batch_size / len(prompts)
+    real = Work(real.tokens * share, real.scored * share, real.pairs * share)
+    num_rows = packing.mean_microbatches * shape.B
+    rows = Work(num_rows * shape.T, num_rows * shape.S, num_rows * spec.L * attention.pairs_per_row)
+    useful = step_flops(spec, real, reference=reference)
+    recomputed = recomputed_flops(spec, rows, remat=config.model.remat, scores_again=attention.scores_again)
+    return Flops(
+        compiled=(program.matmul_flops + attention.kernel_flops(program, T=shape.T)) * num_devices,
+        useful=useful,
+        padding=step_flops(spec, rows, reference=reference) - useful,
+        recomputed=recomputed,
+    )
+
+
+def roofline(target: Target, program: Program, flops: Flops) -> Seconds | None:
+    """Seconds of a step by each resource alone; the step takes the longest, if the others hide behind it."""
+    chip, num_devices = target.chip, len(target.devices)
+    if target.peak_flops is None or chip.memory_bandwidth is None:
+        return None
+    inside = {k: v for k, v in program.collectives.items() if k[1] <= target.devices_per_host or not chip.network}
+    outside = {k: v for k, v in program.collectives.items() if k not in inside}
+    links = Program(collectives=inside).link_bytes / chip.link
+    links += Program(collectives=outside).link_bytes / chip.network if outside else 0.0
+    return Seconds(
+        compute=flops.compiled / num_devices / (target.peak_flops * MATMUL_SHARE),
+        memory=program.memory_bytes / chip.memory_bandwidth,
+        links=links,
+    )

@@ -1,0 +1,146 @@
+"""The real train step, compiled for a target from shapes alone, and what its compiler says of memory."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rapo_jax.batch import LETTERS, Batch, Shape
+from rapo_jax.config import Config
+from rapo_jax.models.spec import Spec
+from rapo_jax.run import precision
+from rapo_jax.train.optim import direction
+from rapo_jax.train.state import abstract_parameters, abstract_state
+from rapo_jax.train.step import batch_shardings, make_train_step, reference_shardings
+
+FLOATS = ("goal", "reward", "reference")  # fields of a batch that are float32; all others are int32
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device. `peak` is the compiler's; where it gave up, what it said it would need."""
+
+    parameters: float
+    optimizer: float
+    reference: float
+    batch: float
+    gradients: float  # float32, part of the temporaries
+    peak: float
+
+    @property
+    def resident(self) -> float:
+        """What is there before the step begins."""
+        return self.parameters + self.optimizer + self.reference + self.batch
+
+    @property
+    def temporaries(self) -> float:
+        """Activations, casts, gathered weights, and whatever else lives within the step, without the gradients."""
+        return max(0.0, self.peak - self.resident - self.gradients)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """`text` is the optimized HLO, None where the program did not fit the compiler's memory."""
+
+    memory: Memory
+    text: str | None
+    seconds: float
+
+
+def abstract_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> tuple:
+    """Shapes and shardings of (state, reference, batch)."""
+    state = abstract_state(spec, mesh, direction(config.optimizer, spec))
+    reference = {}
+    if reference_shardings(config, spec, mesh):
+        reference = abstract_parameters(spec, mesh, jnp.dtype(config.model.dtype))
+    where, batch = batch_shardings(mesh, shape), {}
+    for name, letters in LETTERS.items():
+        sizes = tuple(getattr(shape, letter) for letter in letters)
+        dtype = jnp.float32 if name in FLOATS else jnp.int32
+        batch[name] = jax.ShapeDtypeStruct(sizes, dtype, sharding=getattr(where, name))
+    return state, reference, Batch(**batch)
+
+
+def resident_memory(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Memory:
+    """The part of the memory that follows from shapes; its peak is the least that any program needs."""
+    state, reference, batch = abstract_step(config, spec, mesh, shape)
+    parameters = per_device(state.parameters)
+    parts = {
+        "parameters": parameters,
+        "optimizer": per_device(state.optimizer),
+        "reference": per_device(reference),
+        "batch": per_device(batch),
+        "gradients": parameters,
+    }
+    return Memory(**parts, peak=sum(parts.values()))
+
+
+def per_device(tree) -> float:
+    """Bytes of a tree of sharded shapes on one device."""
+    leaves = jax.tree.leaves(tree)
+    return float(sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
+
+
+def compile_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> Compiled:
+    """Compiles the step. Running out of the target's memory is a result, not an error."""
+    least = resident_memory(config, spec, mesh, shape)
+    step = make_train_step(config, spec, mesh, shape, num_steps=num_steps)
+    arguments = abstract_step(config, spec, mesh, shape)  # before the mesh is set: its devices can hold no constant
+    started = time.monotonic()
+    with jax.set_mesh(mesh), precision(config):
+        with presented(mesh):
+            lowered = step.lower(*arguments)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            peak = needed_bytes(str(error))
+            if peak is None:
+                raise
+            return Compiled(with_peak(least, max(peak, least.peak)), None, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    peak = peak_bytes(compiled.memory_analysis(), mesh.devices.flat[0].platform)
+    return Compiled(with_peak(least, peak), compiled.as_text(), seconds)
+
+
+@contextmanager
+def presented(mesh: Mesh) -> Iterator[None]:
+    """Within it the mesh's device is the default one: GPU kernels choose their variant by asking for that."""
+    if mesh.devices.flat[0].platform in ("cpu", "tpu"):
+        yield
+    else:
+        with jax.default_device(mesh.devices.flat[0]):
+            yield
+
+
+def peak_bytes(analysis, platform: str) -> float:
+    """What a device must have. A TPU's compiler places buffers over time, in and around the arguments, and its peak is what
+    it holds against the memory; elsewhere all temporaries are one allocation beside the arguments."""
+    if platform == "tpu":
+        return analysis.peak_memory_in_bytes
+    beside = analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
+    return max(analysis.peak_memory_in_bytes, analysis.argument_size_in_bytes + beside)
+
+
+def with_peak(memory: Memory, peak: float) -> Memory:
+    return Memory(memory.parameters, memory.optimizer, memory.reference, memory.batch, memory.gradients, float(peak))
+
+
+def needed_bytes(message: str) -> float | None:
+    """The bytes that a compiler wanted when it said RESOURCE_EXHAUSTED, or None for any other error.
+
+    >>> needed_bytes("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.")
+    22011707392.0
+    """
+    if "RESOURCE_EXHAUSTED" not in message or "vmem" in message.lower():
+        return None  # a kernel that overflows the chip's own memory is our mistake, not a model that is too large
+    found = re.search(r"Used ([\d.]+)([KMGT])i?B? of", message) or re.search(
+        r"\(([\d.]+)([KMGT])i?B?\) exceeds", message
+    )
+    return float(found[1]) * UNITS[found[2]] if found else 0.0

@@ -1,0 +1,67 @@
+"""What a plan packs: the run's own groups where data and tokenizer can be read, else groups with UltraFeedback's lengths."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rapo_jax.config import Config
+from rapo_jax.data import pipeline
+from rapo_jax.data.chat import load_tokenizer, resolve_placement
+from rapo_jax.data.packing import Group
+from rapo_jax.errors import UserError
+from rapo_jax.objectives import OBJECTIVES
+
+NUM_RECORDS = 61_000  # of UltraFeedback, binarized
+MEAN_PROMPT, GOAL_TOKENS, MEAN_RESPONSE = 185, 40, 300
+SIGMA = 0.8  # of the logarithm of a length: the 95th percentile is 2.7 means
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Groups to pack, and in words where their lengths are from."""
+
+    groups: list[Group]
+    source: str
+
+
+def read_lengths(config: Config, model_dir: Path) -> Lengths:
+    """The groups of data.path, or, where it or the tokenizer cannot be read, groups like UltraFeedback's."""
+    if not config.data.path:
+        return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
+    try:
+        tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
+        placement = resolve_placement(tokenizer, config.relabel.placement)
+        path, split = config.data.path, config.data.split
+        data = pipeline.load_dataset(config, tokenizer, path=path, split=split, placement=placement)
+        return Lengths(data.groups, path)
+    except UserError as error:
+        what = "data.path" if config.data.path in str(error) else "tokenizer"
+        return Lengths(like_ultrafeedback(config), f"lengths like UltraFeedback's (no {what} to read here)")
+
+
+def like_ultrafeedback(config: Config) -> list[Group]:
+    """One group a record and goal, lognormal lengths, cut to the config's limits; the same for the same seed."""
+    random, data = np.random.default_rng(0), config.data
+    num_responses = OBJECTIVES[config.objective.name].num_responses
+    num_goals = len(config.relabel.goals) or 1
+
+    def lengths(mean: float, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ceil(random.lognormal(np.log(mean) - SIGMA**2 / 2, SIGMA, shape)).astype(int)
+
+    prompts = lengths(MEAN_PROMPT, (NUM_RECORDS,)) + GOAL_TOKENS * bool(config.relabel.goals)
+    prompts = np.minimum(prompts, data.max_prompt_length)
+    responses = np.minimum(lengths(MEAN_RESPONSE, (NUM_RECORDS, num_responses)), data.max_length - prompts[:, None])
+    blank = np.zeros(data.max_length, np.int32)
+    return [
+        Group(blank[:prompt], tuple(blank[:n] for n in each), (NAN,) * num_responses, NAN, 0, record)
+        for record, (prompt, each) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True))
+        for _ in range(num_goals)
+    ]
+
+
+def group_lengths(groups: list[Group]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of the prompts [G] and of the responses [G, C]."""
+    prompts = np.array([len(group.prompt) for group in groups])
+    return prompts, np.array([[len(response) for response in group.responses] for group in groups])

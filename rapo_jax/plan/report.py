@@ -1,0 +1,167 @@
+"""An assessment on one screen, and as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, changed
+from rapo_jax.plan.program import link_bytes
+from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
+from rapo_jax.run import parameter_count
+
+SMALLEST_SHARE = 0.001  # of the largest kind of collective's bytes, below which a kind is not worth a line
+
+
+def screen(assessment: Assessment, *, name: str) -> str:
+    """The report of one configuration on one target."""
+    blocks = [heading(assessment, name), memory_table(assessment)]
+    if assessment.program is not None:
+        blocks += [work_table(assessment), estimate(assessment)]
+    return "\n\n".join(blocks)
+
+
+def line(assessment: Assessment) -> str:
+    """The report in one line, for walks over targets."""
+    said = f"  {assessment.question.target.name:<14}{assessment.memory.peak / GiB:>9.2f} GiB{verdict(assessment)}"
+    if assessment.seconds is None:
+        return said
+    return f"{said}; {assessment.hours:,.1f} hours, MFU {assessment.mfu:.0%} by roofline"
+
+
+def heading(assessment: Assessment, name: str) -> str:
+    question, packing = assessment.question, assessment.packing
+    target, config, shape = question.target, changed(question.config, question.changes), assessment.packing.shape
+    axes = " x ".join(f"{size} {axis}" for axis, size in assessment.mesh.items())
+    unit = "pairs" if shape["C"] == 2 else "groups"
+    took = "" if assessment.compile_seconds is None else f"; compiled in {assessment.compile_seconds:.0f} s"
+    attention = f", attention by {assessment.attention.name}" if assessment.attention else ""
+    return "\n".join(
+        [
+            f"{name} on {target.name}: {len(target.devices)} {target.devices[0].device_kind} ({axes}){took}",
+            *[f"  with    {', '.join(question.changes)}"] * bool(question.changes),
+            f"  model   {config.model.path}: {question.spec.family}, {parameters(assessment):,} parameters, "
+            f"{config.model.dtype}, remat {config.model.remat}{attention}",
+            f"  data    {packing.num_groups:,} {unit} from {question.lengths.source}",
+            f"  packed  {packing.num_steps:,} steps of {packing.batch_size}; {shape['B']} rows of {shape['T']} a microbatch, "
+            f"{packing.mean_microbatches:.1f} of at most {shape['M']} microbatches a step; "
+            f"{packing.real_token_fraction:.1%} real tokens; planned in {packing.seconds:.1f} s",
+        ]
+    )
+
+
+def parameters(assessment: Assessment) -> int:
+    return parameter_count(assessment.question.spec)
+
+
+def memory_table(assessment: Assessment) -> str:
+    memory, config = assessment.memory, changed(assessment.question.config, assessment.question.changes)
+    rows = {
+        "parameters (float32)": memory.parameters,
+        f"optimizer (moments {config.optimizer.mu_dtype}, float32)": memory.optimizer,
+        f"reference ({config.model.dtype})": memory.reference,
+        "batch": memory.batch,
+        "gradients (float32)": memory.gradients,
+        "activations and other temporaries": memory.temporaries,
+    }
+    lines = [
+        f"  {what:<44}{size / GiB:>9.2f}"
+        for what, size in rows.items()
+        if size >= GiB / 200 or assessment.memory.peak < GiB / 10
+    ]
+    return "\n".join(
+        ["memory of a device, GiB", *lines, f"  {'peak':<44}{memory.peak / GiB:>9.2f}{verdict(assessment)}"]
+    )
+
+
+def verdict(assessment: Assessment) -> str:
+    if assessment.limit is None:
+        return "   (how much there is, is not known)"
+    of = f" of {assessment.limit / GiB:.2f}"
+    if assessment.question.target.kind in GPUS:
+        of += f" ({GPU_SHARE:.0%} of it, XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE})"
+    if assessment.fits:
+        return f"{of}: fits, {assessment.memory.peak / assessment.limit:.0%} full"
+    least = " at least" if assessment.program is None else ""
+    return f"{least}{of}: DOES NOT FIT"
+
+
+def work_table(assessment: Assessment) -> str:
+    flops, program = assessment.flops, assessment.program
+    unit, name = (1e12, "TFLOP") if flops.compiled > 1e13 else (1e9, "GFLOP")
+    parts = {"useful": flops.useful, "padding and masked pairs": flops.padding, "recomputed": flops.recomputed}
+    lines = [
+        "work of a step",
+        f"  {name + ', all devices, compiled program':<44}{flops.compiled / unit:>9,.0f}   "
+        f"{flops.compiled / flops.by_hand:.2f} of the count by hand:",
+        *[f"    {what:<42}{number / unit:>9,.0f}   {number / flops.by_hand:.0%}" for what, number in parts.items()],
+        f"  {'GB of memory traffic, a device':<44}{program.memory_bytes / 1e9:>9,.1f}",
+    ]
+    most = max((each.num_bytes for each in program.collectives.values()), default=0.0)
+    for (kind, group), each in sorted(program.collectives.items(), key=lambda item: -item[1].num_bytes):
+        if each.num_bytes > SMALLEST_SHARE * most:
+            what = f"{kind} among {group}, {each.number:,.0f} times, GB"
+            lines.append(
+                f"  {what:<44}{each.num_bytes / 1e9:>9,.2f}   {link_bytes(kind, group, each.num_bytes) / 1e9:,.2f} sent"
+            )
+    return "\n".join(lines)
+
+
+def estimate(assessment: Assessment) -> str:
+    seconds, target, packing = assessment.seconds, assessment.question.target, assessment.packing
+    if seconds is None:
+        return "no estimate of time: the speed of this kind of device is not known."
+    chip, peak = target.chip, target.peak_flops
+    network = f", {chip.network / 1e9:.0f} GB/s between hosts" if chip.network else ""
+    hours, step = assessment.hours, seconds.step
+    return "\n".join(
+        [
+            "time of a step by roofline, s (the longest, if the others hide behind it; nothing here was measured)",
+            f"  {'matrix products':<44}{seconds.compute:>9.3f}   at {MATMUL_SHARE:.0%} of {peak / 1e12:,.0f} TFLOP/s a device",
+            f"  {'memory':<44}{seconds.memory:>9.3f}   at {chip.memory_bandwidth / 1e9:,.0f} GB/s",
+            f"  {'links':<44}{seconds.links:>9.3f}   at {chip.link / 1e9:,.0f} GB/s{network}",
+            f"  {'step':<44}{step:>9.3f}   {packing.batch_size / step:,.1f} pairs/s, MFU {assessment.mfu:.0%} on unique real tokens",
+            f"  the run: {packing.num_steps:,} steps, {hours:,.2f} hours, {hours * target.num_chips:,.1f} chip-hours, "
+            f"without evaluation and checkpoints",
+        ]
+    )
+
+
+def as_json(assessment: Assessment, *, nearest: Assessment | None = None) -> dict[str, Any]:
+    """Everything on the screen, in bytes, FLOPs and seconds."""
+    question, target = assessment.question, assessment.question.target
+    tree: dict[str, Any] = {
+        "target": {
+            "name": target.name,
+            "device_kind": target.devices[0].device_kind,
+            "num_devices": len(target.devices),
+            "num_chips": target.num_chips,
+            "mesh": assessment.mesh,
+            "memory_bytes": target.chip.memory,
+        },
+        "changes": list(question.changes),
+        "model": {"path": question.config.model.path, "parameters": parameters(assessment)},
+        "lengths": question.lengths.source,
+        "packing": asdict(assessment.packing),
+        "memory": asdict(assessment.memory),
+        "fits": assessment.fits,
+        "compile_seconds": assessment.compile_seconds,
+    }
+    if assessment.program is not None:
+        program, flops = assessment.program, assessment.flops
+        tree["attention"] = assessment.attention.name
+        tree["flops"] = asdict(flops) | {"compiled_over_by_hand": flops.compiled / flops.by_hand}
+        tree["memory_traffic_bytes"] = program.memory_bytes
+        tree["collectives"] = [
+            {"kind": kind, "group": group, "number": each.number, "bytes": each.num_bytes}
+            for (kind, group), each in sorted(program.collectives.items())
+        ]
+    if assessment.seconds is not None:
+        seconds = assessment.seconds
+        tree["seconds"] = asdict(seconds) | {"step": seconds.step}
+        tree["assumptions"] = {"matmul_share_of_peak": MATMUL_SHARE, "peak_flops": target.peak_flops}
+        tree["assumptions"] |= asdict(target.chip)
+        tree["pairs_per_s"] = assessment.packing.batch_size / seconds.step
+        tree["mfu"] = assessment.mfu
+        tree["hours"], tree["chip_hours"] = assessment.hours, assessment.hours * target.num_chips
+    if nearest is not None:
+        tree["nearest_that_fits"] = as_json(nearest)
+    return tree

@@ -1,0 +1,106 @@
+"""When a step does not fit: the nearest change that makes it fit, compiled as well.
+
+Nearest means cheapest first: fewer rows at a time, more recomputation, a smaller first moment, the reference's
+log-probabilities from a cache, weights split further, and last a larger slice. Each change is tried alone, then with those
+before it. What cannot fit by its resident bytes is not compiled.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from rapo_jax.objectives import OBJECTIVES
+from rapo_jax.plan.assess import Assessment, Question, assess, changed
+from rapo_jax.plan.targets import GiB, Target, larger, slice_target
+
+CACHE = "reference.cache=runs/reference"
+RESIDENT = ("optimizer.mu_dtype=bfloat16", CACHE)  # changes that take away resident bytes and nothing else
+REMAT = ("none", "attention", "full")
+TENSOR = (2, 4, 8)
+
+
+def nearest_that_fits(failed: Assessment, *, progress: Callable[[str], None]) -> Assessment | None:
+    """The first candidate that fits, or None."""
+    known = {failed.question.changes: failed}
+    progress(f"{failed.question.target.name} does not fit: {needs(failed)}")
+    for question in candidates(failed):
+        name = ", ".join(question.changes) or question.target.name
+        progress(f"trying {name} on {question.target.name} ...")
+        tried = assess(question, temporaries=known_temporaries(question, known))
+        progress(f"  {needs(tried)}")
+        if question.target == failed.question.target and tried.compile_seconds is not None:
+            known[question.changes] = tried
+        if tried.fits and tried.compile_seconds is not None:
+            return tried
+    return None
+
+
+def needs(tried: Assessment) -> str:
+    least = "at least " if tried.program is None else ""
+    return f"needs {least}{tried.memory.peak / GiB:.2f} of {tried.limit / GiB:.2f} GiB"
+
+
+def known_temporaries(question: Question, known: dict[tuple[str, ...], Assessment]) -> float:
+    """The bytes of temporaries that this is known to need: those of the same step with more resident bytes."""
+    for changes, tried in known.items():
+        added = set(question.changes) - set(changes)
+        if (
+            question.target == tried.question.target
+            and set(changes) <= set(question.changes)
+            and added <= set(RESIDENT)
+        ):
+            return tried.memory.temporaries
+    return 0.0
+
+
+def candidates(failed: Assessment) -> Iterator[Question]:
+    """Changes to the configuration alone, then together, then with larger slices."""
+    question = failed.question
+    cheap = cheap_changes(failed)
+    yield from (replace(question, changes=(*question.changes, change)) for change in cheap)
+    together = [(*question.changes, *cheap[:number]) for number in range(2, len(cheap) + 1)]
+    yield from (replace(question, changes=changes) for changes in together)
+    everything = (*question.changes, *cheap)
+    for change in mesh_changes(failed):
+        yield replace(question, changes=(*question.changes, *change))
+        if cheap:
+            yield replace(question, changes=(*everything, *change))
+    for target in larger_targets(question.target):
+        yield replace(question, target=target, changes=(*question.changes, *grown(failed)))
+        if cheap:
+            yield replace(question, target=target, changes=(*everything, *grown(failed)))
+
+
+def cheap_changes(failed: Assessment) -> list[str]:
+    """What a configuration can still give up, cheapest first."""
+    config = changed(failed.question.config, failed.question.changes)
+    changes = []
+    if failed.packing.shape["B"] > failed.mesh["data"] * failed.mesh["fsdp"]:
+        changes.append("rows.per_shard=1")
+    changes += [f"model.remat={level}" for level in REMAT[REMAT.index(config.model.remat) + 1 :]]
+    if config.optimizer.mu_dtype != "bfloat16":
+        changes.append(RESIDENT[0])
+    if (
+        OBJECTIVES[config.objective.name].needs_reference
+        and hasattr(config, "reference")
+        and not config.reference.cache
+    ):
+        changes.append(CACHE)
+    return changes
+
+
+def mesh_changes(failed: Assessment) -> list[tuple[str, ...]]:
+    """Weights over all devices instead of over some, then over heads too, where that divides the heads."""
+    mesh, spec, num_devices = failed.mesh, failed.question.spec, len(failed.question.target.devices)
+    changes = [("mesh.data=1", "mesh.fsdp=-1")] if mesh["data"] > 1 else []
+    sizes = [size for size in TENSOR if size > mesh["tensor"] and num_devices % size == 0 and spec.K % size == 0]
+    return changes + [("mesh.data=1", "mesh.fsdp=-1", f"mesh.tensor={size}") for size in sizes]
+
+
+def grown(failed: Assessment) -> tuple[str, ...]:
+    """A mesh with every size fixed must let fsdp take what a larger slice adds."""
+    sizes = failed.question.config.mesh
+    return () if -1 in (sizes.data, sizes.fsdp, sizes.tensor) else ("mesh.fsdp=-1",)
+
+
+def larger_targets(target: Target) -> Iterator[Target]:
+    return (slice_target(target.kind, name) for name in larger(target))

@@ -1,0 +1,79 @@
+"""`rapo plan`: one target, or a walk over the slices of a kind."""
+
+import sys
+from dataclasses import dataclass
+from math import prod
+
+from rapo_jax.config import Config
+from rapo_jax.errors import UserError
+from rapo_jax.models.directory import model_directory
+from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.plan.assess import Question, assess
+from rapo_jax.plan.lengths import Lengths, read_lengths
+from rapo_jax.plan.report import as_json, line, screen
+from rapo_jax.plan.suggest import nearest_that_fits
+from rapo_jax.plan.targets import SLICES, here, slice_target, split_topology
+
+DOES_NOT_FIT = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to print, what to write, and the exit code."""
+
+    text: str
+    tree: dict
+    code: int
+
+
+def plan(config: Config, *, name: str, topology: str | None = None, devices: str | None = None) -> Answer:
+    """Assesses one target; where the step does not fit, also the nearest change that does."""
+    target = slice_target(*split_topology(topology)) if topology else here(devices)
+    assessment = assess(Question(config, *read_run(config), target))
+    text = screen(assessment, name=name)
+    if assessment.fits:
+        return Answer(text, as_json(assessment), 0)
+    nearest = nearest_that_fits(assessment, progress=progress)
+    if nearest is None:
+        return Answer(text + "\n\nno change that was tried makes it fit.", as_json(assessment), DOES_NOT_FIT)
+    said = list(nearest.question.changes)
+    if nearest.question.target != target:
+        said.append(f"--topology {nearest.question.target.name}")
+    text += f"\n\nthe nearest change that fits: {' '.join(said)}\n\n{screen(nearest, name=name)}"
+    return Answer(text, as_json(assessment, nearest=nearest), DOES_NOT_FIT)
+
+
+def smallest(config: Config, *, kind: str) -> Answer:
+    """Walks the slices of a kind, smallest first, to the first one on which the configuration fits as it is."""
+    if kind not in SLICES:
+        raise UserError(f"--smallest {kind} is unknown; known kinds: {', '.join(SLICES)}.")
+    run, lines, trees, first = read_run(config), [], [], None
+    for slice_name in SLICES[kind]:
+        target = slice_target(kind, slice_name)
+        if not divides(config, len(target.devices)):
+            continue
+        progress(f"{target.name} ...")
+        assessment = assess(Question(config, *run, target), temporaries=0.0)
+        lines.append(line(assessment))
+        trees.append(as_json(assessment))
+        if assessment.fits:
+            first = target.name
+            break
+    text = "\n".join([f"{config.model.path} on {kind}", *lines])
+    text += f"\nthe smallest that fits: {first}" if first else f"\nfits no known slice of {kind}."
+    return Answer(text, {"smallest": first, "tried": trees}, 0 if first else DOES_NOT_FIT)
+
+
+def read_run(config: Config) -> tuple[Spec, Lengths]:
+    """The model's shape and the lengths of the data, without weights."""
+    model_dir = model_directory(config.model.path, weights=False)
+    return spec_from_config(read_config(model_dir)), read_lengths(config, model_dir)
+
+
+def divides(config: Config, num_devices: int) -> bool:
+    fixed = prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size != -1)
+    return num_devices % fixed == 0
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

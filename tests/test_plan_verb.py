@@ -1,0 +1,328 @@
+"""`rapo plan`: what it reads off a program, what it says, and what it refuses. Nothing here needs libtpu or a GPU's plugin
+but the last tests, which are skipped without."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rapo_jax.plan import assess, suggest, targets, verb
+from rapo_jax.plan.compile import compile_step, needed_bytes
+from rapo_jax.plan.hlo import parse
+from rapo_jax.plan.program import link_bytes, read_program
+from rapo_jax.plan.targets import GiB, gpu_description, split_topology
+from tests.tiny import CONFIG, RUN, rapo, write_model, write_rows
+
+SHAPE = CONFIG | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 2}
+PLAN = RUN + "rows: {length: 512}\n"
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """The verb sets variables for the compiler; other tests must not see them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A config, and a model that is nothing but a config.json."""
+    place = tmp_path_factory.mktemp("plan")
+    (place / "config.yaml").write_text(PLAN)
+    (place / "shape").mkdir()
+    (place / "shape" / "config.json").write_text(json.dumps(SHAPE))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def few_records(monkeypatch):
+    monkeypatch.setattr("rapo_jax.plan.lengths.NUM_RECORDS", 200)
+
+
+def arguments(place, *more):
+    return ["plan", place / "config.yaml", f"model.path={place / 'shape'}", *more]
+
+
+QUICK = "model.attention=einsum"  # compiles in half the time
+
+
+# Reading a program.
+
+LOOP = """\
+HloModule step
+
+%body (x: (s32[], f32[4,8], bf16[2])) -> (s32[], f32[4,8], bf16[2]) {
+  %x = (s32[]{:T(128)}, f32[4,8]{1,0:T(4,128)S(1)}, bf16[2]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%x), index=0
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %a = f32[4,8]{1,0:T(4,128)S(1)} get-tuple-element(%x), index=1
+  %y = f32[4,4]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %g = bf16[2]{0} get-tuple-element(%x), index=2
+  %h = bf16[8]{0} all-gather(%g), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %t = (s32[], f32[4,8], bf16[2]) tuple(%next, %a, %g)
+}
+
+%condition (x: (s32[], f32[4,8], bf16[2])) -> pred[] {
+  %x = (s32[], f32[4,8], bf16[2]) parameter(0)
+  %i = s32[] get-tuple-element(%x), index=0
+  %ten = s32[] constant(10)
+  ROOT %more = pred[] compare(%i, %ten), direction=LT
+}
+
+ENTRY %main (a: f32[4,8], g: bf16[2]) -> (s32[], f32[4,8], bf16[2]) {
+  %a = f32[4,8]{1,0} parameter(0)
+  %g = bf16[2]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[4,8], bf16[2]) tuple(%zero, %a, %g)
+  ROOT %w = (s32[], f32[4,8], bf16[2]) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loops_body_counts_as_often_as_it_runs():
+    """0, 2, 4, 6, 8: five products of 2 * 4 * 4 * 8 FLOPs, five gathers of 8 bfloat16 among 4. Breaks: a scanned model of
+    32 layers is planned as one layer, which is what XLA's own analysis does."""
+    program = read_program(parse(LOOP), bounds=(99.0,), num_devices=8)
+    assert program.matmul_flops == 5 * 256
+    (((kind, group), each),) = program.collectives.items()
+    assert (kind, group, each.number, each.num_bytes) == ("all-gather", 4, 5, 5 * 16)
+    assert program.memory_bytes == 5 * (64 + 12)  # the product is written; what it reads is on the chip; the counter
+
+
+def test_a_bound_that_is_data_is_taken_from_the_plan():
+    text = LOOP.replace("%ten = s32[] constant(10)", "%ten = s32[] get-tuple-element(%x), index=0")
+    assert read_program(parse(text), bounds=(3.5,), num_devices=8).matmul_flops == 3.5 * 256
+
+
+@pytest.mark.parametrize(
+    ("line", "flops"),
+    [
+        # [6, 8] x [8, 5] with the contraction as input features
+        ("f32[6,5] convolution(%p, %q), dim_labels=bf_io->bf", 2 * 6 * 8 * 5),
+        # a batch of 6 as a window that meets one real input at every output: 6 products of [1, 8] x [8, 5]
+        (
+            "f32[6,1,5] convolution(%r, %s), window={size=6 stride=5 lhs_dilate=6}, dim_labels=0bf_0io->0bf",
+            2 * 6 * 8 * 5,
+        ),
+    ],
+)
+def test_a_convolution_counts_only_what_meets_an_input(line, flops):
+    """TPU programs spell batched matrix products so; padding that is multiplied by nothing is not work."""
+    given = "%p = f32[6,8] parameter(0)\n %q = f32[8,5] parameter(1)\n"
+    given += " %r = f32[6,1,8] parameter(2)\n %s = f32[6,8,5] parameter(3)\n"
+    text = f"ENTRY %main (p: f32[]) -> f32[] {{\n {given} ROOT %c = {line}\n}}"
+    assert read_program(parse(text), bounds=(1.0,), num_devices=1).matmul_flops == flops
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [("{{0,1},{2,3}}", 2), ("[2,4]<=[4,2]T(1,0)", 4), ("mesh['x'=4,'y'=2] {'x'}", 4), ("{}", 8)],
+)
+def test_how_many_devices_take_part(groups, size):
+    text = LOOP.replace("[2,4]<=[8]", groups)
+    assert list(read_program(parse(text), bounds=(1,), num_devices=8).collectives) == [("all-gather", size)]
+
+
+def test_what_a_ring_sends():
+    assert link_bytes("all-gather", 4, 100.0) == 75.0
+    assert link_bytes("all-reduce", 4, 100.0) == 150.0
+    assert link_bytes("collective-permute", 4, 100.0) == 100.0
+
+
+def test_out_of_memory_is_read_and_other_errors_are_not():
+    used = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert needed_bytes(used) == 20.5 * GiB
+    assert needed_bytes("RESOURCE_EXHAUSTED: HLO temporaries (32.34G) exceeds available HBM (15.75G)") == 32.34 * GiB
+    assert needed_bytes("INTERNAL: Mosaic failed to compile") is None
+    assert needed_bytes("RESOURCE_EXHAUSTED: Allocation would exceed memory (size=134217728) :: space=vmem") is None
+
+
+# The report.
+
+
+def test_a_plan_for_virtual_devices(place, tmp_path, capsys):
+    """The parts add up to the compiler's peak, and the compiled program's FLOPs are those counted by hand."""
+    assert rapo(*arguments(place, "mesh.tensor=2", "--devices", "cpu:8", "--json", tmp_path / "plan.json")) == 0
+    printed, tree = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    assert "8 cpu (1 data x 4 fsdp x 2 tensor)" in printed
+    assert "lengths like UltraFeedback's" in printed and "real tokens; planned in" in printed
+    assert "the speed of this kind of device is not known" in printed
+    memory = tree["memory"]
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=8)
+    assert memory["reference"] == memory["gradients"] == memory["parameters"]
+    assert memory["peak"] > 4 * memory["parameters"]
+    assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
+    assert tree["target"]["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert {each["kind"] for each in tree["collectives"]} & {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+def test_remat_is_counted_apart(place, tmp_path):
+    """Breaks: a plan praises itself for work that it does twice."""
+    trees = {}
+    for level in ("none", "full"):
+        out = tmp_path / f"{level}.json"
+        assert rapo(*arguments(place, QUICK, f"model.remat={level}", "--devices", "cpu:2", "--json", out)) == 0
+        trees[level] = json.loads(out.read_text())["flops"]
+    assert trees["none"]["useful"] == trees["full"]["useful"]
+    assert trees["none"]["recomputed"] < trees["full"]["recomputed"]
+    assert all(0.85 < flops["compiled_over_by_hand"] < 1.15 for flops in trees.values())
+
+
+def test_a_cached_reference_is_not_resident_and_costs_nothing(place, tmp_path):
+    out = tmp_path / "plan.json"
+    assert rapo(*arguments(place, QUICK, "reference.cache=never/written", "--devices", "cpu:2", "--json", out)) == 0
+    tree = json.loads(out.read_text())
+    assert tree["memory"]["reference"] == 0
+    assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
+
+
+def test_the_runs_own_data_are_planned_where_they_are(place, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    pairs = write_rows(tmp_path / "pairs.jsonl")
+    more = [QUICK, f"model.path={model}", f"data.path={pairs}", "--devices", "cpu:1"]
+    assert rapo("plan", place / "config.yaml", *more) == 0
+    assert f"24 pairs from {pairs}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_says_what_would(place, tmp_path, capsys, monkeypatch):
+    """The nearest change is compiled too, and fits. Exit code 1."""
+    out = tmp_path / "plan.json"
+    command = arguments(place, QUICK, "rows.per_shard=4", "--devices", "cpu:2", "--json", out)
+    assert rapo(*command) == 0
+    peak = json.loads(out.read_text())["memory"]["peak"]
+    real = targets.here
+    chip = targets.Chip(memory=peak - 1)
+    monkeypatch.setattr(verb, "here", lambda devices: dataclasses.replace(real(devices), chip=chip))
+    assert rapo(*command) == verb.DOES_NOT_FIT == 1
+    printed, tree = capsys.readouterr().out, json.loads(out.read_text())
+    assert "DOES NOT FIT" in printed and "the nearest change that fits: rows.per_shard=1" in printed
+    assert not tree["fits"] and tree["nearest_that_fits"]["fits"]
+    assert tree["nearest_that_fits"]["changes"] == ["rows.per_shard=1"]
+    assert tree["nearest_that_fits"]["memory"]["peak"] < peak
+
+
+def test_what_cannot_fit_is_not_compiled(place, capsys, monkeypatch):
+    """Weights and moments alone are too many: every candidate is refused by arithmetic."""
+    real = targets.here
+    chip, compiled = targets.Chip(memory=1000), []
+    monkeypatch.setattr(verb, "here", lambda devices: dataclasses.replace(real(devices), chip=chip))
+    monkeypatch.setattr(assess, "compile_step", lambda *a, **k: compiled.append(1) or compile_step(*a, **k))
+    assert rapo(*arguments(place, QUICK, "--devices", "cpu:2")) == 1
+    assert "no change that was tried makes it fit" in capsys.readouterr().out
+    assert len(compiled) == 1
+
+
+def test_larger_slices_come_last():
+    target = targets.Target("v5e:4x8", "v5e", "4x8", (), targets.CHIPS["v5e"], 32)
+    assert targets.larger(target) == ["8x8", "8x16", "16x16"]
+    assert suggest.TENSOR == (2, 4, 8)
+
+
+# What is refused.
+
+
+def message(capsys, *command):
+    capsys.readouterr()
+    assert rapo(*command) == 2
+    return capsys.readouterr().err.strip().split("rapo plan: ")[-1]
+
+
+@pytest.mark.parametrize("topology", ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "h100:8", "v5e:0x4", "v5litepod-16"])
+def test_an_unknown_topology_is_answered_with_the_known_ones(place, capsys, topology):
+    said = message(capsys, *arguments(place, "--topology", topology))
+    assert said.startswith(f"--topology {topology} is unknown; write KIND:SLICE, such as v5e:4x4. Known: v4: 2x2x1, ")
+    assert "v5e: 1x1, 2x2, 2x4, 4x4" in said and "h100: 1x1" in said
+
+
+def test_an_unknown_kind_is_answered_with_the_known_ones(place, capsys):
+    said = message(capsys, *arguments(place, "--smallest", "v9"))
+    assert said == "--smallest v9 is unknown; known kinds: v4, v5e, v5p, v6e, tpu7x, a100, h100, h200."
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("v5e:4x4", ["--topology v5e:4x4 needs the TPU compiler, and libtpu is not installed", "'rapo_jax[tpu]'"]),
+        (
+            "h100:1x8",
+            ["--topology h100:1x8 needs the GPU compiler, and jax-cuda12-plugin is not", "'rapo_jax[plan-gpu]'"],
+        ),
+    ],
+)
+def test_a_compiler_that_is_not_installed_is_named_with_its_extra(place, capsys, monkeypatch, topology, words):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = message(capsys, *arguments(place, "--topology", topology))
+    assert all(word in said for word in words)
+
+
+def test_a_mesh_that_does_not_divide_is_refused(place, capsys):
+    assert message(capsys, *arguments(place, "mesh.tensor=3", "--devices", "cpu:8")).startswith(
+        "mesh.data=1, mesh.fsdp=-1, mesh.tensor=3 cannot use 8 device(s): the product of the sizes must equal"
+    )
+
+
+@pytest.mark.parametrize("devices", ["8", "cpu", "cpu:0", "gpu:8"])
+def test_devices_are_spelt_one_way(place, capsys, devices):
+    said = message(capsys, *arguments(place, "--devices", devices))
+    assert said == f"--devices {devices}: write cpu:N, such as cpu:8; other targets are given by --topology."
+
+
+def test_a_plan_needs_a_model(place, capsys):
+    assert message(capsys, "plan", place / "config.yaml", "--devices", "cpu:2").startswith("model.path is not set;")
+
+
+# Targets.
+
+
+def test_topologies_are_split():
+    assert split_topology("v5p:2x2x4") == ("v5p", "2x2x4")
+    assert split_topology("h200:2x8") == ("h200", "2x8")
+
+
+def test_every_kind_has_a_chip_and_a_peak():
+    for kind in targets.SLICES:
+        assert targets.CHIPS[kind].memory > 15 * GiB
+        assert targets.peak_flops(targets.DEVICE_KINDS[kind]) > 1e14
+
+
+def test_a_gpus_description_has_its_memory():
+    assert "core_count: 132" in gpu_description("h100") and f"device_memory_size: {81559 * 2**20}" in gpu_description(
+        "h100"
+    )
+
+
+def planned(place, *more):
+    """The plan's JSON from a process of its own, whose compiler is its only one."""
+    out = place / "elsewhere.json"
+    command = [sys.executable, "-m", "rapo_jax", *map(str, arguments(place, *more, "--json", out))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(out.read_text()), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed (the extra tpu)")
+def test_a_tpu_that_is_not_here(place):
+    tree, printed = planned(place, "--topology", "v5e:2x2", "model.dtype=bfloat16", "model.remat=full")
+    assert tree["target"]["device_kind"] == "TPU v5 lite" and tree["target"]["num_chips"] == 4
+    assert tree["fits"] and tree["hours"] > 0 and "of 15.75: fits" in printed
+    assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="no CUDA plugin (the extra plan-gpu)")
+def test_a_gpu_that_is_not_here(place):
+    (place / "shape64").mkdir()
+    (place / "shape64" / "config.json").write_text(json.dumps(SHAPE | {"head_dim": 64}))
+    more = ["--topology", "h100:1x8", "model.dtype=bfloat16", f"model.path={place / 'shape64'}"]
+    tree, _ = planned(place, *more)
+    assert tree["target"]["num_devices"] == 8 and tree["fits"] and tree["hours"] > 0
+    assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
