@@ -13,6 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
+from rapo_jax.models.accumulate import scan_layers
 from rapo_jax.models.attention import Layout, attend, layer_mask, rotary_angles, rotate, sees
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
@@ -198,12 +199,15 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         remat: str = "none",
         kernel: str | None = None,
+        totals: nnx.State | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Final normed hidden states, in `dtype`, and the cache with this call's keys and values written at
         `layout.index`.
 
         `remat` says what of a layer the backward pass recomputes instead of storing: "none"; "attention", all but the
         attention (the name says what is kept); or "full". `kernel` is the attention's (default: this machine's).
+        `totals` are sums of gradients of the layers' parameters, which this call's gradients join as told in
+        rapo_jax/models/accumulate.py; for "full" alone.
         """
         spec = self.spec
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
@@ -222,9 +226,14 @@ class Decoder(nnx.Module):
                 x_BTD, queries=layout, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, kernel=kernel
             )
 
+        windows = jnp.asarray(spec.windows, jnp.int32)
+        if totals is not None:
+            assert remat == "full" and cache is None
+            one = lambda x_BTD, scanned: layer(x_BTD, (*scanned, None))[0]  # noqa: E731
+            return rms_norm(scan_layers(one, x_BTD, parameters, totals, windows), self.norm[...], spec), None
         if remat != "none":
             layer = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)
-        x_BTD, cache = jax.lax.scan(layer, x_BTD, (parameters, jnp.asarray(spec.windows, jnp.int32), cache))
+        x_BTD, cache = jax.lax.scan(layer, x_BTD, (parameters, windows, cache))
         return rms_norm(x_BTD, self.norm[...], spec), cache
 
     @property

@@ -22,7 +22,9 @@ def model_directory(path: str, *, option: str = "model.path", weights: bool = Tr
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=WANTED, ignore_patterns=[] if weights else ["*.safetensors"]))
+        return Path(
+            snapshot_download(path, allow_patterns=WANTED, ignore_patterns=[] if weights else ["*.safetensors"])
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{option}={path!r} is neither a directory nor a hub id that can be reached ({type(error).__name__})."

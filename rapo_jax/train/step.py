@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from rapo_jax.batch import LETTERS, Batch, Shape
 from rapo_jax.config import Config
 from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
+from rapo_jax.models.accumulate import summed
 from rapo_jax.models.attention import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder
 from rapo_jax.models.spec import Spec
@@ -44,15 +45,22 @@ def response_logps(
     num_vocabulary_shards: int,
     kernel: str | None = None,
     chunk: int = CHUNK,
+    totals: dict | None = None,
 ) -> tuple[Array, Array]:
     """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, C + 1].
 
-    Branch 0, the prompt, is not scored.
+    Branch 0, the prompt, is not scored. `totals` are sums of gradients, of which the new ones are the cotangent; see
+    rapo_jax/models/accumulate.py.
     """
+    layer_totals = None
+    if totals is not None:
+        layer_totals = nnx.State(totals["blocks"])
+        joined = {name: summed(parameters[name], totals[name]) for name in parameters.keys() - {"blocks"}}
+        parameters = joined | {"blocks": parameters["blocks"]}
     decoder = nnx.merge(graph, parameters)
     index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
     layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
-    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat, kernel=kernel)
+    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat, kernel=kernel, totals=layer_totals)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
     logps_BS = token_logps(
         hidden_BSD,
@@ -92,8 +100,10 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
     options = {name: getattr(config.objective, name) for name in objective.options}
     graph, forward = forward_pass(config, spec, mesh)
 
-    def losses(parameters: dict, reference: dict, rows: Batch, *, remat: str) -> tuple[Array, GroupSums]:
-        policy_BPc, num_tokens_BPc = response_logps(graph, parameters, rows, remat=remat, **forward)
+    def losses(
+        parameters: dict, reference: dict, rows: Batch, *, remat: str, totals: dict | None = None
+    ) -> tuple[Array, GroupSums]:
+        policy_BPc, num_tokens_BPc = response_logps(graph, parameters, rows, remat=remat, totals=totals, **forward)
         reference_BPc = jnp.zeros_like(policy_BPc)
         if config.reference.cache:
             exists_BP1 = rows.side[..., None] >= 0
@@ -121,14 +131,22 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
     def train(state: State, reference: dict, batch: Batch) -> tuple[State, dict[str, Array]]:
         num_groups = (batch.side >= 0).sum().astype(jnp.float32)
 
-        def gradients_of(rows: Batch) -> tuple[dict, GroupSums]:
-            def loss(parameters: dict) -> tuple[Array, GroupSums]:
-                total, sums = losses(parameters, reference, rows, remat=config.model.remat)
-                return total / num_groups, sums
+        def loss(parameters: dict, totals: dict | None, rows: Batch) -> tuple[Array, GroupSums]:
+            total, sums = losses(parameters, reference, rows, remat=config.model.remat, totals=totals)
+            return total / num_groups, sums
 
-            return jax.grad(loss, has_aux=True)(state.parameters)
+        def add_gradients(totals: tuple[dict, GroupSums], rows: Batch) -> tuple[dict, GroupSums]:
+            gradients, sums = totals
+            if config.model.remat == "full":  # layers are differentiated one by one, and join the total so
+                gradients, new_sums = jax.grad(loss, argnums=1, has_aux=True)(state.parameters, gradients, rows)
+            else:
+                new, new_sums = jax.grad(loss, has_aux=True)(state.parameters, None, rows)
+                gradients = jax.tree.map(jnp.add, gradients, new)
+            return gradients, jax.tree.map(jnp.add, sums, new_sums)
 
-        gradients, sums = over_microbatches(gradients_of, batch, shape)
+        nothing = zeros_of(lambda: loss(state.parameters, None, microbatch(batch, 0))[1])
+        start = jax.tree.map(jnp.zeros_like, state.parameters), nothing
+        gradients, sums = over_microbatches(add_gradients, start, batch, shape)
         norm = optax.tree.norm(gradients)
         gradients = clip(gradients, norm, config.optimizer.max_grad_norm)
         updates, optimizer = transform.update(gradients, state.optimizer, state.parameters)
@@ -154,7 +172,11 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
     losses = make_losses(config, spec, mesh)
 
     def evaluate(parameters: dict, reference: dict, batch: Batch) -> GroupSums:
-        return over_microbatches(lambda rows: losses(parameters, reference, rows, remat="none")[1], batch, shape)
+        def sums_of(rows: Batch) -> GroupSums:
+            return losses(parameters, reference, rows, remat="none")[1]
+
+        add = lambda total, rows: jax.tree.map(jnp.add, total, sums_of(rows))  # noqa: E731
+        return over_microbatches(add, zeros_of(lambda: sums_of(microbatch(batch, 0))), batch, shape)
 
     weights, reference = parameter_shardings(spec, mesh), reference_shardings(config, spec, mesh)
     shardings = (weights, reference, batch_shardings(mesh, shape))
@@ -189,13 +211,16 @@ def as_logps(policy_BPc: Array, reference_BPc: Array, num_tokens_BPc: Array) -> 
     )
 
 
-def over_microbatches(function: Callable[[Batch], Any], batch: Batch, shape: Shape) -> Any:
-    """The sum of function(microbatch) over the microbatches in use, as a loop that is compiled once."""
+def over_microbatches(add: Callable[[Any, Batch], Any], total: Any, batch: Batch, shape: Shape) -> Any:
+    """add(add(total, microbatch 0), microbatch 1) ..., over the microbatches in use, as a loop that is compiled once."""
     if shape.M == 1:
-        return function(microbatch(batch, 0))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, microbatch(batch, 0)))
-    add = lambda m, total: jax.tree.map(jnp.add, total, function(microbatch(batch, m)))  # noqa: E731
-    return jax.lax.fori_loop(0, batch.num_microbatches, add, zeros)
+        return add(total, microbatch(batch, 0))
+    return jax.lax.fori_loop(0, batch.num_microbatches, lambda m, total: add(total, microbatch(batch, m)), total)
+
+
+def zeros_of(function: Callable[[], Any]) -> Any:
+    """Zeros in the shapes of what a function would return."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
 
 
 def microbatch(batch: Batch, m: Array | int) -> Batch:

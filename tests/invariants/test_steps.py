@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.batch import NO_SIDE
-from rapo_jax.data import pipeline
+from rapo_jax.data import packing, pipeline
 from rapo_jax.data.packing import materialise
 from rapo_jax.parallel import num_row_shards
 from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate, to_device
@@ -52,8 +52,27 @@ def moved(parameters, start):
     return min(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (parameters, start)), strict=True))
 
 
+@pytest.fixture
+def unbalanced(monkeypatch):
+    """Steps as they are drawn, with more rows or fewer."""
+    monkeypatch.setattr(packing, "BALANCED_STEPS", 1)
+
+
 @pytest.mark.slow
-def test_microbatches_change_nothing():
+@pytest.mark.parametrize("remat", ["none", "attention"])
+def test_what_is_recomputed_changes_no_step(remat, unbalanced):
+    """When this fails, a memory setting changes the training: with "full" gradients join a running total layer by layer,
+    with the others they are summed when a microbatch is over."""
+    config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=4))
+    assert config.model.remat == "full"
+    full = one_device("llama3", row_length=128, config=config)
+    other = one_device("llama3", row_length=128, config=replace(config, model=replace(config.model, remat=remat)))
+    tiny.assert_same_metrics(full.metrics, other.metrics, atol=1e-6, rtol=1e-5)
+    tiny.assert_same_trees(full.state.parameters, other.state.parameters, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_microbatches_change_nothing(unbalanced):
     """When this fails, the loss is divided by the groups of a microbatch instead of those of the whole batch, and
     someone with less memory trains another model. Of three microbatches some steps use two here."""
     whole, split = (replace(CONFIG, rows=replace(CONFIG.rows, per_shard=per_shard)) for per_shard in (9, 4))
@@ -66,7 +85,7 @@ def test_microbatches_change_nothing():
 
 
 @pytest.mark.slow
-def test_an_epoch_of_differing_batches_compiles_once_and_consumes_its_state():
+def test_an_epoch_of_differing_batches_compiles_once_and_consumes_its_state(unbalanced):
     """When the first fails, a pod recompiles for minutes in the middle of a run; when the second does, it needs its
     memory twice."""
     config = tiny.tiny_config(train={"batch_size": 6}, rows={"per_shard": 1})
