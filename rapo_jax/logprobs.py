@@ -42,9 +42,9 @@ def _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunk
 
 
 def _chunks(weight_VD: Array, num_shards: int, num_chunks: int) -> tuple[Array, Array]:
-    """Vocabulary in chunks: weights [num_chunks, R, c, D] and ids [num_chunks, R, c]; ids >= V are padding.
+    """Vocabulary in chunks: weights [num_chunks, R, c / R, D] and ids [num_chunks, c]; ids >= V are padding.
 
-    With V = 8, two shards and two chunks, chunk 0 holds ids (0 1 | 4 5) and chunk 1 holds (2 3 | 6 7).
+    With V = 8, R = 2 shards and two chunks, chunk 0 holds ids 0 1 | 4 5 and chunk 1 holds 2 3 | 6 7.
     """
     V, D = weight_VD.shape
     size = -(-V // (num_shards * num_chunks))
@@ -52,30 +52,30 @@ def _chunks(weight_VD: Array, num_shards: int, num_chunks: int) -> tuple[Array, 
     weight = jnp.pad(weight_VD, ((0, padded - V), (0, 0))) if padded > V else weight_VD
     shape = (num_shards, num_chunks, size)
     ids = jnp.arange(padded, dtype=jnp.int32).reshape(shape)
-    return weight.reshape(*shape, D).swapaxes(0, 1), ids.swapaxes(0, 1)
+    return weight.reshape(*shape, D).swapaxes(0, 1), ids.swapaxes(0, 1).reshape(num_chunks, -1)
 
 
 def _chunk_logits(
-    hidden_XD: Array, weight_RcD: Array, ids_Rc: Array, *, softcap: float | None, V: int, padded: int
+    hidden_XD: Array, weight_cD: Array, ids_c: Array, *, softcap: float | None, V: int, padded: int
 ) -> Array:
-    logits = jnp.einsum("XD,RcD->XRc", hidden_XD, weight_RcD, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("XD,cD->Xc", hidden_XD, weight_cD, preferred_element_type=jnp.float32)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
-    return logits if padded == V else jnp.where(ids_Rc < V, logits, -jnp.inf)
+    return logits if padded == V else jnp.where(ids_c < V, logits, -jnp.inf)
 
 
 def _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks):
-    V = weight_VD.shape[0]
+    V, D = weight_VD.shape
 
     def step(carry, chunk):
         top_X, total_X, target_X = carry
-        weight_RcD, ids_Rc = chunk[0].astype(hidden_XD.dtype), chunk[1]
-        logits_XRc = _chunk_logits(hidden_XD, weight_RcD, ids_Rc, softcap=softcap, V=V, padded=num_chunks * ids_Rc.size)
-        new_top_X = jnp.maximum(top_X, logits_XRc.max((-2, -1)))
+        weight_cD, ids_c = chunk[0].astype(hidden_XD.dtype).reshape(-1, D), chunk[1]
+        logits_Xc = _chunk_logits(hidden_XD, weight_cD, ids_c, softcap=softcap, V=V, padded=num_chunks * ids_c.size)
+        new_top_X = jnp.maximum(top_X, logits_Xc.max(-1))
         total_X = total_X * jnp.exp(top_X - new_top_X)
-        total_X += jnp.exp(logits_XRc - new_top_X[:, None, None]).sum((-2, -1))
-        is_target = ids_Rc == targets_X[:, None, None]
-        target_X += jnp.where(is_target, logits_XRc, 0.0).sum((-2, -1))
+        total_X += jnp.exp(logits_Xc - new_top_X[:, None]).sum(-1)
+        is_target = ids_c == targets_X[:, None]
+        target_X += jnp.where(is_target, logits_Xc, 0.0).sum(-1)
         return (new_top_X, total_X, target_X), None
 
     zeros_X = jnp.zeros(targets_X.shape, jnp.float32)
@@ -90,19 +90,19 @@ def _backward(softcap, num_shards, num_chunks, residuals, cotangent_X):
     V, D = weight_VD.shape
 
     def step(hidden_gradient_XD, chunk):
-        weight_RcD, ids_Rc = chunk[0].astype(hidden_XD.dtype), chunk[1]
-        logits_XRc = _chunk_logits(hidden_XD, weight_RcD, ids_Rc, softcap=softcap, V=V, padded=num_chunks * ids_Rc.size)
-        probability_XRc = jnp.exp(logits_XRc - normalizer_X[:, None, None])
-        is_target = ids_Rc == targets_X[:, None, None]
-        gradient_XRc = cotangent_X[:, None, None] * (is_target.astype(jnp.float32) - probability_XRc)
+        weight_cD, ids_c = chunk[0].astype(hidden_XD.dtype).reshape(-1, D), chunk[1]
+        logits_Xc = _chunk_logits(hidden_XD, weight_cD, ids_c, softcap=softcap, V=V, padded=num_chunks * ids_c.size)
+        probability_Xc = jnp.exp(logits_Xc - normalizer_X[:, None])
+        is_target = ids_c == targets_X[:, None]
+        gradient_Xc = cotangent_X[:, None] * (is_target.astype(jnp.float32) - probability_Xc)
         if softcap is not None:
-            slope = 1 - (logits_XRc / softcap) ** 2
-            gradient_XRc *= jnp.where(ids_Rc < V, slope, 0.0)
-        gradient_XRc = gradient_XRc.astype(hidden_XD.dtype)
+            slope = 1 - (logits_Xc / softcap) ** 2
+            gradient_Xc *= jnp.where(ids_c < V, slope, 0.0)
+        gradient_Xc = gradient_Xc.astype(hidden_XD.dtype)
         accumulate = {"preferred_element_type": jnp.float32}
-        hidden_gradient_XD += jnp.einsum("XRc,RcD->XD", gradient_XRc, weight_RcD, **accumulate)
-        weight_gradient_DRc = jnp.einsum("XD,XRc->DRc", hidden_XD, gradient_XRc, **accumulate)
-        return hidden_gradient_XD, weight_gradient_DRc.transpose(1, 2, 0).astype(weight_VD.dtype)
+        hidden_gradient_XD += jnp.einsum("Xc,cD->XD", gradient_Xc, weight_cD, **accumulate)
+        weight_gradient_Dc = jnp.einsum("XD,Xc->Dc", hidden_XD, gradient_Xc, **accumulate)
+        return hidden_gradient_XD, weight_gradient_Dc.T.reshape(chunk[0].shape).astype(weight_VD.dtype)
 
     start = jnp.zeros(hidden_XD.shape, jnp.float32)
     hidden_gradient_XD, weight_gradient = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))

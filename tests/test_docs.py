@@ -9,7 +9,7 @@ from tests.tiny import rapo
 ROOT = Path(__file__).parent.parent
 VERBS = {
     "relabel": ["CONFIG", "--out", "relabel.goals"],
-    "train": ["CONFIG", "key=value", "run_dir", "--distributed", "--coordinator", "--num-processes", "--process-id"],
+    "train": ["CONFIG", "key=value", "run_dir", "--distributed", "--cpu-devices", "--coordinator", "--num-processes", "--process-id"],
     "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal"],
     "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
                  "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],

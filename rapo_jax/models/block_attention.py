@@ -95,17 +95,16 @@ def _backward(scale, softcap, residuals, cotangent_BKTGH):
     q_BKTGH, k_BKSH, v_BKSH, mask_BTS, order, counts, out_BKTGH, normalizer_BKTG = residuals
     B, K, T, G, H = q_BKTGH.shape
     X = TILE * G
-    overlap_BKTG = (out_BKTGH.astype(jnp.float32) * cotangent_BKTGH.astype(jnp.float32)).sum(-1)
     k_BKHS, v_BKHS = k_BKSH.swapaxes(2, 3), v_BKSH.swapaxes(2, 3)
 
     def query_tile(carry, at: Array):
         b, i = at // (T // TILE), at % (T // TILE)
-        q_KXH, d_out_KXH = (
-            _tile(x, b, 0, i * TILE, size=(K, TILE, G, H)).reshape(K, X, H) for x in (q_BKTGH, cotangent_BKTGH)
+        q_KXH, out_KXH, d_out_KXH = (
+            _tile(x, b, 0, i * TILE, size=(K, TILE, G, H)).reshape(K, X, H)
+            for x in (q_BKTGH, out_BKTGH, cotangent_BKTGH)
         )
-        normalizer_KX, overlap_KX = (
-            _tile(x, b, 0, i * TILE, size=(K, TILE, G)).reshape(K, X, 1) for x in (normalizer_BKTG, overlap_BKTG)
-        )
+        normalizer_KX = _tile(normalizer_BKTG, b, 0, i * TILE, size=(K, TILE, G)).reshape(K, X, 1)
+        overlap_KX = (out_KXH.astype(jnp.float32) * d_out_KXH.astype(jnp.float32)).sum(-1, keepdims=True)
         q_KHX, d_out_KHX = q_KXH.swapaxes(1, 2), d_out_KXH.swapaxes(1, 2)
 
         def key_tile(n: Array, carry):

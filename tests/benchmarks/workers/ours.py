@@ -1,0 +1,86 @@
+"""Our training step as `rapo train` runs it: packed shared-prompt rows, one compiled step.
+
+On a processor every core is a device and the mesh data-parallel, as with `rapo train --cpu-devices N mesh.data=-1
+mesh.fsdp=1`. Rows and microbatches are the plan's automatic ones. `--set rows.length=2048` and the like override the configuration.
+"""
+
+import argparse
+import os
+
+import jax
+import numpy as np
+import yaml
+from turns import Turns, pairs, settings, worker_parser
+
+from rapo_jax.config import Config, load_config
+from rapo_jax.data import pipeline
+from rapo_jax.data.packing import Group
+from rapo_jax.parallel import my_rows, num_row_shards
+from rapo_jax.run import cached_references, identify, precision, set_up, starting_parameters
+from rapo_jax.train.loop import to_device
+from rapo_jax.train.optim import direction
+from rapo_jax.train.reference import resident_reference
+from rapo_jax.train.state import first_state
+from rapo_jax.train.step import make_train_step
+
+NAN = float("nan")
+
+
+def configuration(options: argparse.Namespace, *, num_pairs: int) -> Config:
+    common = settings(options.directory)
+    tree = {
+        "model": {"path": str(options.directory / "model"), "dtype": options.dtype, "remat": "none"},
+        "objective": {"beta": common.pop("beta")},
+        "optimizer": common | {"warmup_ratio": 0.0, "schedule": "constant"},
+        "train": {"batch_size": num_pairs, "max_steps": options.steps},
+        "mesh": {"data": -1, "fsdp": 1},
+    }
+    name = "cached" if options.cached else "resident"
+    if options.cached:
+        tree["reference"] = {"cache": str(options.directory / "reference-cache")}
+    path = options.directory / f"ours-{name}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return load_config(path, options.set)
+
+
+def as_group(number: int, pair: dict) -> Group:
+    prompt, *responses = (np.array(pair[name], np.int32) for name in ("prompt", "chosen", "rejected"))
+    return Group(prompt, tuple(responses), rewards=(NAN, NAN), goal=NAN, side=pair["side"], row=number)
+
+
+def main(options: argparse.Namespace) -> None:
+    turns = Turns()
+    jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+    groups = [as_group(number, pair) for number, pair in enumerate(pairs(options.directory))]
+    fingerprint = pipeline.fingerprint_of_groups(groups)
+    data = pipeline.Dataset(groups, report={}, source_fingerprint=fingerprint, fingerprint=fingerprint)
+    setup = set_up(configuration(options, num_pairs=len(groups)))
+    config, spec, mesh = setup.config, setup.spec, setup.mesh
+    plan = pipeline.pack_steps(groups, [np.arange(len(groups))], config, num_row_shards=num_row_shards(mesh))
+    parameters = starting_parameters(setup)
+    column, _ = cached_references(setup, parameters, identify(setup, parameters, data), plan, data, None)
+    reference = resident_reference(parameters, config, spec, mesh)
+    step = make_train_step(config, spec, mesh, plan.shape, num_steps=options.steps)
+    batch = next(pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B), reference=column)(0))
+    state = first_state(parameters, spec, mesh, direction(config.optimizer, spec))
+    facts = {
+        "versions": {"jax": jax.__version__},
+        "device": jax.devices()[0].device_kind,
+        "plan": vars(plan.shape) | {"real_token_fraction": plan.real_token_fraction},
+    }
+    for _ in range(options.steps):
+        turns.begin()
+        with jax.set_mesh(mesh), precision(config):
+            state, metrics = step(state, reference, to_device(batch, mesh, plan.shape.B))
+            jax.block_until_ready((state, metrics))
+        turns.end()
+        logps = {name: float(metrics[f"logps/{name}"]) for name in ("chosen", "rejected")}
+        turns.answer(loss=float(metrics["loss"]), logps=logps, **facts)
+
+
+if __name__ == "__main__":
+    parser = worker_parser(__doc__)
+    parser.add_argument("--cached", action="store_true", help="of the reference's log-probabilities, filled before")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of our configuration")
+    parser.add_argument("--cpu-devices", type=int, default=os.cpu_count(), metavar="N", help="default: one a core")
+    main(parser.parse_args())

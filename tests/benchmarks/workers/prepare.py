@@ -1,0 +1,184 @@
+"""What all systems share: a model directory, one optimizer batch of token ids, and the settings, written once.
+
+    DIR/model/          config.json, safetensors, tokenizer: a random Llama, unless --model names another
+    DIR/batch.jsonl     one pair a line: prompt, chosen, rejected as token ids, and whose reward is the goal
+    DIR/settings.json   beta and the optimizer's constants
+    DIR/facts.json      tokens and FLOPs of the batch
+
+The rotary base of the random Llama is 1e6 because Tunix's Llama knows no other: whatever its configuration says, it
+computes with 1e6.
+"""
+
+import argparse
+import json
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from ml_dtypes import bfloat16
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from rapo_jax.accounting import real_work, step_flops
+from rapo_jax.config import from_dict
+from rapo_jax.data import pipeline
+from rapo_jax.data.chat import load_tokenizer, resolve_placement
+from rapo_jax.data.files import read_rows
+from rapo_jax.models.decoder import parameter_letters, shape_of
+from rapo_jax.models.spec import Spec, read_config, spec_from_config
+
+SETTINGS = {"beta": 0.1, "learning_rate": 5e-7, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+TOKENS = 16_000  # of the tokenizer that is trained on the data
+EOS, ROLES = "<|end|>", ["<|system|>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+#            V        D     L   N   K  H    F
+SIZES = {
+    "25m": (16_000, 384, 8, 6, 2, 64, 1024),
+    "1b": (128_256, 2048, 16, 32, 8, 64, 8192),
+    "8b": (128_256, 4096, 32, 32, 8, 128, 14336),
+}
+
+
+def random_llama(directory: Path, size: str) -> None:
+    """Config and weights drawn from a fixed seed, one file a layer; large ones in bfloat16."""
+    V, D, L, N, K, H, F = SIZES[size]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": V,
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": L,
+        "num_attention_heads": N,
+        "num_key_value_heads": K,
+        "head_dim": H,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "eos_token_id": 0,
+        "dtype": "float32" if size == "25m" else "bfloat16",
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    rng, index, files = np.random.default_rng(0), {}, L + 1
+    dtype = np.float32 if size == "25m" else bfloat16
+
+    def write(number: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        name = f"model-{number:05d}-of-{files:05d}.safetensors"
+        draw = lambda shape: 0.02 * rng.standard_normal(shape, np.float32) if len(shape) > 1 else np.ones(shape)  # noqa: E731
+        save_file({key: draw(shape).astype(dtype) for key, shape in shapes.items()}, directory / name, {"format": "pt"})
+        index.update(dict.fromkeys(shapes, name))
+
+    write(1, {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,), "lm_head.weight": (V, D)})
+    for layer in range(L):
+        block = {
+            "self_attn.q_proj": (N * H, D),
+            "self_attn.k_proj": (K * H, D),
+            "self_attn.v_proj": (K * H, D),
+            "self_attn.o_proj": (D, N * H),
+            "mlp.gate_proj": (F, D),
+            "mlp.up_proj": (F, D),
+            "mlp.down_proj": (D, F),
+            "input_layernorm": (D,),
+            "post_attention_layernorm": (D,),
+        }
+        write(layer + 2, {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()})
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def train_tokenizer(directory: Path, texts: list[str]) -> None:
+    """A byte-level tokenizer of the data."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    options = {"vocab_size": TOKENS, "special_tokens": [EOS, *ROLES], "initial_alphabet": alphabet}
+    core.train_from_iterator(texts, trainers.BpeTrainer(**options, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=EOS, pad_token=EOS, chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.save_pretrained(directory)
+
+
+def texts_of(value: object) -> list[str]:
+    """Every string within a row."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in texts_of(part)]
+
+
+def draw_batch(options: argparse.Namespace, model_dir: Path) -> list[dict]:
+    """`--pairs` of all goal-conditioned preferences that the data gives, in the order of a shuffled epoch."""
+    data = {"path": options.data, "max_length": options.max_length, "max_prompt_length": options.max_length // 2}
+    config = from_dict({"data": data})
+    tokenizer = load_tokenizer(str(model_dir), chat_template=options.chat_template)
+    placement = resolve_placement(tokenizer, config.relabel.placement)
+    groups = pipeline.load_dataset(config, tokenizer, path=options.data, split="train", placement=placement).groups
+    if len(groups) < options.pairs:
+        raise SystemExit(f"{options.data} gives {len(groups)} pairs; lower --pairs={options.pairs} to that.")
+    some = np.random.default_rng(options.seed).permutation(len(groups))[: options.pairs]
+    names = ("prompt", "chosen", "rejected")
+    return [
+        {name: ids.tolist() for name, ids in zip(names, (groups[i].prompt, *groups[i].responses), strict=True)}
+        | {"side": int(groups[i].side)}
+        for i in some
+    ]
+
+
+def facts(batch: list[dict], spec: Spec) -> dict:
+    """Means over the pairs: tokens, and the useful FLOPs of rapo_jax/accounting.py."""
+    prompts = np.array([len(pair["prompt"]) for pair in batch])
+    responses = np.array([[len(pair[name]) for name in ("chosen", "rejected")] for pair in batch])
+    work = real_work(prompts, responses, spec.windows)
+    gflop = lambda reference: step_flops(spec, work, reference=reference) / len(batch) / 1e9  # noqa: E731
+    return {
+        "pairs": len(batch),
+        "tokens_per_pair": {
+            "prompt_shared": float(prompts.mean() + responses.sum(1).mean()),
+            "prompt_repeated": float(2 * prompts.mean() + responses.sum(1).mean()),
+            "prompt": float(prompts.mean()),
+        },
+        "gflop_per_pair": {"with_reference": gflop(True), "reference_cached": gflop(False)},
+        "parameters": sum(prod(shape_of(spec, letters)) for letters in parameter_letters(spec).values()),
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--pairs", type=int, required=True)
+    parser.add_argument("--max-length", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--size", choices=SIZES, default="25m")
+    parser.add_argument("--model")
+    parser.add_argument("--chat-template")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    model_dir = options.directory / "model"
+    if options.model:
+        model_dir.symlink_to(Path(options.model).resolve())
+    else:
+        model_dir.mkdir()
+        random_llama(model_dir, options.size)
+        train_tokenizer(
+            model_dir, [text for row in read_rows(options.data, split="train") for text in texts_of(row.values)]
+        )
+    batch = draw_batch(options, model_dir)
+    spec = spec_from_config(read_config(model_dir))
+    (options.directory / "batch.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in batch))
+    (options.directory / "settings.json").write_text(json.dumps(SETTINGS))
+    (options.directory / "facts.json").write_text(json.dumps(facts(batch, spec)))
+
+
+if __name__ == "__main__":
+    main()
