@@ -67,6 +67,7 @@ LETTERS = {
     "reference": "MBPC",
     "num_microbatches": "",
 }
+FLOATS = ("goal", "reward", "reference")  # float32; all others are int32
 assert list(LETTERS) == [f.name for f in fields(Batch)]
 
 

@@ -23,7 +23,7 @@ from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config import Config, as_dict, load_config, to_yaml
 from rapo_jax.data import pipeline
 from rapo_jax.data.chat import Placement, load_tokenizer, resolve_placement
-from rapo_jax.data.packing import Plan
+from rapo_jax.data.packing import Plan, group_lengths
 from rapo_jax.errors import UserError
 from rapo_jax.models.decoder import parameter_letters, shape_of
 from rapo_jax.models.directory import model_directory
@@ -139,9 +139,7 @@ def step_costs(data: pipeline.Dataset, plan: Plan, setup: Setup) -> Callable[[in
     def cost(step: int) -> Cost:
         rows = plan.steps[step]
         groups = [data.groups[member] for row in rows for member in row]
-        prompts = np.array([len(group.prompt) for group in groups])
-        responses = np.array([[len(response) for response in group.responses] for group in groups])
-        work = real_work(prompts, responses, setup.spec.windows)
+        work = real_work(*group_lengths(groups), setup.spec.windows)
         return Cost(
             real_tokens=int(work.tokens),
             positions=-(-len(rows) // B) * B * T,

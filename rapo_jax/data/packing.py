@@ -51,6 +51,12 @@ class Group:
         return sum(map(len, self.responses))
 
 
+def group_lengths(groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of the prompts [G] and of the responses [G, C]."""
+    prompts = np.array([len(group.prompt) for group in groups])
+    return prompts, np.array([[len(response) for response in group.responses] for group in groups])
+
+
 @dataclass(frozen=True)
 class Plan:
     """`steps[s]` are the rows of optimizer step s; `shape` fits them all."""

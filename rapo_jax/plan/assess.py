@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from rapo_jax.accounting import Work, mfu, real_work, recomputed_flops, step_flops
-from rapo_jax.config import Config, as_dict, from_dict
+from rapo_jax.config import Config, as_dict, from_dict, insert, parse_yaml
 from rapo_jax.data import pipeline
-from rapo_jax.data.packing import Plan
+from rapo_jax.data.packing import Plan, group_lengths
 from rapo_jax.errors import UserError
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import make_mesh, num_row_shards
 from rapo_jax.plan.compile import Memory, compile_step, resident_memory
 from rapo_jax.plan.hlo import parse
 from rapo_jax.plan.kernels import Attention, attention_of
-from rapo_jax.plan.lengths import Lengths, group_lengths
+from rapo_jax.plan.lengths import Lengths
 from rapo_jax.plan.program import Program, read_program
 from rapo_jax.plan.targets import Target
 from rapo_jax.train.step import attention_kernel, reference_shardings
@@ -115,11 +115,7 @@ def changed(config: Config, changes: tuple[str, ...]) -> Config:
     tree = as_dict(config)
     for change in changes:
         key, _, value = change.partition("=")
-        *branches, leaf = key.split(".")
-        node = tree
-        for branch in branches:
-            node = node[branch]
-        node[leaf] = int(value) if value.lstrip("-").isdigit() else value
+        insert(tree, key.split("."), parse_yaml(value, where=change))
     return from_dict(tree)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rapo_jax.batch import LETTERS, Batch, Shape
+from rapo_jax.batch import FLOATS, LETTERS, Batch, Shape
 from rapo_jax.config import Config
 from rapo_jax.models.spec import Spec
 from rapo_jax.run import precision
@@ -19,7 +19,6 @@ from rapo_jax.train.optim import direction
 from rapo_jax.train.state import abstract_parameters, abstract_state
 from rapo_jax.train.step import batch_shardings, make_train_step, reference_shardings
 
-FLOATS = ("goal", "reward", "reference")  # fields of a batch that are float32; all others are int32
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -59,9 +59,3 @@ def like_ultrafeedback(config: Config) -> list[Group]:
         for record, (prompt, each) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True))
         for _ in range(num_goals)
     ]
-
-
-def group_lengths(groups: list[Group]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of the prompts [G] and of the responses [G, C]."""
-    prompts = np.array([len(group.prompt) for group in groups])
-    return prompts, np.array([[len(response) for response in group.responses] for group in groups])

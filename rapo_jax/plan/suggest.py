@@ -8,9 +8,9 @@ before it. What cannot fit by its resident bytes is not compiled.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.plan.assess import Assessment, Question, assess, changed
 from rapo_jax.plan.targets import GiB, Target, larger, slice_target
+from rapo_jax.train.reference import reference_is_resident
 
 CACHE = "reference.cache=runs/reference"
 RESIDENT = ("optimizer.mu_dtype=bfloat16", CACHE)  # changes that take away resident bytes and nothing else
@@ -79,11 +79,7 @@ def cheap_changes(failed: Assessment) -> list[str]:
     changes += [f"model.remat={level}" for level in REMAT[REMAT.index(config.model.remat) + 1 :]]
     if config.optimizer.mu_dtype != "bfloat16":
         changes.append(RESIDENT[0])
-    if (
-        OBJECTIVES[config.objective.name].needs_reference
-        and hasattr(config, "reference")
-        and not config.reference.cache
-    ):
+    if reference_is_resident(config):
         changes.append(CACHE)
     return changes
 
