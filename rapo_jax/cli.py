@@ -279,35 +279,49 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=function)
         return added
 
-    add = verb(
-        "relabel",
-        relabel,
-        "write goal-conditioned pairs",
-        "One JSON object a line, in the conversational format that TRL reads.\n\n" + OVERRIDES,
+    relabel_arguments(
+        verb(
+            "relabel",
+            relabel,
+            "write goal-conditioned pairs",
+            "One JSON object a line, in the conversational format that TRL reads.\n\n" + OVERRIDES,
+        )
     )
-    add_config(add)
-    add.add_argument("--out", required=True, metavar="FILE", help="JSON lines; must not exist yet")
+    train_arguments(verb("train", train, "train, or resume where a run stopped", OVERRIDES + TRAIN_MORE))
+    export_arguments(verb("export", export, "write a Hugging Face directory", EXPORT_MORE))
+    generate_arguments(verb("generate", generate, "answer a file of prompts", GENERATE_MORE))
+    plan_arguments(
+        verb("plan", plan, "memory, work and time of a step on chips that need not be here", OVERRIDES + PLAN_MORE)
+    )
+    return top
 
-    add = verb("train", train, "train, or resume where a run stopped", OVERRIDES + TRAIN_MORE)
-    add_config(add)
-    add.add_argument(
+
+def relabel_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    to.add_argument("--out", required=True, metavar="FILE", help="JSON lines; must not exist yet")
+
+
+def train_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    to.add_argument(
         "--distributed", action="store_true", help="join the processes of a pod that JAX can find (Cloud TPU, Slurm)"
     )
-    add.add_argument(
+    to.add_argument(
         "--cpu-devices",
         type=within(1, 1024, kind=int),
         metavar="N",
         help="use a processor as N devices; one a core, with mesh.data=-1 mesh.fsdp=1, is the fastest",
     )
-    add.add_argument("--coordinator", metavar="HOST:PORT", help="join processes by hand, with the two options below")
-    add.add_argument("--num-processes", type=int, metavar="N")
-    add.add_argument("--process-id", type=int, metavar="I")
+    to.add_argument("--coordinator", metavar="HOST:PORT", help="join processes by hand, with the two options below")
+    to.add_argument("--num-processes", type=int, metavar="N")
+    to.add_argument("--process-id", type=int, metavar="I")
 
-    add = verb("export", export, "write a Hugging Face directory", EXPORT_MORE)
-    add.add_argument("run_dir", metavar="RUN_DIR")
-    add.add_argument("out_dir", metavar="OUT_DIR", help="must be empty or not exist")
-    add.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
-    goal = add.add_mutually_exclusive_group()
+
+def export_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("run_dir", metavar="RUN_DIR")
+    to.add_argument("out_dir", metavar="OUT_DIR", help="must be empty or not exist")
+    to.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
+    goal = to.add_mutually_exclusive_group()
     goal.add_argument(
         "--goal",
         type=within(),
@@ -316,40 +330,40 @@ def parser() -> argparse.ArgumentParser:
     )
     goal.add_argument("--no-goal", dest="bake", action="store_false", help="leave the chat template alone")
 
-    add = verb("generate", generate, "answer a file of prompts", GENERATE_MORE)
-    add.add_argument("model_dir", metavar="MODEL_DIR", help="a Hugging Face directory or hub id")
-    add.add_argument(
-        "--prompts", required=True, metavar="FILE", help="rows with a prompt: a text or a list of messages"
-    )
-    add.add_argument(
+
+def generate_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("model_dir", metavar="MODEL_DIR", help="a Hugging Face directory or hub id")
+    to.add_argument("--prompts", required=True, metavar="FILE", help="rows with a prompt: a text or a list of messages")
+    to.add_argument(
         "--out", required=True, metavar="FILE", help="the same rows with response, finish_reason, num_tokens"
     )
-    goal = add.add_mutually_exclusive_group()
+    goal = to.add_mutually_exclusive_group()
     goal.add_argument(
         "--goal", type=within(), metavar="G", help="ask for this score (default: what the chat template says)"
     )
     goal.add_argument("--no-goal", action="store_true", help="ask for no score, also where the chat template would")
     goal.add_argument("--raw", action="store_true", help="continue the texts as they are: no chat template, no goal")
-    add.add_argument("--max-new-tokens", type=within(1, kind=int), default=512, metavar="N", help="default %(default)s")
-    add.add_argument(
+    to.add_argument("--max-new-tokens", type=within(1, kind=int), default=512, metavar="N", help="default %(default)s")
+    to.add_argument(
         "--max-prompt-length",
         type=within(2, kind=int),
         default=4096,
         metavar="N",
         help="longer prompts lose their middle (default %(default)s)",
     )
-    add.add_argument("--temperature", type=within(0), default=0.0, metavar="T", help="0 is greedy (default)")
-    add.add_argument("--top-p", type=within(1e-6, 1), default=1.0, metavar="P", help="default %(default)s")
-    add.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
-    add.add_argument("--batch-size", type=within(1, kind=int), default=16, metavar="B", help="default %(default)s")
-    add.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
-    add.add_argument(
+    to.add_argument("--temperature", type=within(0), default=0.0, metavar="T", help="0 is greedy (default)")
+    to.add_argument("--top-p", type=within(1e-6, 1), default=1.0, metavar="P", help="default %(default)s")
+    to.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
+    to.add_argument("--batch-size", type=within(1, kind=int), default=16, metavar="B", help="default %(default)s")
+    to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    to.add_argument(
         "--chat-template", metavar="T", help="for a tokenizer without one: plain, chatml, zephyr or a .jinja file"
     )
 
-    add = verb("plan", plan, "memory, work and time of a step on chips that need not be here", OVERRIDES + PLAN_MORE)
-    add_config(add)
-    where = add.add_mutually_exclusive_group()
+
+def plan_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    where = to.add_mutually_exclusive_group()
     where.add_argument(
         "--topology", metavar="KIND:SLICE", help="v5e:4x4, v5p:2x2x4, v6e:8x8, h100:1x8 (hosts x GPUs), ..."
     )
@@ -357,8 +371,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--smallest", metavar="KIND", help="walk the slices of v5e, h100, ... to the first on which it fits"
     )
-    add.add_argument("--json", metavar="FILE", help="write the numbers there as well")
-    return top
+    to.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 
 
 TRAIN_MORE = """
