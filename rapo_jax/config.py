@@ -80,6 +80,7 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     pairs: Literal["auto", "best_random", "best_worst", "all", "each"] = "auto"  # of more than two responses
     rewards: str = ""  # "" = the source's own; constant; or a file of scores, .jsonl
+    eval_rewards: str = ""  # of data.eval_path: "" = its own (or constant, as data.rewards); or a file of scores
     constant_rewards: tuple[float, ...] = (
         10.0,
         1.0,

@@ -110,13 +110,14 @@ def relabel(
     if not goals:
         return [Preference(goal=None, goal_of=None, order=own), *best]
     preferences = []
-    for side, index in [(side, index) for side in goals for index in (own[:1] if side == "chosen" else own[1:])]:
+    asked = [(side, index) for side in goals for index in (own[:1] if side == "chosen" else own[1:])]
+    for goal_of, index in asked:
         goal = rewards[index]
         repeated = len(own) > 2 and any(goal == before.goal for before in preferences)
-        if repeated or (side == "rejected" and not within(goal, rejected_goals)):
+        if repeated or (goal_of == "rejected" and not within(goal, rejected_goals)):
             continue
         order = prefer(goal, rewards) or (index, *(other for other in own if other != index))
-        preferences.append(Preference(goal=goal, goal_of=side, order=order))
+        preferences.append(Preference(goal=goal, goal_of=goal_of, order=order))
     return preferences + best
 
 
