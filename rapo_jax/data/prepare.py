@@ -92,7 +92,9 @@ def prepare(
     if relabel.goals and relabel.attributes:
         check_attributes(records, relabel.attributes)
     scales = fit_scales(records, relabel) if scales is None else scales
-    records = [scales.record(record) for record in records]
+    scaled = [scales.record(record) for record in records]
+    made_equal = sum(num_scores(after) < num_scores(before) for before, after in zip(records, scaled, strict=True))
+    records = scaled
     if part == "train":
         whole, records = records, [r for r in records if mixture.is_within(r, relabel.fraction, seed=seed)]
         dropped["outside_fraction"] += len(whole) - len(records)
@@ -102,7 +104,7 @@ def prepare(
         records=records,
         num_rows=sum(found.num_rows for _, found, _ in read),
         dropped={reason: number for reason, number in dropped.items() if number},
-        notes=dict(sum((Counter(found.notes) for _, found, _ in read), Counter())),
+        notes=dict(sum((Counter(found.notes) for _, found, _ in read), Counter(scores_made_equal_by_scale=made_equal))),
         merged=sum(found.merged for _, found, _ in read),
         reward_source="; ".join(dict.fromkeys(found.reward_source for _, found, _ in read)),
         scales=scales,
@@ -187,6 +189,12 @@ def check_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
             "column that holds them with data.columns.attributes=..., or change relabel.attributes."
         )
         raise UserError("\n  ".join([complaint, *facts[:SHOWN], *more]))
+
+
+def num_scores(record: Record) -> int:
+    """How many different rewards there are, and different attributes."""
+    different = [tuple(sorted(each.items())) for each in record.attributes or ()]
+    return len(set(record.rewards or ())) + len(set(different))
 
 
 def reduce_records(records: Sequence[Record], config: Config, *, want: Want, dropped: Counter) -> list[Record]:

@@ -38,7 +38,7 @@ def draw_scores(axes: Any, records: Sequence[Record]) -> None:
     sides = {side: drawable(values) for side, values in sides.items()}
     edges = bins(np.concatenate(list(sides.values())))
     for side, values in sides.items():
-        axes.hist(values, bins=edges, alpha=0.6, color=COLOUR[side], label=f"{side}, mean {np.mean(values):.2f}")
+        axes.hist(values, bins=edges, alpha=0.6, color=COLOUR[side], label=f"{side}, mean {np.mean(values):.3g}")
     axes.legend(frameon=False)
 
 
@@ -50,7 +50,7 @@ def draw_margins(axes: Any, records: Sequence[Record]) -> None:
     axes.hist(found, bins=bins(found), color=QUIET)
     axes.axvline(0, color="black", linewidth=0.8)
     against, ties = np.mean(found < 0), np.mean(found == 0)
-    note = f"mean {found.mean():.2f}\nties {ties:.1%}\nscores against the label {against:.1%}"
+    note = f"mean {found.mean():.3g}\nties {ties:.1%}\nscores against the label {against:.1%}"
     axes.text(0.98, 0.95, note, transform=axes.transAxes, ha="right", va="top")
 
 

@@ -85,7 +85,9 @@ def read_records(
     usable = [record for record in records if _too_few(record, want) is None]
     dropped.update(reason for record in records if (reason := _too_few(record, want)))
     if not usable:
-        raise UserError(f"{said}: none of {num_rows} rows can be used; dropped: {counts(dropped)}.")
+        alone = dropped["fewer_than_two_responses"]
+        hint = f" The objective compares several; rows of data.schema={schema} have one." if alone else ""
+        raise UserError(f"{said}: none of {num_rows} rows can be used; dropped: {counts(dropped)}.{hint}")
     return Source(
         records=usable,
         num_rows=num_rows,
