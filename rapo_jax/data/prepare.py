@@ -177,11 +177,12 @@ def check_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
     """Raises UserError naming the rows whose responses lack one of the attributes that goals are made of."""
     facts = []
     for record in records:
-        each = record.attributes or [{} for _ in record.responses]
-        absent = [name for name in names if any(name not in one for one in each)]
-        if absent:
-            has = ", ".join(each[0]) or "no attributes"
-            facts.append(f"row {record.row} has no {', '.join(absent)} (it has {has})")
+        for number, each in enumerate(record.attributes or [{} for _ in record.responses], 1):
+            absent = [name for name in names if name not in each]
+            if absent:
+                has = ", ".join(each) or "no attributes"
+                facts.append(f"row {record.row} has no {', '.join(absent)} of response {number} (it has {has})")
+                break
     if facts:
         more = [f"... and {len(facts) - SHOWN} more"] if len(facts) > SHOWN else []
         complaint = (
