@@ -140,7 +140,7 @@ def test_weights_and_sources_go_with_their_rows(config, tmp_path):
     tree = {"data": {"source_weights": {"web": 0.1}}, "relabel": {"goals": []}}
     _, lines = written(config(rows, **tree), tmp_path / "out.jsonl")
     assert [(line["source"], line.get("weight")) for line in lines[:2]] == [("gpt4", None), ("web", 0.1)]
-    with pytest.raises(UserError, match="data.source_weights names gpt5, which no row is from; sources: gpt4, web"):
+    with pytest.raises(UserError, match=r"data.source_weights names gpt5, which no row is from; sources: gpt4, web"):
         read_part(config(rows, data={"source_weights": {"gpt5": 1.0}}), "train")
 
 
