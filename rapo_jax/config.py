@@ -21,6 +21,7 @@ Remat = Literal["none", "attention", "full"]
 Schema = Literal[
     "auto", "pairs", "single", "labels", "lists", "numbered", "ultrafeedback", "sampled", "nectar", "helpsteer"
 ]
+Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Data:
     bad_rows: Literal["error", "drop"] = "error"
     schema: Schema = "auto"  # the shape of a row; auto = by its columns
     columns: Columns = field(default_factory=Columns)
-    pairs: Literal["auto", "best_random", "best_worst", "all", "each"] = "auto"  # of more than two responses; auto = best_random
+    pairs: Pairs = "auto"  # what is compared of more than two responses; auto = best_random
     rewards: str = ""  # "" = the source's own; constant; or a file of scores, .jsonl
     eval_rewards: str = ""  # of data.eval_path: "" = its own (or constant, as data.rewards); or a file of scores
     constant_rewards: tuple[float, ...] = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rapo_jax.config import Config, as_dict, from_dict, load_config, to_yaml
 from rapo_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -316,7 +316,9 @@ def test_an_ablation_is_a_file_of_a_few_lines(extended):
 
 def test_a_file_is_looked_for_beside_the_one_that_extends_it(extended):
     config = extended(
-        run="extends: below/middle.yaml", below_middle="extends: bottom.yaml\nseed: 2", below_bottom="seed: 1\nrun_dir: r"
+        run="extends: below/middle.yaml",
+        below_middle="extends: bottom.yaml\nseed: 2",
+        below_bottom="seed: 1\nrun_dir: r",
     )
     assert (config.seed, config.run_dir) == (2, "r")
 
@@ -348,7 +350,10 @@ def test_several_sources_are_a_list_of_keys_and_values(load):
     assert [source.weight for source in config.data.sources] == [2.0, None]
     assert config.data.sources[1].columns.label == "good"
     assert from_dict(as_dict(config)) == config
-    assert load(to_yaml(load("data: {source_weights: {gpt4: 1, web: 1e-1}}"))).data.source_weights == {"gpt4": 1, "web": 0.1}
+    assert load(to_yaml(load("data: {source_weights: {gpt4: 1, web: 1e-1}}"))).data.source_weights == {
+        "gpt4": 1,
+        "web": 0.1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,7 @@ def test_without_rewards_many_keep_their_order():
 # Limits, and the best goal.
 
 
-@pytest.mark.parametrize(
-    ("limits", "goals"), [((-10, 5), [9]), ((5, 100), [9, 6]), ((6, 6), [9, 6]), ((7, 100), [9])]
-)
+@pytest.mark.parametrize(("limits", "goals"), [((-10, 5), [9]), ((5, 100), [9, 6]), ((6, 6), [9, 6]), ((7, 100), [9])])
 def test_only_goals_of_rejected_responses_have_limits(limits, goals):
     assert [p.goal for p in relabel((9, 6), rejected_goals=limits)] == goals
 
@@ -299,7 +297,9 @@ def test_several_attributes_are_a_line_each():
 
 
 def test_attributes_without_a_place_are_an_error():
-    with pytest.raises(ValueError, match=r"has no \{goals\} and no \{wit\}; write one with \{goals\} or name one of: paper"):
+    with pytest.raises(
+        ValueError, match=r"has no \{goals\} and no \{wit\}; write one with \{goals\} or name one of: paper"
+    ):
         goal_text((3, 4), template="{a}: {goal}", attributes=("a", "wit"))
 
 

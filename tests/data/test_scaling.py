@@ -105,7 +105,9 @@ def test_a_later_round_shares_the_map_of_the_first(tmp_path):
     assert scaled([(0.1, 0.3)], scale=ScaleFit(file=str(tmp_path / "scale.json"))) == [(5.5, 10)]
 
 
-@pytest.mark.parametrize("text", [None, "not JSON", "[]", '{"reward": {"low": 1}}', '{"reward": {"low": 1, "high": 1}}'])
+@pytest.mark.parametrize(
+    "text", [None, "not JSON", "[]", '{"reward": {"low": 1}}', '{"reward": {"low": 1, "high": 1}}']
+)
 def test_a_file_that_is_no_map_is_named(tmp_path, text):
     if text is not None:
         (tmp_path / "scale.json").write_text(text)

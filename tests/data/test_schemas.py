@@ -182,7 +182,10 @@ def test_responses_without_scores_are_told_the_ways_out(refusal, read):
 def test_single_responses_with_a_label(read, response):
     rows = [{"prompt": "Hi", response: "Good", "label": True}, {"prompt": "Hi", response: "Bad", "label": False}]
     source = read(*rows, scores_required=False, want="labelled")
-    assert [(record.responses, record.labels) for record in source.records] == [(("Good",), (True,)), (("Bad",), (False,))]
+    assert [(record.responses, record.labels) for record in source.records] == [
+        (("Good",), (True,)),
+        (("Bad",), (False,)),
+    ]
 
 
 def test_a_label_that_is_none_is_a_bad_row(refusal):
