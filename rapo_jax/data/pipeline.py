@@ -14,18 +14,19 @@ import grain
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE, Batch
+from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE, Batch, Scored
 from rapo_jax.config import Config
 from rapo_jax.data.chat import Placement
-from rapo_jax.data.encode import Item, encode_all
+from rapo_jax.data.encode import Encoded, Item, encode_all
 from rapo_jax.data.packing import Group, Plan, make_plan, materialise, sequential_steps, shuffled_steps
 from rapo_jax.data.sources import Columns, Record, Source, counts, read_records
 from rapo_jax.errors import UserError
 from rapo_jax.objectives import OBJECTIVES
-from rapo_jax.relabel import SIDES, Preference, goal_text, relabel
+from rapo_jax.relabel import SIDES, Preference, goal_reward, goal_text, relabel
 
-SIDE_CODE = {None: NO_SIDE, "chosen": CHOSEN_SIDE, "rejected": REJECTED_SIDE}
+SIDE_CODE = {None: NO_SIDE, "chosen": CHOSEN_SIDE, "rejected": REJECTED_SIDE, "best": BEST_SIDE}
 NAN = float("nan")
+NOTHING = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class Relabelled:
         rewards = self.record.rewards
         return tuple(NAN if rewards is None else rewards[i] for i in self.preference.order)
 
+    weight: float = 1.0
+    labels: tuple[bool, ...] | None = None
+
+    @property
+    def goal_rewards(self) -> tuple[float, ...]:
+        """Rewards under the goal, R(x, y, g) = -(g - r)^2, or as they are where none is asked for."""
+        goal = self.preference.goal
+        return self.rewards if goal is None else tuple(goal_reward(goal, reward) for reward in self.rewards)
+
 
 def read_source(config: Config, path: str, *, split: str, option: str = "data.path") -> Source:
     """The records of a source, as many responses each as the objective compares."""
@@ -69,7 +79,7 @@ def read_source(config: Config, path: str, *, split: str, option: str = "data.pa
         split=split,
         columns=columns,
         scores_required=bool(config.relabel.goals),
-        num_responses=OBJECTIVES[config.objective.name].num_responses,
+        num_responses={"one": 1}.get(config.objective.responses, 2),
         bad_rows=config.data.bad_rows,
         option=option,
     )
@@ -116,7 +126,7 @@ def load_dataset(
         max_prompt_length=config.data.max_prompt_length,
         progress=progress,
     )
-    groups = [as_group(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None]
+    groups = as_groups([(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None], config)
     if not groups:
         dropped = source.dropped | {"ties": num_ties} | cuts.dropped
         raise UserError(
@@ -141,16 +151,70 @@ def load_dataset(
     return Dataset(groups, report, fingerprint_of_records(source.records), fingerprint_of_groups(groups))
 
 
-def as_group(relabelled: Relabelled, encoded) -> Group:
-    preference = relabelled.preference
+def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> list[Group]:
+    """Groups of one number of responses each; what a group lacks is empty.
+
+    A labelled response takes the first place where it is desirable, else the second; the third is an answer to another
+    prompt, for the divergence. Where some groups are the regulariser's, at the highest goal, weights make the mean over
+    all groups the mean over these plus the mean over the others.
+    """
+    groups = [as_group(relabelled, encoded, config) for relabelled, encoded in kept]
+    num_best = sum(group.side == BEST_SIDE for group in groups)
+    if num_best:
+        weights = {True: len(groups) / num_best, False: len(groups) / max(1, len(groups) - num_best)}
+        groups = [replace(group, weight=group.weight * weights[group.side == BEST_SIDE]) for group in groups]
+    if config.objective.needs("divergence"):
+        groups = with_answers_to_others(groups, config.data.max_length)
+    width = max((len(group.responses) for group in groups), default=0)
+    return [padded(group, max(width, 1 if config.objective.responses == "one" else 2)) for group in groups]
+
+
+def as_group(relabelled: Relabelled, encoded: Encoded, config: Config) -> Group:
+    responses, rewards = encoded.responses, relabelled.goal_rewards
+    if config.objective.responses == "labelled" and len(responses) == 1:
+        desirable = relabelled.labels is None or relabelled.labels[0]
+        responses, rewards = (
+            ((responses[0], NOTHING), (*rewards, NAN)) if desirable else ((NOTHING, responses[0]), (NAN, *rewards))
+        )
     return Group(
         prompt=encoded.prompt,
-        responses=encoded.responses,
-        rewards=relabelled.rewards,
-        goal=NAN if preference.goal is None else preference.goal,
-        side=SIDE_CODE[preference.goal_of],
+        responses=responses,
+        rewards=rewards,
+        side=SIDE_CODE[relabelled.preference.goal_of],
         row=relabelled.record.row,
+        weight=relabelled.weight,
     )
+
+
+def padded(group: Group, width: int) -> Group:
+    """The group with as many more empty responses as it takes."""
+    missing = width - len(group.responses)
+    if not missing:
+        return group
+    return replace(
+        group, responses=(*group.responses, *[NOTHING] * missing), rewards=(*group.rewards, *[NAN] * missing)
+    )
+
+
+def with_answers_to_others(groups: Sequence[Group], max_length: int) -> list[Group]:
+    """Every group with a third response, the one of the group before it in the source, cut to `max_length`.
+
+    The group before the first is the last. Groups of one row have the same prompt and are skipped over; the answer is the
+    chosen one where there is one.
+    """
+    pairs = [padded(group, 2) for group in groups]
+    added = []
+    for n, group in enumerate(pairs):
+        other = next((pairs[n - k] for k in range(1, len(pairs)) if pairs[n - k].row != group.row), None)
+        if other is None:
+            raise UserError(
+                "objective.name=kto compares with answers to other prompts, and the data has a single row; add rows or "
+                "choose another objective."
+            )
+        answer = next(response for response in other.responses if len(response))
+        answer = answer[: max_length - len(group.prompt)]
+        added.append(replace(group, responses=(*group.responses, answer), rewards=(*group.rewards, NAN)))
+    return added
 
 
 def fingerprint_of_records(records: Sequence[Record]) -> str:
@@ -167,7 +231,7 @@ def fingerprint_of_groups(groups: Sequence[Group]) -> str:
     for group in groups:
         for tokens in (group.prompt, *group.responses):
             digest.update(np.int64(len(tokens)).tobytes() + tokens.tobytes())
-        digest.update(np.float64([group.goal, *group.rewards]).tobytes())
+        digest.update(np.float64([group.side, group.weight, *group.rewards]).tobytes())
     return digest.hexdigest()
 
 
@@ -243,7 +307,14 @@ def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config,
         row_length=config.rows.length,
         rows_per_shard=config.rows.per_shard,
         num_row_shards=num_row_shards,
+        scored=what_is_scored(config),
     )
+
+
+def what_is_scored(config: Config) -> Scored:
+    if OBJECTIVES[config.objective.name].is_reward_model:
+        return "last"
+    return "prompt_too" if config.objective.needs("prompt") else "responses"
 
 
 def batches(

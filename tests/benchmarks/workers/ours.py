@@ -45,7 +45,7 @@ def configuration(options: argparse.Namespace, *, num_pairs: int) -> Config:
 
 def as_group(number: int, pair: dict) -> Group:
     prompt, *responses = (np.array(pair[name], np.int32) for name in ("prompt", "chosen", "rejected"))
-    return Group(prompt, tuple(responses), rewards=(NAN, NAN), goal=NAN, side=pair["side"], row=number)
+    return Group(prompt, tuple(responses), rewards=(NAN, NAN), side=pair["side"], row=number)
 
 
 def main(options: argparse.Namespace) -> None:
