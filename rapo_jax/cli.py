@@ -119,7 +119,7 @@ def relabel(options: argparse.Namespace) -> int:
     from rapo_jax.models.directory import model_directory
 
     config = load_config(options.config, options.overrides)
-    require(config, "data.path")
+    require_data(config)
     placement = config.relabel.placement
     if placement == "auto":  # only the model's chat template knows where a goal can stand
         require(config, "model.path")
@@ -136,7 +136,8 @@ def train(options: argparse.Namespace) -> int:
     from rapo_jax.run import train_or_resume
 
     config = load_config(options.config, options.overrides)
-    require(config, "run_dir", "model.path", "data.path")
+    require(config, "run_dir", "model.path")
+    require_data(config)
     keep_compilations()
     return train_or_resume(config)
 
@@ -178,6 +179,8 @@ def export(options: argparse.Namespace) -> int:
         placement=setup.placement,
         baked=goal,
         chat_template=setup.tokenizer.chat_template,
+        goal_min=config.relabel.goal_min,
+        attributes=config.relabel.attributes,
     )
     difference = write_model(setup, restored.state["parameters"], out_dir, step=restored.step, goal_prompt=goal_prompt)
     asks = goal_prompt.sentence(goal) or "no goal"
@@ -248,6 +251,12 @@ def require(config, *keys: str) -> None:
             value = getattr(value, part)
         if not value:
             raise UserError(f"{key} is not set; add it to CONFIG or to the command line: {key}=...")
+
+
+def require_data(config) -> None:
+    """Raises UserError where there is nothing to read."""
+    if not config.data.sources:
+        require(config, "data.path")
 
 
 def within(least: float = -math.inf, most: float = math.inf, *, kind: type = float):

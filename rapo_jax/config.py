@@ -15,9 +15,12 @@ import yaml
 
 from rapo_jax.errors import UserError, nearest
 from rapo_jax.objectives import AMBIGUOUS, OBJECTIVES
-from rapo_jax.relabel import SIDES, TEMPLATES, Side
+from rapo_jax.relabel import SIDES, TEMPLATES, Side, template_complaint
 
 Remat = Literal["none", "attention", "full"]
+Schema = Literal[
+    "auto", "pairs", "single", "labels", "lists", "numbered", "ultrafeedback", "sampled", "nectar", "helpsteer"
+]
 
 
 @dataclass(frozen=True)
@@ -38,28 +41,96 @@ class Columns:
     rejected: str = ""
     score_chosen: str = ""
     score_rejected: str = ""
+    responses: str = ""  # a list of responses
+    rewards: str = ""  # a list of their scores
+    attributes: str = ""  # a list with, for each response, its named scores
+    response: str = ""  # a single response
+    label: str = ""  # whether it is desirable: true or false
+    source: str = ""  # where the row is from, or its class
+    weight: str = ""  # of the row in the loss
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of several sources of data."""
+
+    path: str = ""  # .jsonl, .parquet, a datasets directory, or a hub id
+    split: str = "train"  # where the source has splits
+    name: str = ""  # "" = what the column `source` says
+    weight: float | None = None  # its share of the mixture, relative to the others'; null = all of its rows
+    max_rows: int | None = None  # at most so many, chosen by a hash of their prompts
+    schema: Schema = "auto"
+    rewards: str = ""  # as data.rewards
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass(frozen=True)
 class Data:
     path: str = ""  # .jsonl, .parquet, a datasets directory, or a hub id
-    eval_path: str = ""  # the same; "" = no evaluation
+    sources: tuple[Source, ...] = ()  # several of them, in place of data.path
+    eval_path: str = ""  # one more, to evaluate on; "" = no evaluation, unless data.eval_fraction is set
     split: str = "train"  # where the source has splits
     eval_split: str = "test"
+    eval_fraction: float = 0.0  # of the prompts, by a hash, held out of the training data to evaluate on
     max_length: int = 1024  # tokens of prompt and one response
     max_prompt_length: int = 512  # what a prompt is shortened to, if it must be
     chat_template: str | None = None  # None = the tokenizer's own; plain, chatml, zephyr; or a .jinja file
     bad_rows: Literal["error", "drop"] = "error"
+    schema: Schema = "auto"  # the shape of a row; auto = by its columns
     columns: Columns = field(default_factory=Columns)
+    pairs: Literal["auto", "best_random", "best_worst", "all", "each"] = (
+        "auto"  # of more than two responses; auto = best_random
+    )
+    rewards: str = ""  # "" = the source's own; constant; or a file of scores, .jsonl
+    eval_rewards: str = ""  # of data.eval_path: "" = its own (or constant, as data.rewards); or a file of scores
+    constant_rewards: tuple[float, ...] = (
+        10.0,
+        1.0,
+    )  # of a chosen and of a rejected response, for data.rewards=constant
+    source_weights: dict[str, float] = field(default_factory=dict)  # weight in the loss by source; others have 1
+    drop_sources: tuple[str, ...] = ("truthful_qa",)  # rows that say they are from there are dropped
+    drop_prompts: str = ""  # a file of questions, one a line or JSON lines; rows that ask one of them are dropped
+    score_defect: Literal["repair", "drop", "keep"] = (
+        "repair"  # UltraFeedback's 10 that should be 1: 1, no response, 10
+    )
+    fine_grained_agree: bool = False  # drop pairs whose rejected response has the higher mean of attributes
+
+
+@dataclass(frozen=True)
+class Limits:
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True)
+class ScaleFit:
+    """How rewards become scores from relabel.goal_min to relabel.goal_max; a linear map."""
+
+    fit: Literal["none", "range", "minmax", "quantile", "zscore"] = (
+        "none"  # what of the rewards the ends of the scale are
+    )
+    source_min: float | None = None  # for fit: range
+    source_max: float | None = None
+    quantile: float = 0.01  # this and 1 - this are the ends
+    deviations: float = 2.0  # standard deviations from the mean to either end
+    clip: bool = True  # what lies beyond an end becomes that end
+    file: str = ""  # a map that an earlier run or `rapo relabel` wrote (scale.json), in place of fit
 
 
 @dataclass(frozen=True)
 class Relabel:
     goals: tuple[Side, ...] = SIDES  # whose reward becomes a goal; [] = the plain baseline
+    goal_min: float = 1.0
     goal_max: float = 10.0
-    template: str = "paper"  # paper, released_code, or a text with {goal}
+    template: str = "paper"  # paper, released_code, or a text with {goal}; {goals} for attributes; {source}
     placement: Literal["auto", "system", "user"] = "auto"
     ties: Literal["drop", "keep"] = "drop"
+    fraction: float = 1.0  # of the prompts, by a hash; the others are dropped (0.5 = the paper's half)
+    rejected_goals: Limits = field(default_factory=Limits)  # which rewards of rejected responses become goals
+    attributes: tuple[str, ...] = ()  # named rewards, of which a goal then has one each
+    goal_kind: Literal["levels", "directions"] = "levels"  # directions: of two attributes, one drawn for each prompt
+    scale: ScaleFit = field(default_factory=ScaleFit)
+    decimals: int | None = None  # scores are rounded to; null = 1 where relabel.scale maps them, else as they are
 
 
 @dataclass(frozen=True)
@@ -195,24 +266,50 @@ class StrictLoader(yaml.SafeLoader):
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The config of a YAML file with `key.sub=value` overrides. Raises UserError naming the key, and what is expected."""
-    path = Path(path)
-    if not path.is_file():
-        fact = "is a directory" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {fact}; CONFIG must be a YAML file (examples: configs/).")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8 ({error}); CONFIG must be a YAML file.") from error
-    tree = parse_yaml(text, where=str(path))
-    if not isinstance(tree or {}, dict):
-        raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {tree!r:.40}.")
-    tree = tree or {}
+    tree = read_tree(Path(path))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not an override; write key=value, such as optimizer.learning_rate=1e-6.")
         insert(tree, key.strip().split("."), parse_yaml(text, where=override))
     return validate(build(Config, tree, where=""))
+
+
+def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
+    """The keys and values of a YAML file, over those of the file that its `extends` names (relative to it), if any."""
+    chain = (*chain, path)
+    if path.resolve() in {before.resolve() for before in chain[:-1]}:
+        raise UserError(f"{' extends '.join(map(str, chain))}: a circle; remove one `extends`.")
+    said = f"{chain[-2]} extends {path}, which" if len(chain) > 1 else f"{path}"
+    if not path.is_file():
+        fact = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"{said} {fact}; CONFIG must be a YAML file (examples: configs/).")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{said} is not a text file in UTF-8 ({error}); CONFIG must be a YAML file.") from error
+    tree = parse_yaml(text, where=str(path)) or {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {tree!r:.40}.")
+    if "extends" not in tree:
+        return tree
+    below = tree.pop("extends")
+    if not isinstance(below, str):
+        raise UserError(f"{path}: extends={below!r}: expected the name of a YAML file.")
+    return merge(read_tree(path.parent / below, chain=chain), tree)
+
+
+def merge(below: dict, above: dict) -> dict:
+    """`above` over `below`, key by key; lists are replaced whole.
+
+    >>> merge({"a": 1, "b": {"c": 2, "d": [3, 4]}}, {"b": {"d": [5]}})
+    {'a': 1, 'b': {'c': 2, 'd': [5]}}
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
@@ -258,11 +355,17 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            example = "{...}" if dataclasses.is_dataclass(options[0]) else ", ".join(typing.get_args(options[0]))
-            raise UserError(f"{name}={value!r}: expected a list, such as [{example}].")
-        if dataclasses.is_dataclass(options[0]):
-            return tuple(build(options[0], item, where=f"{name}[{n}].") for n, item in enumerate(value))
-        return tuple(convert(item, options[0], name=name) for item in value)
+            such_as = EXAMPLES.get(options[0]) or f"[{', '.join(typing.get_args(options[0]))}]"
+            raise UserError(f"{name}={value!r}: expected a list, such as {such_as}.")
+        numbered = dataclasses.is_dataclass(options[0])
+        names = [f"{name}[{index}]" if numbered else name for index in range(len(value))]
+        return tuple(convert(item, options[0], name=name) for item, name in zip(value, names, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{name}={value!r}: expected keys and values, such as {{name: 0.5}}.")
+        return {str(key): convert(item, options[1], name=f"{name}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where=f"{name}.")
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -273,6 +376,12 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
     raise UserError(f"{name}={value!r}: expected {EXPECTED[hint]}.")
 
 
+EXAMPLES = {
+    str: "[one, another]",
+    float: "[10, 1]",
+    Objective: "[{name: sft, weight: 0.5}]",
+    Source: "[{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}]",
+}
 EXPECTED = {
     int: "an integer",
     float: "a number",
@@ -345,12 +454,8 @@ def validate(config: Config) -> Config:
             f"data.max_length={data.max_length} must exceed data.max_prompt_length={data.max_prompt_length}; "
             f"raise the first or lower the second."
         )
-    template = config.relabel.template
-    if template not in TEMPLATES and "{goal}" not in template:
-        raise UserError(
-            f"relabel.template={template!r} has no {{goal}}; write one with {{goal}} or name one of: "
-            f"{', '.join(TEMPLATES)}."
-        )
+    validate_data(data)
+    validate_relabel(config.relabel)
     return config
 
 
@@ -417,6 +522,74 @@ def check_options(objective: Objective, where: str) -> None:
             f"{where}.best_goal_weight={objective.best_goal_weight} multiplies beta, and {objective.name} has none; use "
             "dpo or another objective with beta."
         )
+
+
+def validate_data(data: Data) -> None:
+    if data.path and data.sources:
+        raise UserError(f"data.path={data.path} and data.sources are both set; remove one of them.")
+    if data.eval_path and data.eval_fraction:
+        raise UserError(f"data.eval_path and data.eval_fraction={data.eval_fraction} are both set; remove one of them.")
+    if not 0 <= data.eval_fraction < 1:
+        raise UserError(f"data.eval_fraction={data.eval_fraction} must lie in [0, 1).")
+    if len(data.constant_rewards) != 2:
+        raise UserError(f"data.constant_rewards={list(data.constant_rewards)} must be two: of chosen and of rejected.")
+    for index, source in enumerate(data.sources):
+        where = f"data.sources[{index}]"
+        if not source.path:
+            raise UserError(f"{where} has no path; add path: FILE_OR_HUB_ID.")
+        for name, value in {"weight": source.weight, "max_rows": source.max_rows}.items():
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{where}.{name}={value} must be positive and finite.")
+    for name, weight in data.source_weights.items():
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UserError(f"data.source_weights.{name}={weight} must be a finite number, not negative.")
+
+
+def validate_relabel(relabel: Relabel) -> None:
+    scale, limits = relabel.scale, relabel.rejected_goals
+    complaint = template_complaint(relabel.template, relabel.attributes)
+    if complaint:
+        raise UserError(complaint)
+    says_goal = relabel.attributes or relabel.template in TEMPLATES or "{goal}" in relabel.template
+    if relabel.goals and not says_goal:
+        raise UserError(
+            f"relabel.template={relabel.template!r} has no {{goal}}, but relabel.goals=[{', '.join(relabel.goals)}]; "
+            "write one with {goal} or set relabel.goals=[]."
+        )
+    if not relabel.goal_min < relabel.goal_max:
+        raise UserError(
+            f"relabel.goal_min={relabel.goal_min} must be less than relabel.goal_max={relabel.goal_max}; change one."
+        )
+    if not 0 < relabel.fraction <= 1:
+        raise UserError(f"relabel.fraction={relabel.fraction} must lie in (0, 1].")
+    if relabel.decimals is not None and not 0 <= relabel.decimals <= 15:
+        raise UserError(f"relabel.decimals={relabel.decimals} must lie in [0, 15].")
+    if None not in (limits.min, limits.max) and limits.min > limits.max:
+        raise UserError(
+            f"relabel.rejected_goals.min={limits.min} exceeds relabel.rejected_goals.max={limits.max}; exchange them."
+        )
+    if relabel.goal_kind == "directions" and len(relabel.attributes) != 2:
+        raise UserError(
+            f"relabel.goal_kind=directions needs two attributes, relabel.attributes=[{', '.join(relabel.attributes)}] "
+            f"has {len(relabel.attributes)}; name two."
+        )
+    ends = {"source_min": scale.source_min, "source_max": scale.source_max}
+    if scale.fit == "range" and (None in ends.values() or not scale.source_min < scale.source_max):
+        raise UserError(
+            f"relabel.scale.fit=range maps from relabel.scale.source_min={scale.source_min} to "
+            f"relabel.scale.source_max={scale.source_max}; set both, the first less than the second."
+        )
+    for name, value in ends.items():
+        if scale.fit != "range" and value is not None:
+            raise UserError(f"relabel.scale.{name}={value} is read by relabel.scale.fit=range only, not {scale.fit}.")
+    if scale.file and scale.fit != "none":
+        raise UserError(
+            f"relabel.scale.file={scale.file} and relabel.scale.fit={scale.fit} are both set; remove one of them."
+        )
+    if not 0 <= scale.quantile < 0.5:
+        raise UserError(f"relabel.scale.quantile={scale.quantile} must lie in [0, 0.5).")
+    if not (scale.deviations > 0 and math.isfinite(scale.deviations)):
+        raise UserError(f"relabel.scale.deviations={scale.deviations} must be positive and finite.")
 
 
 def as_dict(config: Any) -> dict:

@@ -13,5 +13,6 @@ def nearest(name: str, known: list[str]) -> str:
     """A hint for a misspelt name: the nearest known one if there is any, else all of them."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    begin_so = [candidate for candidate in known if name and candidate.startswith(name)]
+    close = begin_so[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"

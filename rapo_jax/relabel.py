@@ -2,31 +2,44 @@
 
 Standard library only. This module knows rewards and goals; it knows neither tokens, nor files, nor models.
 
-Source: Zhang et al., "Reward-Augmented Data Enhances Direct Preference Alignment of LLMs", 2024, section 4 (the rule)
-and appendix B.1 (the sentence).
+Source: Zhang et al., "Reward-Augmented Data Enhances Direct Preference Alignment of LLMs", 2024, section 4 (the rule),
+section 6.2 and appendix B.3 (other goal sets, other scales, several attributes) and appendix B.1 (the sentence).
 """
 
+import math
+import re
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Side = Literal["chosen", "rejected"]
+GoalOf = Literal["chosen", "rejected", "best"]
 Ties = Literal["drop", "keep"]
+Fit = Literal["minmax", "quantile", "zscore"]
+Goal = float | tuple[float, ...]  # one reward, or one for each of several attributes
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
+ANY = (-math.inf, math.inf)
 
 # Appendix B.1 says "target score". The released code says "target scores" and breaks the line before the number.
 TEMPLATES = {
     "paper": (
         "You are an assistant that generates responses for the instruction while implicitly achieving the following "
-        "target score (on a scale of 1-{goal_max}, where 1 is lowest and {goal_max} is highest): Overall score: {goal}."
+        "target score (on a scale of {goal_min}-{goal_max}, where {goal_min} is lowest and {goal_max} is highest): "
+        "Overall score: {goal}."
     ),
     "released_code": (
         "You are an assistant that generates responses for the instruction while implicitly achieving the following "
-        "target scores (on a scale of 1-{goal_max}, where 1 is lowest and {goal_max} is highest):\n"
+        "target scores (on a scale of {goal_min}-{goal_max}, where {goal_min} is lowest and {goal_max} is highest):\n"
         "Overall score: {goal}."
     ),
 }
+# For several attributes (section 6.2 gives no text): the same sentence, one line for each.
+SEVERAL = (
+    "You are an assistant that generates responses for the instruction while implicitly achieving the following "
+    "target scores (on a scale of {goal_min}-{goal_max}, where {goal_min} is lowest and {goal_max} is highest):\n{goals}"
+)
 
 
 @dataclass(frozen=True)
@@ -34,38 +47,53 @@ class Preference:
     """An order of a row's responses, and the goal under which it holds.
 
     `order` lists indices into the row's responses, most preferred first. `goal` is None where no goal is asked for
-    (the plain baseline); `goal_of` says which response's reward became the goal.
+    (the plain baseline), a number, or one number per attribute; `goal_of` says which side's reward became the goal.
+    `weight` multiplies the loss.
     """
 
-    goal: float | None
-    goal_of: Side | None
-    order: tuple[int, int]
+    goal: Goal | None
+    goal_of: GoalOf | None
+    order: tuple[int, ...]
+    weight: float = 1.0
 
 
-def goal_reward(goal: float, reward: float) -> float:
-    """R(x, y, g) = -(g - r(x, y))^2, in squared units of the reward (paper, section 4)."""
+def goal_reward(goal: Goal, reward: Goal) -> float:
+    """R(x, y, g) = -(g - r(x, y))^2, in squared units of the reward (paper, section 4); summed over attributes."""
+    if isinstance(goal, tuple):
+        return sum(goal_reward(part, attribute) for part, attribute in zip(goal, reward, strict=True))
     distance = goal - reward
     return -(distance * distance)  # not ** 2, which raises OverflowError beyond 1e154 instead of giving infinity
 
 
-def prefer(goal: float, rewards: Sequence[float]) -> tuple[int, int] | None:
-    """Orders two responses by their goal reward; None when both are equally far from the goal.
+def prefer(goal: Goal, rewards: Sequence[Goal]) -> tuple[int, ...] | None:
+    """Orders responses by their goal reward; ties keep their order. None when all are equally far from the goal.
 
-    >>> prefer(9, (9, 6)), prefer(6, (9, 6)), prefer(7.5, (9, 6))
-    ((0, 1), (1, 0), None)
+    >>> prefer(9, (9, 6)), prefer(6, (9, 6)), prefer(7.5, (9, 6)), prefer(6, (9, 6, 7))
+    ((0, 1), (1, 0), None, (1, 2, 0))
     """
-    first, second = (goal_reward(goal, reward) for reward in rewards)
-    if first == second:
+    found = [goal_reward(goal, reward) for reward in rewards]
+    if all(reward == found[0] for reward in found):
         return None
-    return (0, 1) if first > second else (1, 0)
+    return tuple(sorted(range(len(found)), key=lambda index: -found[index]))
 
 
-def relabel(rewards: Sequence[float] | None, *, goals: Iterable[Side] = SIDES, ties: Ties = "drop") -> list[Preference]:
+def relabel(
+    rewards: Sequence[Goal] | None,
+    *,
+    goals: Iterable[Side] = SIDES,
+    ties: Ties = "drop",
+    rejected_goals: tuple[float, float] = ANY,
+    best_goal: Goal | None = None,
+    num_responses: int = 2,
+) -> list[Preference]:
     """The preferences that one row gives: one for each goal, or the row's own order when no goal is asked for.
 
-    `rewards` are those of (chosen, rejected), or None for a row without scores, which only a run without goals can use.
+    `rewards` are those of (chosen, rejected), or of (chosen, rejected, rejected, ...), or None for a row without scores
+    and with `num_responses`, which only a run without goals can use. Every rejected response gives a goal, equal ones of
+    more than one give a single goal; `rejected_goals` keeps those from its first to its second number (appendix B.3).
+    `best_goal` adds the chosen response alone at that goal: the term of Algorithm 1 (appendix A.2).
 
-    A tie (both rewards equal) says nothing under any goal and is dropped, so that a baseline without goals trains on the
+    A tie (all rewards equal) says nothing under any goal and is dropped, so that a baseline without goals trains on the
     same rows as the method. `ties="keep"` takes the row's own order where its chosen response set the goal and the
     reverse where its rejected one did, as the released code does: two contradicting preferences under one goal.
 
@@ -73,19 +101,106 @@ def relabel(rewards: Sequence[float] | None, *, goals: Iterable[Side] = SIDES, t
     [(9, (0, 1)), (6, (1, 0))]
     """
     goals = tuple(goals)
-    tied = rewards is not None and rewards[0] == rewards[1]
-    if tied and ties == "drop":
-        return []
-    if not goals:
-        return [Preference(goal=None, goal_of=None, order=(0, 1))]
-    if rewards is None:
+    if rewards is None and goals:
         raise ValueError("goals come from rewards; this row has none")
+    if rewards is not None and ties == "drop" and all(reward == rewards[0] for reward in rewards):
+        return []
+    own = tuple(range(num_responses if rewards is None else len(rewards)))
+    best = [] if best_goal is None else [Preference(goal=best_goal, goal_of="best", order=(0,))]
+    if not goals:
+        return [Preference(goal=None, goal_of=None, order=own), *best]
     preferences = []
-    for side in goals:
-        index = SIDES.index(side)
-        order = prefer(rewards[index], rewards) or (index, 1 - index)
-        preferences.append(Preference(goal=rewards[index], goal_of=side, order=order))
-    return preferences
+    asked = [(side, index) for side in goals for index in (own[:1] if side == "chosen" else own[1:])]
+    for goal_of, index in asked:
+        goal = rewards[index]
+        repeated = len(own) > 2 and any(goal == before.goal for before in preferences)
+        if repeated or (goal_of == "rejected" and not within(goal, rejected_goals)):
+            continue
+        order = prefer(goal, rewards) or (index, *(other for other in own if other != index))
+        preferences.append(Preference(goal=goal, goal_of=goal_of, order=order))
+    return preferences + best
+
+
+def level(goal: Goal) -> float:
+    """A goal as one number: the mean of its attributes."""
+    return statistics.fmean(goal) if isinstance(goal, tuple) else goal
+
+
+def within(goal: Goal, limits: tuple[float, float]) -> bool:
+    return limits[0] <= level(goal) <= limits[1]
+
+
+# The scale of goals.
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map of rewards from [low, high] onto [goal_min, goal_max] (appendix B.1), to `decimals` if any.
+
+    >>> Scale(low=0, high=4)(3), Scale(low=1, high=10, goal_max=5, decimals=1)(8)
+    (7.75, 4.1)
+    """
+
+    low: float
+    high: float
+    goal_min: float = 1.0
+    goal_max: float = 10.0
+    clip: bool = True
+    decimals: int | None = None
+
+    def __post_init__(self):
+        if not self.high > self.low:
+            raise ValueError(f"a scale of zero width, from {self.low} to {self.high}, tells no reward from another")
+
+    def __call__(self, reward: float) -> float:
+        if self.clip:
+            reward = min(max(reward, self.low), self.high)
+        if (self.low, self.high) != (self.goal_min, self.goal_max):
+            share = (reward - self.low) / (self.high - self.low)
+            reward = self.goal_min + (self.goal_max - self.goal_min) * share
+        return reward if self.decimals is None else round(reward, self.decimals)
+
+
+def fit_range(rewards: Sequence[float], how: Fit, *, quantile: float = 0.01, deviations: float = 2.0) -> tuple:
+    """The (low, high) of rewards: their extremes; their lowest and highest `quantile`; or mean -+ `deviations`.
+
+    >>> fit_range([4, 0, 1, 3], "minmax"), fit_range([0, 1, 2, 3, 4], "quantile", quantile=0.125)
+    ((0, 4), (0.5, 3.5))
+    """
+    if how == "zscore":
+        mean, reach = statistics.fmean(rewards), deviations * statistics.pstdev(rewards)
+        return mean - reach, mean + reach
+    if how == "minmax":
+        return min(rewards), max(rewards)
+    ordered = sorted(rewards)
+
+    def at(share: float) -> float:
+        below, part = divmod(share * (len(ordered) - 1), 1)
+        above = ordered[min(int(below) + 1, len(ordered) - 1)]
+        return ordered[int(below)] + part * (above - ordered[int(below)])
+
+    return at(quantile), at(1 - quantile)
+
+
+def direction(share: float, *, degrees: float = 45.0) -> tuple[float, float]:
+    """The unit vector (cos t, sin t), t from -`degrees` at share 0 to +`degrees` at share 1, as whole hundredths.
+
+    What Directional Preference Alignment asks for in place of scores (Wang et al., "Arithmetic Control of LLMs for
+    Diverse User Preferences", 2024): responses are then ordered by their reward along it, see `along`.
+    """
+    angle = math.radians((2 * share - 1) * degrees)
+    return round(100 * math.cos(angle)), round(100 * math.sin(angle))
+
+
+def along(goal: tuple[float, ...], rewards: Sequence[tuple[float, ...]]) -> tuple[int, ...] | None:
+    """Orders responses by the inner product of direction and attributes; None when all are equal."""
+    found = [sum(part * attribute for part, attribute in zip(goal, reward, strict=True)) for reward in rewards]
+    if all(reward == found[0] for reward in found):
+        return None
+    return tuple(sorted(range(len(found)), key=lambda index: -found[index]))
+
+
+# The sentence.
 
 
 def format_score(score: float) -> str:
@@ -97,16 +212,57 @@ def format_score(score: float) -> str:
     return str(int(score)) if float(score).is_integer() else str(float(score))
 
 
-def goal_text(goal: float, *, template: str = "paper", goal_max: float = 10) -> str:
+def goal_text(
+    goal: Goal | None,
+    *,
+    template: str = "paper",
+    goal_max: float = 10,
+    goal_min: float = 1,
+    attributes: Sequence[str] = (),
+    source: str = "",
+) -> str:
     """The sentence that asks for `goal`. `template` names a preset of TEMPLATES or is itself a text with {goal}.
 
+    With `attributes`, a goal is one number for each, or one number for all of them; the text has {goals} (one line
+    each) or the names themselves in braces. {source} stands for the row's source and may stand alone, without a goal.
     Training, generation, evaluation and the exported chat template all say it through this function. Raises ValueError
-    for a template without {goal}.
+    for a template without place for the goal.
     """
-    text = TEMPLATES.get(template, template)
-    if "{goal}" not in text:
-        presets = ", ".join(TEMPLATES)
-        raise ValueError(
-            f"relabel.template={template!r} has no {{goal}}; write one with {{goal}} or name one of: {presets}."
-        )
-    return text.replace("{goal_max}", format_score(goal_max)).replace("{goal}", format_score(goal))
+    complaint = template_complaint(template, attributes)
+    if complaint:
+        raise ValueError(complaint)
+    values = {"goal_min": format_score(goal_min), "goal_max": format_score(goal_max), "source": source}
+    if goal is not None and attributes:
+        goals = goal if isinstance(goal, tuple) else (goal,) * len(attributes)
+        said = dict(zip(attributes, map(format_score, goals), strict=True))
+        values |= said | {"goals": "\n".join(f"{title(name)}: {score}" for name, score in said.items())}
+    elif goal is not None:
+        values["goal"] = format_score(goal)
+    text = _preset(template, attributes)
+    return re.sub(r"\{([^{}]*)\}", lambda found: values.get(found[1], found[0]), text)
+
+
+def title(attribute: str) -> str:
+    """instruction_following -> Instruction following"""
+    return re.sub(r"[_-]+", " ", attribute).strip().capitalize()
+
+
+def _preset(template: str, attributes: Sequence[str]) -> str:
+    return (SEVERAL if attributes else TEMPLATES[template]) if template in TEMPLATES else template
+
+
+def template_complaint(template: str, attributes: Sequence[str] = ()) -> str | None:
+    """Why this template cannot ask for a goal; None if it can."""
+    text = _preset(template, attributes)
+    if attributes:
+        absent = [name for name in attributes if f"{{{name}}}" not in text]
+        needed = "" if "{goals}" in text or not absent else f"{{goals}} and no {{{absent[0]}}}"
+    else:
+        needed = "" if "{goal}" in text or "{source}" in text else "{goal}"
+    place = "{goals}" if attributes else "{goal}"
+    presets = ", ".join(TEMPLATES)
+    return (
+        f"relabel.template={template!r} has no {needed}; write one with {place} or name one of: {presets}."
+        if needed
+        else None
+    )

@@ -23,7 +23,9 @@ from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config import Config, as_dict, load_config, to_yaml
 from rapo_jax.data import pipeline
 from rapo_jax.data.chat import Placement, load_tokenizer, resolve_placement
+from rapo_jax.data.groups import what_is_scored
 from rapo_jax.data.packing import Plan, group_lengths, num_branches
+from rapo_jax.data.scaling import SIDECAR
 from rapo_jax.errors import UserError
 from rapo_jax.models.decoder import parameter_letters, shape_of
 from rapo_jax.models.directory import model_directory
@@ -40,7 +42,7 @@ from rapo_jax.train.step import make_evaluate_step, make_train_step
 
 # What may differ between a run and its resumption: it changes no update, or the fingerprints decide.
 MAY_CHANGE = ("run_dir", "mesh.", "rows.", "model.path", "model.remat", "model.attention", "reference.cache")
-MAY_CHANGE += ("data.path", "data.eval_", "data.split")
+MAY_CHANGE += ("data.path", "data.eval_path", "data.eval_split", "data.eval_rewards", "data.split")
 MAY_CHANGE += tuple(
     f"train.{key}" for key in ("log_every", "eval_every", "save_every", "keep_", "wandb", "max_skipped", "profile")
 )
@@ -81,8 +83,8 @@ def train_or_resume(config: Config) -> int:
     """Trains from the start, or from the last checkpoint of run_dir; returns the exit code of `rapo train`."""
     setup = set_up(config)
     refuse_foreign_directory(setup.run_dir)
-    data = load_data(setup, config.data.path, config.data.split, option="data.path")
-    held_out = load_held_out(setup) if config.data.eval_path else None
+    data = load_training(setup)
+    held_out = load_held_out(setup, data)
     plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(setup.mesh))
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, data)
@@ -154,21 +156,15 @@ def precision(config: Config):
     return jax.default_matmul_precision("highest" if config.model.dtype == "float32" else None)
 
 
-def load_held_out(setup: Setup) -> pipeline.Dataset:
-    data = setup.config.data
-    return load_data(setup, data.eval_path, data.eval_split, option="data.eval_path")
+def load_training(setup: Setup) -> pipeline.Dataset:
+    how = {"placement": setup.placement, "progress": jax.process_index() == 0}
+    return pipeline.load_training(setup.config, setup.tokenizer, **how)
 
 
-def load_data(setup: Setup, path: str, split: str, *, option: str) -> pipeline.Dataset:
-    return pipeline.load_dataset(
-        setup.config,
-        setup.tokenizer,
-        path=path,
-        split=split,
-        placement=setup.placement,
-        progress=jax.process_index() == 0,
-        option=option,
-    )
+def load_held_out(setup: Setup, training: pipeline.Dataset) -> pipeline.Dataset | None:
+    """What is evaluated, on the training's scale of scores; None without an evaluation."""
+    how = {"placement": setup.placement, "progress": jax.process_index() == 0}
+    return pipeline.load_held_out(setup.config, setup.tokenizer, scales=training.scales, **how)
 
 
 def starting_parameters(setup: Setup) -> dict:
@@ -229,7 +225,7 @@ def reference_identity(identity: dict, data: pipeline.Dataset, config: Config) -
     make tokens, to say what changed when the tokens did."""
     makes_tokens = ("data.max_", "data.chat_template", "relabel.", "model.dtype")
     kept = {key: value for key, value in identity["settings"].items() if key.startswith(makes_tokens)}
-    kept["scored"] = pipeline.what_is_scored(config)
+    kept["scored"] = what_is_scored(config)
     return identity | {"data": data.source_fingerprint, "tokens": data.fingerprint, "settings": kept}
 
 
@@ -327,6 +323,8 @@ def write_records(setup: Setup, data: pipeline.Dataset, held_out: pipeline.Datas
     setup.run_dir.mkdir(parents=True, exist_ok=True)
     write_text(setup.run_dir / "config.yaml", to_yaml(setup.config))
     write_text(setup.run_dir / "data_report.json", json.dumps(report, indent=2) + "\n")
+    if data.scales.tree():
+        write_text(setup.run_dir / SIDECAR, json.dumps(data.scales.tree(), indent=2) + "\n")
 
 
 def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restored | None) -> None:

@@ -209,6 +209,41 @@ def test_a_bad_row_is_named_with_its_line_and_what_a_row_needs(world, place, ref
     assert [path.name for path in place.iterdir()] == ["some.jsonl"]
 
 
+SET = {"prompt": "Hi", "responses": ["A", "B", "C"], "rewards": [3, 1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "message"),
+    [
+        (SET | {"rewards": ...}, [], "none of which is known as the scores of its responses; goals come from scores"),
+        (
+            SET | {"rewards": ...},
+            ["relabel.goals=[]"],
+            "row 1 has 3 responses and no rewards to choose among them; name the column of their scores with",
+        ),
+        (
+            SET | {"rewards": [2, 2, 2]},
+            ["relabel.scale.fit=minmax"],
+            "relabel.scale.fit=minmax: the scale of the 3 rewards goes from 2 to 2, a width of zero",
+        ),
+        (
+            SET,
+            ["relabel.attributes=[wit]"],
+            "relabel.attributes=[wit]: 1 of 1 rows lack an attribute. Name the column that holds them",
+        ),
+        (SET, ["data.columns.rewards=reward"], "not data.columns.rewards='reward'; did you mean 'rewards'?"),
+        (SET, ["data.rewards=none.jsonl"], "data.rewards=none.jsonl: no such file; it must be constant, or a .jsonl"),
+        (SET, ["data.rewards=constant"], "row 1 has 3 responses in no order of preference; it suits chosen"),
+        (SET, ["data.drop_sources=[web]", "data.columns.source=web"], "not data.columns.source='web'; known: prompt"),
+        (SET, ["data.schema=nectar"], "data.schema=nectar needs answers. Name them with data.columns.*."),
+    ],
+)
+def test_responses_that_cannot_be_compared_are_told_the_ways_out(world, place, refused, row, overrides, message):
+    write_rows(place / "some.jsonl", [{key: value for key, value in row.items() if value is not ...}])
+    assert message in refused("train", *settings(world, "new"), "data.path=some.jsonl", *overrides)
+    assert [path.name for path in place.iterdir()] == ["some.jsonl"]
+
+
 def test_an_enormous_score_is_a_score(world, place):
     """Breaks: squared distances overflow; the row would end the run with a traceback."""
     write_rows(place / "some.jsonl", with_row(score_chosen=1e300))

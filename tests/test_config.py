@@ -230,7 +230,7 @@ def test_losses_add_up_each_with_its_weight_and_its_options(load):
         ),
         ("{plus: [{name: sfd}]}", "objective.plus[0].name='sfd' is unknown; did you mean 'sft'?"),
         ("{plus: [{nam: sft}]}", "unknown key objective.plus[0].nam; did you mean 'name'?"),
-        ("{plus: {name: sft}}", "objective.plus={'name': 'sft'}: expected a list, such as [{...}]."),
+        ("{plus: {name: sft}}", "objective.plus={'name': 'sft'}: expected a list, such as [{name: sft, weight: 0.5}]."),
         ("{plus: [{name: sft, weight: -1}]}", "objective.plus[0].weight=-1.0 must be a finite number, not negative."),
         (
             "{plus: [{name: sft, plus: [{name: dpo}]}]}",
@@ -363,3 +363,132 @@ def test_every_file_in_configs_loads_and_begins_with_its_command(path):
     assert any("rapo train" in line for line in lines), (
         f"the first comment of {path.name} gives no `rapo train` command"
     )
+
+
+# One file over another.
+
+
+@pytest.fixture
+def extended(tmp_path):
+    """A function (**texts by file name, "_" for "/") -> the Config of run.yaml."""
+
+    def extended(*overrides, **texts):
+        for name, text in texts.items():
+            path = tmp_path / f"{name.replace('_', '/')}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return load_config(tmp_path / "run.yaml", list(overrides))
+
+    return extended
+
+
+def test_an_ablation_is_a_file_of_a_few_lines(extended):
+    base = "data: {path: pairs.jsonl, max_length: 2048}\nrelabel: {goals: [chosen], ties: keep}"
+    config = extended("seed=3", run="extends: base.yaml\nrelabel: {goals: [rejected], fraction: 0.5}", base=base)
+    assert (config.data.path, config.data.max_length) == ("pairs.jsonl", 2048)
+    assert (config.relabel.goals, config.relabel.ties, config.relabel.fraction) == (("rejected",), "keep", 0.5)
+    assert config.seed == 3
+
+
+def test_a_file_is_looked_for_beside_the_one_that_extends_it(extended):
+    config = extended(
+        run="extends: below/middle.yaml",
+        below_middle="extends: bottom.yaml\nseed: 2",
+        below_bottom="seed: 1\nrun_dir: r",
+    )
+    assert (config.seed, config.run_dir) == (2, "r")
+
+
+def test_a_circle_is_named_whole(extended, tmp_path):
+    with pytest.raises(UserError) as caught:
+        extended(run="extends: other.yaml", other="extends: run.yaml")
+    files = [tmp_path / f"{name}.yaml" for name in ("run", "other", "run")]
+    assert str(caught.value) == f"{' extends '.join(map(str, files))}: a circle; remove one `extends`."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: none.yaml", "run.yaml extends .*none.yaml, which does not exist; CONFIG must be a YAML file"),
+        ("extends: [a.yaml]", r"run.yaml: extends=\['a.yaml'\]: expected the name of a YAML file."),
+    ],
+)
+def test_a_file_that_cannot_be_extended_is_named(extended, text, message):
+    with pytest.raises(UserError, match=message):
+        extended(run=text)
+
+
+# Data and relabelling.
+
+
+def test_several_sources_are_a_list_of_keys_and_values(load):
+    config = load("data: {sources: [{path: a.jsonl, weight: 2}, {path: b.jsonl, columns: {label: good}}]}")
+    assert [source.weight for source in config.data.sources] == [2.0, None]
+    assert config.data.sources[1].columns.label == "good"
+    assert from_dict(as_dict(config)) == config
+    assert load(to_yaml(load("data: {source_weights: {gpt4: 1, web: 1e-1}}"))).data.source_weights == {
+        "gpt4": 1,
+        "web": 0.1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {sources: [{pth: x}]}", "unknown key data.sources[0].pth; did you mean 'path'?"),
+        ("data: {sources: [{split: x}]}", "data.sources[0] has no path; add path: FILE_OR_HUB_ID."),
+        ("data: {sources: [{path: x, weight: 0}]}", "data.sources[0].weight=0.0 must be positive and finite."),
+        ("data: {sources: [x]}", "data.sources[0] must hold keys and values, found 'x'."),
+        (
+            "data: {sources: x}",
+            "data.sources='x': expected a list, such as [{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}].",
+        ),
+        ("data: {path: a, sources: [{path: b}]}", "data.path=a and data.sources are both set; remove one of them."),
+        (
+            "data: {eval_path: a, eval_fraction: 0.1}",
+            "data.eval_path and data.eval_fraction=0.1 are both set; remove one of them.",
+        ),
+        ("data: {eval_fraction: 1}", "data.eval_fraction=1.0 must lie in [0, 1)."),
+        ("data: {constant_rewards: [1]}", "data.constant_rewards=[1.0] must be two: of chosen and of rejected."),
+        ("data: {source_weights: {a: -1}}", "data.source_weights.a=-1.0 must be a finite number, not negative."),
+        ("data: {source_weights: [a]}", "data.source_weights=['a']: expected keys and values, such as {name: 0.5}."),
+        ("data: {pairs: best}", "data.pairs='best': expected one of auto, best_random, best_worst, all, each."),
+        ("relabel: {goal_min: 10}", "relabel.goal_min=10.0 must be less than relabel.goal_max=10.0; change one."),
+        ("relabel: {fraction: 0}", "relabel.fraction=0.0 must lie in (0, 1]."),
+        ("relabel: {decimals: 16}", "relabel.decimals=16 must lie in [0, 15]."),
+        (
+            "relabel: {rejected_goals: {min: 6, max: 5}}",
+            "relabel.rejected_goals.min=6.0 exceeds relabel.rejected_goals.max=5.0; exchange them.",
+        ),
+        (
+            "relabel: {goal_kind: directions, attributes: [wit]}",
+            "relabel.goal_kind=directions needs two attributes, relabel.attributes=[wit] has 1; name two.",
+        ),
+        (
+            "relabel: {scale: {fit: range, source_min: 1}}",
+            "relabel.scale.fit=range maps from relabel.scale.source_min=1.0 to relabel.scale.source_max=None; set both, "
+            "the first less than the second.",
+        ),
+        (
+            "relabel: {scale: {fit: minmax, source_min: 1}}",
+            "relabel.scale.source_min=1.0 is read by relabel.scale.fit=range only, not minmax.",
+        ),
+        (
+            "relabel: {scale: {fit: minmax, file: scale.json}}",
+            "relabel.scale.file=scale.json and relabel.scale.fit=minmax are both set; remove one of them.",
+        ),
+        ("relabel: {scale: {fit: quantile, quantile: 0.5}}", "relabel.scale.quantile=0.5 must lie in [0, 0.5)."),
+        (
+            "relabel: {attributes: [wit, truth], template: 'Wit: {wit}'}",
+            "relabel.template='Wit: {wit}' has no {goals} and no {truth}; write one with {goals} or name one of: paper, "
+            "released_code.",
+        ),
+        (
+            "relabel: {template: 'As {source}.'}",
+            "relabel.template='As {source}.' has no {goal}, but relabel.goals=[chosen, rejected]; write one with {goal} "
+            "or set relabel.goals=[].",
+        ),
+    ],
+)  # fmt: skip
+def test_data_and_goals_that_cannot_be_are_refused(refusal, text, message):
+    assert refusal(text) == message

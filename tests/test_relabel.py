@@ -4,7 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.relabel import SIDES, TEMPLATES, Preference, format_score, goal_reward, goal_text, prefer, relabel
+from rapo_jax.relabel import (
+    SIDES,
+    TEMPLATES,
+    Preference,
+    Scale,
+    along,
+    direction,
+    fit_range,
+    format_score,
+    goal_reward,
+    goal_text,
+    prefer,
+    relabel,
+)
 
 FORWARD, BACKWARD = (0, 1), (1, 0)
 rewards = st.floats(allow_nan=False, allow_infinity=False)
@@ -116,6 +129,102 @@ def test_goals_without_scores_are_an_error():
         relabel(None)
 
 
+# More than two responses.
+
+
+def test_all_responses_are_ordered_by_their_distance_to_the_goal():
+    assert prefer(7, (9, 6, 7)) == (2, 1, 0)
+    assert prefer(8, (9, 7, 3)) == (0, 1, 2)  # equally far: their own order
+    assert prefer(8, (7, 9, 7)) is None
+
+
+@given(st.lists(grades, min_size=3, max_size=6))
+def test_every_response_is_first_at_its_own_reward(scores):
+    for preference in relabel(scores, ties="drop"):
+        assert scores[preference.order[0]] == preference.goal
+        assert sorted(preference.order) == list(range(len(scores)))
+    assert {p.goal for p in relabel(scores)} == (set(scores) if len(set(scores)) > 1 else set())
+
+
+def test_equal_rewards_of_many_are_one_goal():
+    assert [(p.goal, p.goal_of, p.order) for p in relabel((9, 6, 6, 9))] == [
+        (9, "chosen", (0, 3, 1, 2)),
+        (6, "rejected", (1, 2, 0, 3)),
+    ]
+
+
+def test_without_rewards_many_keep_their_order():
+    assert relabel(None, goals=(), num_responses=4) == [Preference(None, None, (0, 1, 2, 3))]
+
+
+# Limits, and the best goal.
+
+
+@pytest.mark.parametrize(("limits", "goals"), [((-10, 5), [9]), ((5, 100), [9, 6]), ((6, 6), [9, 6]), ((7, 100), [9])])
+def test_only_goals_of_rejected_responses_have_limits(limits, goals):
+    assert [p.goal for p in relabel((9, 6), rejected_goals=limits)] == goals
+
+
+def test_the_best_goal_asks_for_the_chosen_response_alone():
+    assert relabel((9, 6), best_goal=10)[-1] == Preference(goal=10, goal_of="best", order=(0,))
+    assert relabel((9, 6), goals=(), best_goal=10)[-1].goal_of == "best"
+    assert relabel((6, 6), best_goal=10) == []
+    assert len(relabel((9, 6))) == 2
+
+
+# Several attributes.
+
+
+def test_the_goal_of_several_attributes_is_a_goal_for_each():
+    rewards = ((8, 3), (5, 5))
+    assert goal_reward((8, 3), (5, 5)) == -13
+    assert relabel(rewards) == [
+        Preference(goal=(8, 3), goal_of="chosen", order=FORWARD),
+        Preference(goal=(5, 5), goal_of="rejected", order=BACKWARD),
+    ]
+    assert relabel(((8, 3), (8, 3))) == []
+
+
+def test_limits_look_at_the_mean_of_the_attributes():
+    assert [p.goal for p in relabel(((8, 3), (5, 6)), rejected_goals=(5.6, 10))] == [(8, 3)]
+    assert len(relabel(((8, 3), (5, 6)), rejected_goals=(5.5, 10))) == 2
+
+
+@given(st.floats(0, 1))
+def test_a_direction_is_of_length_one_and_within_its_arc(share):
+    x, y = direction(share)
+    assert abs((x * x + y * y) ** 0.5 - 100) < 1 and x >= 70 and abs(y) <= 71
+    assert direction(0.5) == (100, 0) and direction(1.0) == (71, 71) and direction(0.0) == (71, -71)
+
+
+def test_along_a_direction_the_larger_inner_product_is_preferred():
+    assert along((100, 0), [(3, 9), (4, 0), (5, 1)]) == (2, 1, 0)
+    assert along((71, -71), [(3, 9), (4, 0), (5, 1)]) == (1, 2, 0)
+    assert along((100, 0), [(3, 9), (3, 0)]) is None
+
+
+# The scale.
+
+
+def test_a_scale_is_a_line_through_its_ends():
+    scale = Scale(low=0, high=4)
+    assert [scale(reward) for reward in (0, 1, 2, 4, 9, -1)] == [1, 3.25, 5.5, 10, 10, 1]
+    assert Scale(low=0, high=4, clip=False)(8) == 19
+    assert Scale(low=1, high=10)(7.3) == 7.3  # from a scale to itself nothing changes, not even in the last digit
+
+
+def test_a_scale_of_zero_width_is_none():
+    with pytest.raises(ValueError, match="zero width"):
+        Scale(low=2, high=2)
+
+
+def test_the_ends_of_a_scale_can_leave_outliers_out():
+    rewards = [0, 1, 2, 3, 100]
+    assert fit_range(rewards, "minmax") == (0, 100)
+    assert fit_range(rewards, "quantile", quantile=0.25) == (1, 3)
+    assert fit_range([1, 3, 1, 3], "zscore", deviations=2) == (0, 4)
+
+
 # The sentence.
 
 
@@ -172,3 +281,27 @@ def test_a_template_without_a_goal_is_an_error_that_names_the_presets(template):
 def test_two_goals_never_sound_the_same(first, second, template):
     same = goal_text(first, template=template) == goal_text(second, template=template)
     assert same == (first == second)
+
+
+def test_a_scale_that_does_not_begin_at_one_is_said_so():
+    text = goal_text(0.5, goal_min=0, goal_max=1)
+    assert "(on a scale of 0-1, where 0 is lowest and 1 is highest): Overall score: 0.5." in text
+
+
+def test_several_attributes_are_a_line_each():
+    text = goal_text((8, 7.5), attributes=("instruction_following", "wit"))
+    assert text.endswith("target scores (on a scale of 1-10, where 1 is lowest and 10 is highest):\n"
+                         "Instruction following: 8\nWit: 7.5")  # fmt: skip
+    assert goal_text(10, attributes=("a", "wit")).endswith("A: 10\nWit: 10")
+    assert goal_text((3, 4), template="{wit}/{a}", attributes=("a", "wit")) == "4/3"
+
+
+def test_attributes_without_a_place_are_an_error():
+    with pytest.raises(
+        ValueError, match=r"has no \{goals\} and no \{wit\}; write one with \{goals\} or name one of: paper"
+    ):
+        goal_text((3, 4), template="{a}: {goal}", attributes=("a", "wit"))
+
+
+def test_a_source_is_said_as_it_is_and_not_read_as_a_template():
+    assert goal_text(None, template="As {source}, of {goal_max}.", source="{goal}") == "As {goal}, of 10."

@@ -20,9 +20,14 @@ class GoalPrompt:
     placement: Placement
     baked: float | None
     chat_template: str
+    goal_min: float = 1
+    attributes: tuple[str, ...] = ()  # of which a goal has one number each; a single number is meant for all of them
 
     def sentence(self, goal: float | None) -> str | None:
-        return None if goal is None else goal_text(goal, template=self.template, goal_max=self.goal_max)
+        if goal is None:
+            return None
+        scale = {"goal_min": self.goal_min, "goal_max": self.goal_max}
+        return goal_text(goal, template=self.template, attributes=tuple(self.attributes), **scale)
 
 
 # For directories that rapo_jax did not export: the paper's sentence, placed wherever their template takes it.

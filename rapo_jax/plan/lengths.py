@@ -27,16 +27,15 @@ class Lengths:
 
 def read_lengths(config: Config, model_dir: Path) -> Lengths:
     """The groups of data.path, or, where it or the tokenizer cannot be read, groups like UltraFeedback's."""
-    if not config.data.path:
+    if not (config.data.path or config.data.sources):
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
     try:
         tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
         placement = resolve_placement(tokenizer, config.relabel.placement)
-        path, split = config.data.path, config.data.split
-        data = pipeline.load_dataset(config, tokenizer, path=path, split=split, placement=placement)
-        return Lengths(data.groups, path)
+        data = pipeline.load_training(config, tokenizer, placement=placement)
+        return Lengths(data.groups, data.report["path"])
     except UserError as error:
-        what = "data.path" if config.data.path in str(error) else "tokenizer"
+        what = "data.path" if (config.data.path or "data.sources") in str(error) else "tokenizer"
         return Lengths(like_ultrafeedback(config), f"lengths like UltraFeedback's (no {what} to read here)")
 
 

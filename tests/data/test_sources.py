@@ -104,7 +104,7 @@ def test_hh_rlhf_transcripts_are_split_into_turns(write):
     ],
 )
 def test_sft_takes_one_response_from_every_shape(write, row, rewards):
-    record = read_one(write(row), num_responses=1)
+    record = read_one(write(row), want="one")
     assert (record.prompt, record.responses, record.rewards) == (user("Hi"), ("Good",), rewards)
 
 
@@ -154,7 +154,7 @@ def test_missing_texts_list_what_is_there_and_the_knob(write):
     message = error(write({"question": "Hi", "answer": "Good"}))
     assert "'question', 'answer'" in message
     assert "data.columns.chosen=... and data.columns.rejected=..." in message
-    assert "one of chosen, messages, response, completion" in error(write({"question": "Hi"}), num_responses=1)
+    assert "one of chosen, messages, response, completion" in error(write({"question": "Hi"}), want="one")
     assert "data.columns.prompt=..." in error(write({"chosen": "Good", "rejected": "Bad"}))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.accounting import real_work, step_flops
-from rapo_jax.run import load_data, num_row_shards, open_run_dir, pipeline, set_up, step_costs
+from rapo_jax.run import load_training, num_row_shards, open_run_dir, pipeline, set_up, step_costs
 from tests.invariants import runs
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def test_speed_is_told_in_consistent_numbers(profiled):
     """When this fails, pairs/s, tokens/s and the time of a step contradict each other."""
     lines = (profiled / "metrics.jsonl").read_text().splitlines()
     setup = set_up(open_run_dir(profiled))
-    data = load_data(setup, setup.config.data.path, "train", option="data.path")
+    data = load_training(setup)
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     costs = step_costs(data, plan, setup)
     for record in map(json.loads, lines[1:]):
@@ -43,7 +43,7 @@ def test_speed_is_told_in_consistent_numbers(profiled):
 def test_the_cost_of_all_steps_is_that_of_their_groups(profiled):
     """When this fails, MFU counts tokens that were not there, or forgets the reference."""
     setup = set_up(open_run_dir(profiled))
-    data = load_data(setup, setup.config.data.path, "train", option="data.path")
+    data = load_training(setup)
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     members = [data.groups[i] for rows in plan.steps for row in rows for i in row]
     by_group = 0.0

@@ -1,0 +1,67 @@
+"""What became of the data, in numbers: read, left out by reason, tied, and how scores, margins and goals are spread."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from rapo_jax.config import Config
+from rapo_jax.data.prepare import Prepared
+from rapo_jax.data.records import Record
+from rapo_jax.data.relabelled import Relabelled, is_tie, num_limited
+from rapo_jax.relabel import SIDES, level
+
+
+def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: int, config: Config) -> dict:
+    """The part of data_report.json that is known before anything is tokenized."""
+    records, options = prepared.records, config.relabel
+    goals = [r.preference.goal for r in relabelled if r.preference.goal is not None]
+    report = {
+        "path": ", ".join(source["path"] for source in prepared.sources),
+        "rows_read": prepared.num_rows,
+        "rows_dropped": prepared.dropped,
+        "records": len(records),
+        "ties": {"found": sum(is_tie(record, config) for record in records), "dropped": num_ties},
+        "scores_from": prepared.reward_source,
+        "scores": score_histogram(records),
+        "margins": margin_histogram(records),
+        "label_against_scores": sum(r.rewards is not None and r.rewards[0] < r.rewards[-1] for r in records),
+        "preferences": dict(Counter(r.preference.goal_of or "no_goal" for r in relabelled)),
+        "goals": {
+            "kind": options.goal_kind,
+            "attributes": list(options.attributes),
+            "outside_limits": num_limited(records, config),
+            "outside_scale": sum(not options.goal_min <= level(goal) <= options.goal_max for goal in goals)
+            if options.goal_kind == "levels"
+            else 0,
+        },
+        "scale": prepared.scales.tree(),
+    }
+    several = {"sources": prepared.sources} if len(prepared.sources) > 1 else {}
+    merged = {"rows_merged": prepared.merged} if prepared.merged else {}
+    return report | several | merged | ({"notes": prepared.notes} if prepared.notes else {})
+
+
+def by_side(records: Sequence[Record]) -> dict[str, list[float]]:
+    """The scores of the chosen (first) responses and of all others."""
+    scored = [record.rewards for record in records if record.rewards is not None]
+    sides = zip(SIDES, ([r[0] for r in scored], [one for r in scored for one in r[1:]]), strict=True)
+    return {side: scores for side, scores in sides if scores}
+
+
+def score_histogram(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """How many responses of each side have a score in [n, n + 1), by n."""
+    return {side: _whole_numbers(scores) for side, scores in by_side(records).items()}
+
+
+def margins(records: Sequence[Record]) -> list[float]:
+    """The chosen response's score less the last one's, of every record with scores and a choice."""
+    return [r.rewards[0] - r.rewards[-1] for r in records if r.rewards is not None and len(r.rewards) > 1]
+
+
+def margin_histogram(records: Sequence[Record]) -> dict[str, int]:
+    return _whole_numbers(margins(records))
+
+
+def _whole_numbers(values: Sequence[float]) -> dict[str, int]:
+    return {str(n): k for n, k in sorted(Counter(int(np.floor(value)) for value in values).items())}

@@ -1,0 +1,105 @@
+"""The data report as one picture: how scores and margins are spread, how long responses are, and where the rows went."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rapo_jax.data.records import Record
+from rapo_jax.data.report import by_side, margins
+
+CHOSEN, REJECTED, QUIET, LOST = "#2a6f97", "#e07a5f", "#8d99ae", "#c9ada7"
+COLOUR = {"chosen": CHOSEN, "rejected": REJECTED}
+NUM_BINS = 30
+
+
+def draw_report(path: Path, records: Sequence[Record], report: dict, *, title: str) -> None:
+    """Writes the picture as PNG. Scores are those after the map onto the goals' scale."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    ((scores, spread), (lengths, fate)) = figure.subplots(2, 2)
+    figure.suptitle(f"{title}: {report['rows_read']:,} rows, {sum(report['preferences'].values()):,} preferences")
+    draw_scores(scores, records)
+    draw_margins(spread, records)
+    draw_lengths(lengths, records)
+    draw_fate(fate, report)
+    for axes in (scores, spread, lengths, fate):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_scores(axes: Any, records: Sequence[Record]) -> None:
+    sides = by_side(records)
+    axes.set(title="Scores", xlabel="score", ylabel="responses")
+    if not sides:
+        return say(axes, "the rows have no scores")
+    sides = {side: drawable(values) for side, values in sides.items()}
+    edges = bins(np.concatenate(list(sides.values())))
+    for side, values in sides.items():
+        axes.hist(values, bins=edges, alpha=0.6, color=COLOUR[side], label=f"{side}, mean {np.mean(values):.3g}")
+    axes.legend(frameon=False)
+
+
+def draw_margins(axes: Any, records: Sequence[Record]) -> None:
+    found = drawable(margins(records))
+    axes.set(title="Margins", xlabel="score of the chosen less the last response's", ylabel="records")
+    if not len(found):
+        return say(axes, "no two scores to compare")
+    axes.hist(found, bins=bins(found), color=QUIET)
+    axes.axvline(0, color="black", linewidth=0.8)
+    against, ties = np.mean(found < 0), np.mean(found == 0)
+    note = f"mean {found.mean():.3g}\nties {ties:.1%}\nscores against the label {against:.1%}"
+    axes.text(0.98, 0.95, note, transform=axes.transAxes, ha="right", va="top")
+
+
+def draw_lengths(axes: Any, records: Sequence[Record]) -> None:
+    """Letters, on a logarithmic axis: a chosen response that is longer as a rule teaches length."""
+    sides = {"chosen": [len(r.responses[0]) for r in records]}
+    sides |= {"rejected": [len(one) for r in records for one in r.responses[1:]]}
+    sides = {side: np.asarray(values) for side, values in sides.items() if values}
+    longest = max((values.max() for values in sides.values()), default=10)
+    edges = np.geomspace(1, max(longest, 10), NUM_BINS + 1)
+    axes.set(title="Lengths of responses", xlabel="characters", ylabel="responses", xscale="log")
+    shown = sides if "rejected" in sides else {"response": sides["chosen"]} if sides else {}
+    for side, values in shown.items():
+        label = f"{side}, median {np.median(values):,.0f}"
+        axes.hist(values, bins=edges, alpha=0.6, color=COLOUR.get(side, QUIET), label=label)
+    axes.legend(frameon=False)
+
+
+def draw_fate(axes: Any, report: dict) -> None:
+    """One bar for what is used and one for each reason to leave something out; they add up to the records made."""
+    lost = {reason.replace("_", " "): number for reason, number in report["rows_dropped"].items() if number}
+    dropped = report["ties"]["dropped"]
+    bars = {"records used": report["records"] - dropped} | ({"ties dropped": dropped} if dropped else {}) | lost
+    names, numbers = list(bars), list(bars.values())
+    colours = [CHOSEN, *[LOST] * (len(bars) - 1)]
+    drawn = axes.barh(range(len(bars)), numbers, color=colours)
+    axes.bar_label(drawn, labels=[f"{number:,}" for number in numbers], padding=3)
+    axes.set_yticks(range(len(bars)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(title="What became of them", xlabel="records")
+
+
+def drawable(values: Sequence[float]) -> np.ndarray:
+    """Finite differences for every axis, however enormous the values."""
+    return np.clip(np.asarray(values, float), -1e100, 1e100)
+
+
+def bins(values: np.ndarray) -> np.ndarray:
+    """Edges for a histogram: about one bar for each value where these are few, else NUM_BINS bars of equal width."""
+    distinct = np.unique(values)
+    if len(distinct) == 1:
+        return np.array([distinct[0] - 0.5, distinct[0] + 0.5])
+    step = np.diff(distinct).min()
+    low, high = distinct[0], distinct[-1]
+    if (high - low) / step <= 2 * NUM_BINS:
+        return np.arange(low - step / 2, high + step, step)
+    return np.linspace(low, high, NUM_BINS + 1)
+
+
+def say(axes: Any, what: str) -> None:
+    axes.text(0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=QUIET)

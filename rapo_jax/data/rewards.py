@@ -1,0 +1,126 @@
+"""Rewards from elsewhere: constants, or a file of scores that a reward model, a judge or a policy wrote.
+
+A file of scores holds one JSON object a line: {"row": 3, "rewards": [0.2, 1.7]}, perhaps with "attributes" (a list of
+{name: number}), in the order of the row's responses. A first line without "row", or FILE.json beside FILE.jsonl, tells
+what produced them, such as {"kind": "implicit_reward", "beta": 0.01}.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.data.files import read_rows
+from rapo_jax.data.records import BadRow, Record, score
+from rapo_jax.data.sources import SHOWN
+from rapo_jax.errors import UserError
+
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a file of scores says, by row of the source, and what produced it."""
+
+    path: str
+    rewards: dict[int, tuple[float, ...]]
+    attributes: dict[int, tuple[dict[str, float], ...]]
+    origin: dict[str, Any]
+
+
+def with_constants(records: Sequence[Record], chosen: float, rejected: float) -> list[Record]:
+    """The same two rewards for every row: of what is preferred or desirable, and of what is not."""
+    scored = []
+    for record in records:
+        if not record.ranked and record.labels is None:
+            raise UserError(
+                f"data.rewards=constant: row {record.row} has {len(record.responses)} responses in no order of "
+                "preference; it suits chosen and rejected ones. Use the source's scores (data.rewards='') or a file."
+            )
+        liked = record.labels or (True, *[False] * (len(record.responses) - 1))
+        scored.append(replace(record, rewards=tuple(chosen if one else rejected for one in liked)))
+    return scored
+
+
+def read_scores(path: str, *, option: str = "data.rewards") -> Scores:
+    """Reads a file of scores. Raises UserError naming every line that is none, at most a few of them."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{option}={path}: no such file; it must be {CONSTANT}, or a .jsonl file of scores.")
+    rewards, attributes, facts = {}, {}, []
+    sidecar = file.with_suffix(".json")
+    origin = json.loads(sidecar.read_text()) if file.suffix == ".jsonl" and sidecar.is_file() else {}
+    for line in read_rows(str(file), split="", option=option):
+        if line.number == 1 and "row" not in line.values:
+            origin = line.values
+            continue
+        try:
+            row, found = _line(line.values)
+        except BadRow as bad:
+            facts.append(f"{line.place}: {bad}")
+            continue
+        if row in rewards or row in attributes:
+            facts.append(f"{line.place}: row {row} has scores already")
+        for kind, values in zip((rewards, attributes), found, strict=True):
+            if values is not None:
+                kind[row] = values
+    _refuse(facts, f"{option}={path} has lines that are no scores; each must be like {EXAMPLE}")
+    return Scores(path, rewards, attributes, origin)
+
+
+EXAMPLE = '{"row": 3, "rewards": [0.2, 1.7]}'
+
+
+def _line(values: dict[str, Any]) -> tuple[int, tuple]:
+    row, rewards, attributes = (values.get(name) for name in ("row", "rewards", "attributes"))
+    if type(row) is not int or not isinstance(rewards or attributes, list):
+        raise BadRow("line", "it needs a row and a list of rewards or attributes")
+    if rewards is not None:
+        rewards = tuple(score(value, f"rewards[{index}]") for index, value in enumerate(rewards))
+    if attributes is not None:
+        if not all(isinstance(each, dict) for each in attributes):
+            raise BadRow("line", "each of attributes must be named numbers")
+        attributes = tuple(
+            {key: score(value, f"attributes[{index}].{key}") for key, value in each.items()}
+            for index, each in enumerate(attributes)
+        )
+    return row, (rewards, attributes)
+
+
+def with_scores(
+    records: Sequence[Record], scores: Scores, *, num_rows: int, option: str = "data.rewards"
+) -> list[Record]:
+    """The records with the file's rewards (and attributes) in place of their own.
+
+    Raises UserError where the file does not belong to these records: rows without scores, scores of rows that are not
+    there, another number of scores than of responses.
+    """
+    facts = [f"it has row {row}, but there are {num_rows} rows" for row in scores.rewards if not 1 <= row <= num_rows]
+    scored = []
+    for record in records:
+        found = {
+            name: kind[record.row]
+            for name, kind in (("rewards", scores.rewards), ("attributes", scores.attributes))
+            if record.row in kind
+        }
+        wrong = [f"{len(values)} {name}" for name, values in found.items() if len(values) != len(record.responses)]
+        if not found:
+            facts.append(f"it has no scores of row {record.row}")
+        elif wrong:
+            facts.append(f"it has {' and '.join(wrong)} for the {len(record.responses)} responses of row {record.row}")
+        scored.append(replace(record, **found))
+    _refuse(facts, f"{option}={scores.path} does not belong to this data; score it anew")
+    return scored
+
+
+def _refuse(facts: list[str], complaint: str) -> None:
+    if facts:
+        more = [f"... and {len(facts) - SHOWN} more"] if len(facts) > SHOWN else []
+        raise UserError("\n  ".join([f"{complaint}.", *facts[:SHOWN], *more]))
+
+
+def told(scores: Scores) -> str:
+    """Where the rewards came from, in words for the report."""
+    by = ", ".join(f"{key} {value}" for key, value in scores.origin.items())
+    return f"{scores.path}" + f" ({by})" * bool(by)

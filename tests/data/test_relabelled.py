@@ -1,0 +1,155 @@
+"""The paper's rule applied to records, for objectives of one response, of two, of labelled ones and of all."""
+
+import math
+
+import pytest
+
+from rapo_jax.config import from_dict
+from rapo_jax.data import relabelled
+from rapo_jax.data.records import Message, Record
+from rapo_jax.data.relabelled import relabel_records
+
+HI = (Message("user", "Hi"),)
+PAIR = Record(1, HI, ("A", "B"), (9.0, 6.0), source="gpt4", weight=0.5)
+MANY = Record(2, HI, ("A", "B", "C"), (9.0, 7.0, 4.0))
+MARKED = Record(3, HI, ("A", "B"), (9.0, 6.0), ({"wit": 3.0, "truth": 8.0}, {"wit": 5.0, "truth": 5.0}))
+
+
+@pytest.fixture
+def relabel(monkeypatch):
+    """A function (record, want, **relabel options) -> what is told of each preference."""
+
+    def relabel(record, want="pair", pairs="auto", **options):
+        monkeypatch.setattr(relabelled, "responses_wanted", lambda config: want)
+        return relabel_records([record], from_dict({"relabel": options, "data": {"pairs": pairs}}))[0]
+
+    return relabel
+
+
+def told(found):
+    return [(one.preference.goal, one.preference.goal_of, "".join(one.responses)) for one in found]
+
+
+def test_a_pair_becomes_two_goals_with_its_weight(relabel):
+    found = relabel(PAIR)
+    assert told(found) == [(9, "chosen", "AB"), (6, "rejected", "BA")]
+    assert [(one.rewards, one.weight, one.labels) for one in found] == [((9, 6), 0.5, None), ((6, 9), 0.5, None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"goals": ["chosen"]}, ["AB"]),
+        ({"goals": ["rejected"]}, ["BA"]),
+        ({"goals": []}, ["AB"]),
+        ({"rejected_goals": {"max": 5}}, ["AB"]),
+        ({"rejected_goals": {"min": 5}}, ["AB", "BA"]),
+        ({"goals": ["rejected"], "rejected_goals": {"min": 7}}, []),
+    ],
+)
+def test_the_papers_ablations_are_settings(relabel, options, expected):
+    assert ["".join(one.responses) for one in relabel(PAIR, **options)] == expected
+
+
+def test_a_goal_that_is_filtered_away_is_not_a_tie():
+    """Breaks: the report would call rows equal that the user filtered."""
+    config = from_dict({"relabel": {"goals": ["rejected"], "rejected_goals": {"min": 7}}})
+    assert relabel_records([PAIR], config) == ([], 0)
+    assert relabelled.num_limited([PAIR], config) == 1
+    tied = Record(1, HI, ("A", "B"), (3.0, 3.0))
+    assert relabel_records([tied], config) == ([], 1)
+
+
+def test_all_responses_are_ordered_by_their_distance_to_each_ones_reward(relabel):
+    assert told(relabel(MANY, "all")) == [(9, "chosen", "ABC"), (7, "rejected", "BAC"), (4, "rejected", "CBA")]
+    assert told(relabel(MANY, "all", goals=[])) == [(None, None, "ABC")]
+
+
+def test_one_response_is_asked_for_at_its_own_reward(relabel):
+    own = Record(1, HI, ("A",), (9.0,))
+    assert told(relabel(own, "one", goals=["chosen"])) == [(9, "chosen", "A")]
+    assert told(relabel(own, "one", goals=[])) == [(None, None, "A")]
+
+
+# Labels.
+
+
+def test_what_is_preferred_under_a_goal_is_desirable(relabel):
+    assert [(one.preference.goal, one.responses, one.labels) for one in relabel(PAIR, "labelled")] == [
+        (9, ("A", "B"), (True, False)),
+        (6, ("B", "A"), (True, False)),
+    ]
+
+
+def test_pairs_can_be_told_apart_into_single_responses(relabel):
+    found = relabel(PAIR, "labelled", pairs="each")
+    assert [(one.preference.goal, one.responses, one.labels) for one in found] == [
+        (9, ("A",), (True,)), (9, ("B",), (False,)), (6, ("B",), (True,)), (6, ("A",), (False,))
+    ]  # fmt: skip
+
+
+def test_a_single_label_stands_without_goals(relabel):
+    for label in (True, False):
+        (one,) = relabel(Record(1, HI, ("A",), None, labels=(label,)), "labelled", goals=[])
+        assert (one.responses, one.labels, one.preference.goal) == (("A",), (label,), None)
+
+
+def test_a_single_undesirable_response_is_wrong_at_the_highest_goal_and_right_at_its_own(relabel):
+    good, bad = (Record(1, HI, ("A",), (3.0,), labels=(label,)) for label in (True, False))
+    assert [(one.preference.goal, one.labels) for one in relabel(good, "labelled")] == [(3, (True,))]
+    assert [(one.preference.goal, one.labels) for one in relabel(bad, "labelled")] == [(10, (False,)), (3, (True,))]
+    assert relabel(good, "labelled", goals=["rejected"]) == []
+
+
+# Several attributes.
+
+
+def test_a_goal_may_be_a_number_for_each_attribute(relabel):
+    found = relabel(MARKED, attributes=["truth", "wit"])
+    assert told(found) == [((8, 3), "chosen", "AB"), ((5, 5), "rejected", "BA")]
+    assert [one.goal for one in found] == [5.5, 5.0]
+    config = from_dict({"relabel": {"attributes": ["truth", "wit"]}})
+    assert found[0].goal_sentence(config).endswith("10 is highest):\nTruth: 8\nWit: 3")
+
+
+def test_attributes_of_one_response_can_be_written_as_in_steerlm(relabel):
+    options = {"attributes": ["wit", "truth"], "goals": ["chosen"], "template": "quality:{wit},truth:{truth}"}
+    one = Record(1, HI, ("A",), None, ({"wit": 3.0, "truth": 8.0},))
+    (found,) = relabel(one, "one", **options)
+    assert found.goal_sentence(from_dict({"relabel": options})) == "quality:3,truth:8"
+
+
+def test_a_tie_in_all_attributes_is_a_tie_whatever_the_rewards(relabel):
+    tied = Record(3, HI, ("A", "B"), (9.0, 6.0), ({"wit": 3.0}, {"wit": 3.0}))
+    assert relabel(tied, attributes=["wit"]) == []
+    assert len(relabel(tied)) == 2
+
+
+def test_a_direction_orders_responses_by_their_reward_along_it(relabel):
+    options = {"attributes": ["wit", "truth"], "goal_kind": "directions"}
+    options["template"] = "Your response should maximize wit*{wit} + truth*{truth}."
+    (found,) = relabel(MARKED, **options)
+    x, y = found.preference.goal
+    assert abs(math.hypot(x, y) - 100) < 1 and x >= 70 and -71 <= y <= 71
+    along = {"A": 3 * x + 8 * y, "B": 5 * x + 5 * y}
+    assert list(found.responses) == sorted(along, key=along.get, reverse=True)
+    (best,) = relabel(MARKED, "one", **options | {"goals": ["chosen"]})
+    assert best.responses == found.responses[:1]
+    sentence = found.goal_sentence(from_dict({"relabel": options}))
+    assert sentence == f"Your response should maximize wit*{x} + truth*{y}."
+
+
+def test_another_prompt_has_another_direction(relabel):
+    options = {"attributes": ["wit", "truth"], "goal_kind": "directions", "template": "{goals}"}
+    records = [Record(1, (Message("user", f"{n}?"),), MARKED.responses, None, MARKED.attributes) for n in range(20)]
+    assert len({relabel(record, **options)[0].preference.goal for record in records}) > 10
+
+
+# Classes.
+
+
+def test_a_class_can_be_said_in_place_of_a_goal(relabel):
+    """C-RLFT: the condition is where a response is from, and its loss is weighted by that."""
+    options = {"goals": [], "template": "Answer as {source} would."}
+    (found,) = relabel(PAIR, **options)
+    assert found.goal_sentence(from_dict({"relabel": options})) == "Answer as gpt4 would."

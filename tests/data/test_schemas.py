@@ -1,0 +1,233 @@
+"""Every shape that published preference data have, found by its columns and read into the same record."""
+
+import json
+
+import pytest
+
+from rapo_jax.data.sources import Columns, Message, read_records
+from rapo_jax.errors import UserError
+
+HI = (Message("user", "Hi"),)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A function (*rows, **options) -> the Source."""
+
+    def read(*rows, **options):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_records(str(file), **{"scores_required": True, **options})
+
+    return read
+
+
+@pytest.fixture
+def refusal(read):
+    def refusal(*rows, **options):
+        with pytest.raises(UserError) as caught:
+            read(*rows, **options)
+        return str(caught.value)
+
+    return refusal
+
+
+def completion(response, overall, ratings="3333", fine=None, **more):
+    aspects = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+    names = [rating if rating != "n" else "N/A" for rating in ratings]
+    annotations = {aspect: {"Rating": rating} for aspect, rating in zip(aspects, names, strict=True)}
+    row = {"response": response, "overall_score": overall, "annotations": annotations, **more}
+    return row if fine is None else row | {"fine-grained_score": fine}
+
+
+def feedback(*completions, **more):
+    return {"source": "sharegpt", "instruction": "Hi", "completions": list(completions), **more}
+
+
+# UltraFeedback as it was published.
+
+
+def test_ultrafeedback_gives_all_responses_with_overall_scores_and_ratings(read):
+    source = read(feedback(completion("A", 8.0, "5432"), completion("B", 6.5), completion("C", 2.0)))
+    (record,) = source.records
+    assert source.schema == "ultrafeedback"
+    assert (record.prompt, record.responses, record.rewards) == (HI, ("A", "B", "C"), (8.0, 6.5, 2.0))
+    assert record.attributes[0] == {
+        "helpfulness": 5, "honesty": 4, "instruction_following": 3, "truthfulness": 2
+    }  # fmt: skip
+    assert (record.source, record.ranked) == ("sharegpt", False)
+    assert source.reward_source == "overall_score of completions"
+
+
+def test_a_completion_without_all_ratings_is_left_out_and_counted(read):
+    source = read(feedback(completion("A", 8.0), completion("B", 6.5, "33n3"), completion("C", 2.0)))
+    assert source.records[0].responses == ("A", "C")
+    assert source.notes == {"rating_not_available": 1}
+
+
+def test_a_row_of_which_one_completion_is_left_is_dropped_and_counted(read):
+    source = read(
+        feedback(completion("A", 8.0), completion("B", 6.5, "nnnn")), feedback(completion("A", 8), completion("B", 1))
+    )
+    assert [record.row for record in source.records] == [2]
+    assert source.dropped == {"fewer_than_two_responses": 1}
+
+
+@pytest.mark.parametrize(
+    ("defect", "responses", "rewards", "note"),
+    [
+        ("repair", ("A", "B"), (1.0, 6.0), "score_10_for_1_repaired"),
+        ("drop", ("B", "C"), (6.0, 10.0), "score_10_for_1_left_out"),
+        ("keep", ("A", "B"), (10, 6.0), "score_10_for_1_kept"),
+    ],
+)
+def test_a_ten_beside_ratings_of_two_is_the_annotators_one(read, defect, responses, rewards, note):
+    """Breaks: the worst responses of the set would be the goal that the model is asked for at the end."""
+    row = feedback(completion("A", 10, "2222"), completion("B", 6.0), completion("C", 10.0, "5555"))
+    source = read(row, defect=defect)
+    assert source.records[0].responses[:2] == responses
+    assert source.records[0].rewards[:2] == rewards
+    assert source.notes == {note: 1}
+
+
+def test_the_fine_grained_score_of_the_source_decides_where_there_is_one(read):
+    source = read(feedback(completion("A", 10, "3333", fine=1.75), completion("B", 6.0)))
+    assert source.records[0].rewards == (1.0, 6.0)
+
+
+def test_hidden_instructions_are_counted(read):
+    hidden = completion("A", 8.0, custom_system_prompt="Answer as a pirate.")
+    assert read(feedback(hidden, completion("B", 6.5))).notes == {"written_under_a_hidden_instruction": 1}
+
+
+def test_completions_without_annotations_have_no_attributes(read):
+    rows = [{"response": text, "overall_score": score} for text, score in (("A", 1.5), ("B", 7.25))]
+    (record,) = read({"instruction": "Hi", "completions": rows}).records
+    assert (record.rewards, record.attributes) == ((1.5, 7.25), None)
+
+
+def test_empty_and_repeated_responses_of_many_are_left_out_and_counted(read):
+    source = read(feedback(completion("A", 8.0), completion(" ", 3.0), completion("A", 5.0), completion("B", 2.0)))
+    assert (source.records[0].responses, source.records[0].rewards) == (("A", "B"), (8.0, 2.0))
+    assert source.notes == {"empty_response_left_out": 1, "repeated_response_left_out": 1}
+
+
+def test_a_completion_without_a_score_is_a_bad_row(refusal):
+    message = refusal(feedback(completion("A", 8.0), completion("B", None)))
+    assert "rows.jsonl line 1: completions[1].overall_score is missing, not a finite number" in message
+
+
+# Other published sets.
+
+
+def test_responses_sampled_from_a_model_come_with_a_list_of_scores(read):
+    row = {"prompt": "Hi", "all_generated_responses": ["A", "B", "C"], "all_rm_scores": [0.1, 0.3, 0.2]}
+    source = read(row | {"chosen": [{"role": "assistant", "content": "B"}]})
+    assert source.schema == "sampled"
+    assert (source.records[0].responses, source.records[0].rewards) == (("A", "B", "C"), (0.1, 0.3, 0.2))
+
+
+def test_ranks_become_rewards_from_ten_to_one(read):
+    answers = [{"answer": f" {text}", "model": "m", "rank": rank} for text, rank in (("C", 7), ("A", 1.0), ("B", 4))]
+    source = read({"prompt": "\n\nHuman: Hi\n\nAssistant: ", "answers": answers, "source": ["a", "b"]})
+    (record,) = source.records
+    assert (record.prompt, record.responses) == (HI, (" C", " A", " B"))
+    assert (record.rewards, record.source) == ((1.0, 10.0, 5.5), "a, b")
+
+
+def test_rows_of_one_response_and_named_scores_join_by_their_prompt(read):
+    scores = {"correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 2}
+    rows = [{"prompt": p, "response": r, "helpfulness": h, **scores} for p, r, h in (("Hi", "A", 4), ("Ho", "C", 1))]
+    source = read(rows[0], rows[1], rows[0] | {"response": "B", "helpfulness": 0}, rows[1] | {"response": "D"})
+    first, second = source.records
+    assert (first.row, first.responses, first.rewards) == (1, ("A", "B"), (10, 1))
+    assert first.attributes[1] == {"helpfulness": 0, **scores}
+    assert (second.row, second.responses) == (2, ("C", "D"))
+    assert (source.num_rows, source.merged, source.reward_source) == (4, 2, "helpfulness 0-4 as 1-10")
+
+
+def test_marked_turns_of_a_flattened_prompt_become_turns(read):
+    prompt = "c#\n<extra_id_1>Assistant\nWhat about it?\n<extra_id_1>User\nexplain"
+    rows = [{"prompt": prompt, "response": text, "helpfulness": 3} for text in "AB"]
+    assert [turn.content for turn in read(*rows).records[0].prompt] == ["c#", "What about it?", "explain"]
+
+
+def test_numbered_columns_are_one_set(read):
+    row = {"prompt": "Hi", "response_0": "A", "response_1": "B", "response_2": "C"}
+    row |= {"response_0_reward": 0.5, "response_1_reward": -1, "response_2_reward": 2}
+    source = read(row)
+    assert (source.schema, source.records[0].rewards) == ("numbered", (0.5, -1, 2))
+
+
+def test_lists_of_any_name_can_be_named(read):
+    row = {"question": "Hi", "texts": ["A", "B", "C"], "points": [1, 2, 3]}
+    columns = Columns(prompt="question", responses="texts", rewards="points")
+    (record,) = read(row, columns=columns).records
+    assert (record.prompt, record.responses, record.rewards) == (HI, ("A", "B", "C"), (1, 2, 3))
+
+
+def test_lists_of_different_lengths_are_a_bad_row(refusal):
+    message = refusal({"prompt": "Hi", "responses": ["A", "B"], "rewards": [1]})
+    assert "line 1: responses has 2 entries, rewards has 1" in message
+
+
+def test_responses_without_scores_are_told_the_ways_out(refusal, read):
+    message = refusal({"prompt": "Hi", "responses": ["A", "B", "C"]})
+    assert "data.columns.rewards=..." in message and "data.rewards=FILE.jsonl" in message
+    assert message.endswith("or train without goals by relabel.goals=[].")
+    assert read({"prompt": "Hi", "responses": ["A", "B"]}, scores_required=False).records[0].rewards is None
+
+
+@pytest.mark.parametrize("response", ["completion", "response"])
+def test_single_responses_with_a_label(read, response):
+    rows = [{"prompt": "Hi", response: "Good", "label": True}, {"prompt": "Hi", response: "Bad", "label": False}]
+    source = read(*rows, scores_required=False, want="labelled")
+    assert [(record.responses, record.labels) for record in source.records] == [
+        (("Good",), (True,)),
+        (("Bad",), (False,)),
+    ]
+
+
+def test_a_label_that_is_none_is_a_bad_row(refusal):
+    rows = [{"prompt": "Hi", "completion": "A", "label": label} for label in (True, "yes")]
+    assert "line 2: label is 'yes', neither true nor false" in refusal(*rows, scores_required=False, want="labelled")
+
+
+def test_labelled_rows_are_nothing_to_compare(refusal):
+    message = refusal({"prompt": "Hi", "completion": "A", "label": True}, scores_required=False)
+    assert message.endswith("dropped: 1 fewer_than_two_responses. The objective compares several; rows of "
+                            "data.schema=labels have one.")  # fmt: skip
+
+
+def test_pairs_serve_where_labels_are_wanted(read):
+    row = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "label": True}
+    source = read(row, scores_required=False, want="labelled")
+    assert (source.schema, source.records[0].responses) == ("pairs", ("Good", "Bad"))
+
+
+def test_a_schema_can_be_said_and_is_held_to_it(read, refusal):
+    row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "responses": ["A", "B", "C"], "rewards": [1, 2, 3]}
+    assert read(row).schema == "lists"
+    assert read(row, schema="pairs", scores_required=False).records[0].responses == ("A", "B")
+    assert "data.schema=ultrafeedback needs instruction and completions" in refusal(row, schema="ultrafeedback")
+
+
+def test_a_row_can_say_its_source_its_weight_and_named_scores(read):
+    row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "score_chosen": 3, "score_rejected": 1, "w": 0.25}
+    row |= {"origin": "web", "attributes": [{"wit": 4, "truth": 2}, {"wit": 1, "truth": 2}]}
+    (record,) = read(row, columns=Columns(source="origin", weight="w")).records
+    assert (record.source, record.weight) == ("web", 0.25)
+    assert record.attributes == ({"wit": 4, "truth": 2}, {"wit": 1, "truth": 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"w": -1}, "w is -1, less than 0"),
+        ({"attributes": [{"wit": 1}]}, "attributes is [{'wit': 1}], not a list with named scores for 2 responses"),
+        ({"attributes": [{"wit": 1}, {"wit": "high"}]}, "attributes[1].wit is 'high', not a finite number"),
+    ],
+)
+def test_bad_weights_and_named_scores_are_named(refusal, change, fact):
+    row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "w": 1, **change}
+    assert fact in refusal(row, columns=Columns(weight="w"), scores_required=False)
