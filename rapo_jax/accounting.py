@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rapo_jax.batch import Scored
 from rapo_jax.models.spec import Spec
 
 # Dense bfloat16 FLOP/s of one JAX device, by jax.Device.device_kind. Cloud TPU system architecture pages ("TPU v4" ...
@@ -74,15 +75,21 @@ class Work:
     pairs: float
 
 
-def real_work(prompts: np.ndarray, responses: np.ndarray, windows: tuple[int, ...]) -> Work:
-    """The work of groups with these lengths in tokens: prompts [G], responses [G, C]; `windows` as in Spec."""
+def real_work(
+    prompts: np.ndarray, responses: np.ndarray, windows: tuple[int, ...], *, scored: Scored = "responses"
+) -> Work:
+    """The work of groups with these lengths in tokens: prompts [G], responses [G, C]; `windows` as in Spec.
+
+    A reward model's scores ("last") meet no vocabulary.
+    """
     ends = prompts[:, None] + responses
     pairs = 0
     for window in set(windows):
         alone = causal_pairs(prompts, window)
         each = alone.sum() + (causal_pairs(ends, window) - alone[:, None]).sum()
         pairs += windows.count(window) * int(each)
-    return Work(tokens=int(prompts.sum() + responses.sum()), scored=int(responses.sum()), pairs=pairs)
+    num_scored = {"responses": responses.sum(), "prompt_too": responses.sum() + (prompts - 1).sum(), "last": 0}[scored]
+    return Work(tokens=int(prompts.sum() + responses.sum()), scored=int(num_scored), pairs=pairs)
 
 
 def causal_pairs(length: np.ndarray, window: int) -> np.ndarray:

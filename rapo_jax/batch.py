@@ -12,18 +12,25 @@ response, and because only scored positions ever meet the vocabulary matrix.
 """
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import jax
 import numpy as np
 from jax import Array
 
-NO_SIDE, CHOSEN_SIDE, REJECTED_SIDE = 0, 1, 2  # whose reward is the goal of a group
+# Whose reward is the goal of a group. BEST: the highest goal, for the regulariser that is no preference.
+NO_SIDE, CHOSEN_SIDE, REJECTED_SIDE, BEST_SIDE = 0, 1, 2, 3
+
+# What is scored of a group: its responses; these and the prompt without its first token; or one position, the last, of
+# each response, for reward models.
+Scored = Literal["responses", "prompt_too", "last"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Arrays [M, B, ...]; int32 but for `reward`, `goal` and `reference` (float32). Branch 1 is preferred under the group's goal.
+    """Arrays [M, B, ...]; int32 but for `reward`, `weight` and `reference` (float32). Branch 1 is preferred under the group's
+    goal; a response that a group does not have is nowhere scored.
 
     `side` is -1 where a row has fewer than P groups: that group does not exist and counts nowhere. `num_microbatches`
     says how many of the M are used (the rest are padding and are never computed).
@@ -37,9 +44,9 @@ class Batch:
     target: Array | np.ndarray  # M B S
     slot: Array | np.ndarray  # M B S
     side: Array | np.ndarray  # M B P
-    goal: Array | np.ndarray  # M B P, NaN without a goal
-    reward: Array | np.ndarray  # M B P C, NaN without rewards
-    reference: Array | np.ndarray  # M B P C, the reference's log-probability of each response; NaN where not cached
+    weight: Array | np.ndarray  # M B P, by which the loss of a group is multiplied
+    reward: Array | np.ndarray  # M B P C, under the group's goal; NaN without rewards
+    reference: Array | np.ndarray  # M B P A, the reference's log-probability of each branch; NaN where not cached
     num_microbatches: Array | np.ndarray  # scalar
 
     @property
@@ -62,12 +69,12 @@ LETTERS = {
     "target": "MBS",
     "slot": "MBS",
     "side": "MBP",
-    "goal": "MBP",
+    "weight": "MBP",
     "reward": "MBPC",
-    "reference": "MBPC",
+    "reference": "MBPA",
     "num_microbatches": "",
 }
-FLOATS = ("goal", "reward", "reference")  # float32; all others are int32
+FLOATS = ("weight", "reward", "reference")  # float32; all others are int32
 assert list(LETTERS) == [f.name for f in fields(Batch)]
 
 
@@ -81,3 +88,9 @@ class Shape:
     S: int
     P: int
     C: int
+    scored: Scored = "responses"
+
+    @property
+    def A(self) -> int:
+        """Branches of a group: the prompt and C responses."""
+        return self.C + 1

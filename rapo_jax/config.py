@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from rapo_jax.errors import UserError, nearest
-from rapo_jax.objectives import OBJECTIVES
+from rapo_jax.objectives import AMBIGUOUS, OBJECTIVES
 from rapo_jax.relabel import SIDES, TEMPLATES, Side, template_complaint
 
 Remat = Literal["none", "attention", "full"]
@@ -134,10 +134,61 @@ class Relabel:
 
 @dataclass(frozen=True)
 class Objective:
+    """A loss of rapo_jax/objectives.py. Options are the keyword arguments of its function; what is not given is the
+    function's default, what the function does not read is refused."""
+
     name: str = "dpo"
-    beta: float = 0.01
-    label_smoothing: float = 0.0
-    sft_weight: float = 0.0  # of the chosen response's negative log-likelihood per token, added to dpo
+    weight: float = 1.0
+    plus: tuple["Objective", ...] = ()  # further losses, each with its weight, added to this one
+    best_goal_weight: float = 0.0  # eta of the paper's algorithm 1: of -beta log pi(chosen | prompt, highest goal)
+    beta: float | None = None
+    label_smoothing: float | None = None  # dpo, robust_dpo, exo_pair, simpo
+    average: bool | None = None  # ipo, cpo: per token, as TRL has them
+    gamma: float | None = None  # simpo's margin
+    delta: float | None = None  # slic_hf's margin
+    sft_weight: float | None = None  # cpo, slic_hf, rrhf: of the chosen response's negative log-likelihood
+    odds_weight: float | None = None  # orpo's lambda
+    length_weight: float | None = None  # r_dpo's alpha
+    penalty: float | None = None  # dpop's lambda
+    shift: float | None = None  # dpo_shift's factor
+    shift_end: float | None = None  # dpo_shift's factor at the last step
+    temperature: float | None = None  # discopop's tau, alpha of nca and infonca
+    calibration: float | None = None  # cal_dpo: 1 in the paper, 0.5 in its code
+    eta: float | None = None  # rpo_*, soft_label_dpo: of the difference of rewards
+    log_z0: float | None = None  # dro_pointwise
+    joint: bool | None = None  # dro_pointwise: eq. 8 in place of algorithm 1
+    reward_scale: float | None = None  # dro_pointwise
+    reward_shift: float | None = None  # dro_pointwise
+    desirable_weight: float | None = None  # kto
+    undesirable_weight: float | None = None  # kto
+    margin_weight: float | None = None  # bradley_terry: of the difference of rewards
+    centre_weight: float | None = None  # bradley_terry
+
+    @property
+    def terms(self) -> tuple["Objective", ...]:
+        """This loss and those added to it."""
+        return (self, *self.plus)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the loss function."""
+        defaults = OBJECTIVES[self.name].options
+        return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}
+
+    def needs(self, what: str) -> bool:
+        """Whether any term needs `what`: "reference", "rewards", "prompt", "divergence" or "weight"."""
+        return any(needed_by(term, what) for term in self.terms)
+
+    @property
+    def responses(self) -> str:
+        """What the data has to supply for a prompt: "one" response, a "pair", "labelled" ones or "all" of them."""
+        asked = {OBJECTIVES[term.name].responses for term in self.terms}
+        return next(kind for kind in ("all", "labelled", "pair", "one") if kind in asked)
+
+
+def needed_by(term: Objective, what: str) -> bool:
+    need = getattr(OBJECTIVES[term.name], f"needs_{what}")
+    return bool(getattr(term, need)) if isinstance(need, str) else need
 
 
 @dataclass(frozen=True)
@@ -324,7 +375,12 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
     raise UserError(f"{name}={value!r}: expected {EXPECTED[hint]}.")
 
 
-EXAMPLES = {str: "[one, another]", float: "[10, 1]", Source: "[{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}]"}
+EXAMPLES = {
+    str: "[one, another]",
+    float: "[10, 1]",
+    Objective: "[{name: sft, weight: 0.5}]",
+    Source: "[{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}]",
+}
 EXPECTED = {
     int: "an integer",
     float: "a number",
@@ -335,28 +391,24 @@ EXPECTED = {
 
 def validate(config: Config) -> Config:
     """The constraints that no type expresses, each with the knob that resolves it."""
+    config = dataclasses.replace(config, objective=resolve(config.objective, where="objective"))
     objective, data, train, optimizer = config.objective, config.data, config.train, config.optimizer
-    if objective.name not in OBJECTIVES:
-        raise UserError(f"objective.name={objective.name!r} is unknown; {nearest(objective.name, list(OBJECTIVES))}")
-    unread = [
-        f"objective.{option.name}={getattr(objective, option.name)}"
-        for option in dataclasses.fields(objective)[1:]
-        if option.name not in OBJECTIVES[objective.name].options and getattr(objective, option.name) != option.default
-    ]
-    if unread:
-        raise UserError(f"objective.name={objective.name} does not read {', '.join(unread)}; remove it.")
-    if config.reference.cache and not OBJECTIVES[objective.name].needs_reference:
+    if config.reference.cache and not objective.needs("reference"):
         raise UserError(f"objective.name={objective.name} has no reference; remove reference.cache.")
+    if objective.best_goal_weight and not config.relabel.goals:
+        raise UserError(
+            f"objective.best_goal_weight={objective.best_goal_weight} asks for the highest goal, but relabel.goals=[]; "
+            "name the goals or remove the weight."
+        )
     goals = f"relabel.goals=[{', '.join(config.relabel.goals)}]"
     if len(set(config.relabel.goals)) < len(config.relabel.goals):
         raise UserError(f"{goals} names a side twice; name each once.")
-    if OBJECTIVES[objective.name].num_responses == 1 and "rejected" in config.relabel.goals:
+    if objective.responses == "one" and "rejected" in config.relabel.goals:
         raise UserError(
             f"objective.name={objective.name} trains on one response and has no rejected one to take a goal from, but "
             f"{goals}; set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] (no goals)."
         )
     positive = {
-        "objective.beta": objective.beta,
         "data.max_length": data.max_length,
         "data.max_prompt_length": data.max_prompt_length,
         "train.batch_size": train.batch_size,
@@ -385,7 +437,6 @@ def validate(config: Config) -> Config:
     not_negative = {
         "seed": config.seed,
         "train.keep_best": train.keep_best,
-        "objective.sft_weight": objective.sft_weight,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.weight_decay": optimizer.weight_decay,
     }
@@ -397,8 +448,6 @@ def validate(config: Config) -> Config:
             raise UserError(f"{name}={value} must lie in [0, 1).")
     if not 0 <= optimizer.warmup_ratio <= 1:
         raise UserError(f"optimizer.warmup_ratio={optimizer.warmup_ratio} must lie in [0, 1].")
-    if not 0 <= objective.label_smoothing < 0.5:
-        raise UserError(f"objective.label_smoothing={objective.label_smoothing} must lie in [0, 0.5).")
     if data.max_length <= data.max_prompt_length:
         raise UserError(
             f"data.max_length={data.max_length} must exceed data.max_prompt_length={data.max_prompt_length}; "
@@ -407,6 +456,71 @@ def validate(config: Config) -> Config:
     validate_data(data)
     validate_relabel(config.relabel)
     return config
+
+
+POSITIVE = ("beta", "temperature", "eta", "calibration", "reward_scale")
+ANY_NUMBER = ("gamma", "delta", "log_z0", "reward_shift", "length_weight")
+
+
+def resolve(objective: Objective, *, where: str) -> Objective:
+    """The objective with its defaults filled in. Raises UserError for options that it does not read or allow."""
+    name, known = objective.name, list(OBJECTIVES)
+    if name in AMBIGUOUS:
+        meanings = "; ".join(f"{ids} ({meaning})" for ids, meaning in AMBIGUOUS[name].items())
+        raise UserError(f"{where}.name={name!r} means different things to different people; choose {meanings}.")
+    if name not in OBJECTIVES:
+        raise UserError(f"{where}.name={name!r} is unknown; {nearest(name, known)}")
+    options = objective.options
+    given = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective) if f.name not in TERM}
+    unread = [f"{where}.{key}={value}" for key, value in given.items() if value is not None and key not in options]
+    if unread:
+        reads = ", ".join(options) or "no options"
+        raise UserError(
+            f"{where}.name={name} does not read {', '.join(unread)}; remove it or set it to null (it reads {reads})."
+        )
+    plus = tuple(resolve(term, where=f"{where}.plus[{n}]") for n, term in enumerate(objective.plus))
+    objective = dataclasses.replace(objective, plus=plus, **options)
+    check_options(objective, where)
+    if where != "objective" and (objective.plus or objective.best_goal_weight):
+        raise UserError(f"{where} is itself an added loss; it has neither plus nor best_goal_weight.")
+    mixed = [term.name for term in objective.terms if OBJECTIVES[term.name].is_reward_model]
+    if mixed and len(objective.terms) > 1:
+        raise UserError(
+            f"{where}.name={mixed[0]} trains a scalar head and cannot be added to other losses; remove plus."
+        )
+    return objective
+
+
+TERM = ("name", "weight", "plus", "best_goal_weight")
+
+
+def check_options(objective: Objective, where: str) -> None:
+    for key in ("weight", "best_goal_weight", *objective.options):
+        value = getattr(objective, key)
+        if value is None or isinstance(value, bool):
+            continue
+        said = f"{where}.{key}={value}"
+        if key == "label_smoothing":
+            if not 0 <= value < 0.5:
+                raise UserError(f"{said} must lie in [0, 0.5).")
+            if value == 0 and objective.name == "exo_pair":
+                raise UserError(
+                    f"{said} is the weight of the rejected response, whose logarithm exo_pair takes; raise it."
+                )
+        elif key in POSITIVE:
+            if not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{said} must be positive and finite.")
+        elif not math.isfinite(value) or (value < 0 and key not in ANY_NUMBER):
+            raise UserError(f"{said} must be a finite number{', not negative' * (key not in ANY_NUMBER)}.")
+    if objective.name == "discopop" and objective.temperature >= 1:
+        raise UserError(
+            f"{where}.temperature={objective.temperature} must be below 1 for discopop, which else overflows."
+        )
+    if objective.best_goal_weight and "beta" not in objective.options:
+        raise UserError(
+            f"{where}.best_goal_weight={objective.best_goal_weight} multiplies beta, and {objective.name} has none; use "
+            "dpo or another objective with beta."
+        )
 
 
 def validate_data(data: Data) -> None:
@@ -478,8 +592,17 @@ def validate_relabel(relabel: Relabel) -> None:
 
 
 def as_dict(config: Any) -> dict:
-    """The resolved tree as plain dicts and lists, ready for YAML and JSON."""
-    return _lists(dataclasses.asdict(config))
+    """The resolved tree as plain dicts and lists, ready for YAML and JSON; an objective without what it does not read."""
+    tree = _lists(dataclasses.asdict(config))
+    if "objective" in tree:
+        tree["objective"] = _read_options(tree["objective"])
+    return tree
+
+
+def _read_options(objective: dict) -> dict:
+    plus = [_read_options(term) for term in objective["plus"]]
+    objective = objective | {"plus": plus} if plus else {k: v for k, v in objective.items() if k != "plus"}
+    return {key: value for key, value in objective.items() if value is not None}
 
 
 def _lists(value: Any) -> Any:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.config import Config
 from rapo_jax.data import pipeline
-from rapo_jax.data.packing import Group, Plan
+from rapo_jax.data.packing import Group, Plan, num_branches
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.journal import PRINT_EVERY, duration
@@ -34,11 +34,11 @@ def fill(
     what: str,
     say: Callable[[str], None],
 ) -> np.ndarray | None:
-    """The log-probabilities of groups, float32 [groups, responses], computing those of `needed` that `column` lacks.
+    """The log-probabilities of groups, float32 [groups, branches], computing those of `needed` that `column` lacks.
 
     Process 0 has the column, the others None. None is returned when the pass was interrupted; what was computed is kept.
     """
-    known = column.values if column else np.empty((len(groups), len(groups[0].responses)), np.float32)
+    known = column.values if column else np.empty((len(groups), num_branches(groups)), np.float32)
     known = everywhere(np.array(known))
     missing = needed[np.isnan(known[needed]).any(1)]
     found = f"{len(needed) - len(missing):,} of {len(needed):,} log-probabilities found in {config.reference.cache}"
@@ -74,9 +74,9 @@ def run_pass(
     pending: tuple[list[list[int]], Array] | None = None
 
     def read() -> None:
-        rows, logps_BPC = pending[0], jax.device_get(pending[1])
+        rows, logps_BPA = pending[0], jax.device_get(pending[1])
         for b, row in enumerate(rows):
-            known[row] = logps_BPC[b, : len(row)]
+            known[row] = logps_BPA[b, : len(row)]
             unwritten.append(np.array(row))
 
     def write() -> None:
@@ -87,11 +87,11 @@ def run_pass(
 
     with jax.set_mesh(mesh), interruptible() as interrupted:
         for number, (rows, batch) in enumerate(zip(plan.steps, batches(0), strict=True)):
-            logps_BPC = step(reference, to_device(batch, mesh, plan.shape.B))
+            logps_BPA = step(reference, to_device(batch, mesh, plan.shape.B))
             if pending:
                 read()
                 done += sum(map(len, pending[0]))
-            pending = rows, logps_BPC
+            pending = rows, logps_BPA
             now = time.monotonic()
             if now - written > WRITE_EVERY:
                 write()

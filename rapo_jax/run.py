@@ -23,7 +23,8 @@ from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config import Config, as_dict, load_config, to_yaml
 from rapo_jax.data import pipeline
 from rapo_jax.data.chat import Placement, load_tokenizer, resolve_placement
-from rapo_jax.data.packing import Plan, group_lengths
+from rapo_jax.data.groups import what_is_scored
+from rapo_jax.data.packing import Plan, group_lengths, num_branches
 from rapo_jax.data.scaling import SIDECAR
 from rapo_jax.errors import UserError
 from rapo_jax.models.decoder import parameter_letters, shape_of
@@ -140,7 +141,7 @@ def step_costs(data: pipeline.Dataset, plan: Plan, setup: Setup) -> Callable[[in
     def cost(step: int) -> Cost:
         rows = plan.steps[step]
         groups = [data.groups[member] for row in rows for member in row]
-        work = real_work(*group_lengths(groups), setup.spec.windows)
+        work = real_work(*group_lengths(groups), setup.spec.windows, scored=plan.shape.scored)
         return Cost(
             real_tokens=int(work.tokens),
             positions=-(-len(rows) // B) * B * T,
@@ -212,7 +213,7 @@ def cached_references(
 
 
 def open_column(config: Config, name: str, data: pipeline.Dataset, identity: dict) -> Column:
-    shape = (len(data.groups), len(data.groups[0].responses))
+    shape = (len(data.groups), num_branches(data.groups))
     belongs_to = reference_identity(identity, data, config)
     column = Column(Path(config.reference.cache), name, shape=shape, identity=belongs_to)
     column.open(lambda before, now: differences(before, now, sources_of(config, name)))
@@ -224,6 +225,7 @@ def reference_identity(identity: dict, data: pipeline.Dataset, config: Config) -
     make tokens, to say what changed when the tokens did."""
     makes_tokens = ("data.max_", "data.chat_template", "relabel.", "model.dtype")
     kept = {key: value for key, value in identity["settings"].items() if key.startswith(makes_tokens)}
+    kept["scored"] = what_is_scored(config)
     return identity | {"data": data.source_fingerprint, "tokens": data.fingerprint, "settings": kept}
 
 

@@ -134,7 +134,7 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(world, p
 
 
 def test_sft_with_the_rejected_responses_goal_is_refused(world, place, refused):
-    message = refused("train", *settings(world, "new"), "objective.name=sft", "objective.beta=0.01")
+    message = refused("train", *settings(world, "new"), "objective={name: sft}")
     assert message.startswith("objective.name=sft trains on one response and has no rejected one to take a goal from")
     assert message.endswith(
         "set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] (no goals)."

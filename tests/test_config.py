@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.config import Config, as_dict, from_dict, load_config, to_yaml
+from rapo_jax.config import as_dict, from_dict, load_config, to_yaml
 from rapo_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
@@ -54,7 +55,7 @@ def test_the_defaults_are_the_papers(load):
 
 
 def test_an_empty_file_is_the_defaults(load):
-    assert load("") == load("# only a comment\n") == load("model:\n") == Config()
+    assert load("") == load("# only a comment\n") == load("model:\n") == from_dict({})
 
 
 # Overrides.
@@ -185,7 +186,82 @@ def test_options_that_the_objective_does_not_read_are_refused(refusal):
     """Breaks: a sweep over beta that does nothing."""
     overrides = ["objective.name=sft", "relabel.goals=[]", "objective.beta=0.5", "objective.label_smoothing=0.1"]
     assert refusal("", *overrides) == (
-        "objective.name=sft does not read objective.beta=0.5, objective.label_smoothing=0.1; remove it."
+        "objective.name=sft does not read objective.beta=0.5, objective.label_smoothing=0.1; remove it or set it to null (it reads no options)."
+    )
+
+
+def test_an_objective_takes_the_defaults_of_its_function(load):
+    assert load("", "objective.name=simpo").objective.options == {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0}
+    assert load("objective: {name: simpo, gamma: 1.0}").objective.options["gamma"] == 1.0
+    written = yaml.safe_load(to_yaml(load("", "objective.name=hinge")))["objective"]
+    assert written == {"name": "hinge", "weight": 1.0, "best_goal_weight": 0.0, "beta": 0.1}
+
+
+def test_losses_add_up_each_with_its_weight_and_its_options(load):
+    config = load("objective: {name: ipo, average: true, plus: [{name: sft, weight: 0.5}, {name: dpo, beta: 0.3}]}")
+    assert [(t.name, t.weight, t.options) for t in config.objective.terms] == [
+        ("ipo", 1.0, {"beta": 0.1, "average": True}), ("sft", 0.5, {}), ("dpo", 1.0, {"beta": 0.3, "label_smoothing": 0.0})
+    ]  # fmt: skip
+    assert from_dict(as_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            "{name: rpo}",
+            "objective.name='rpo' means different things to different people; choose rpo_sq, rpo_bwd_kl, rpo_fwd_kl "
+            "(Nemotron-4's reward-aware preference optimization); reward_distill (Fisch's robust preference "
+            "optimization); dpo with objective.plus=[{name: sft, weight: ...}] (Liu's regularized preference optimization).",
+        ),
+        (
+            "{name: dro}",
+            "objective.name='dro' means different things to different people; choose dro_pointwise (direct reward "
+            "optimization, explicit rewards); robust_dpo (distributionally or noise-robust DPO).",
+        ),
+        (
+            "{name: slic}",
+            "objective.name='slic' means different things to different people; choose slic_hf (SLiC-HF's calibration on "
+            "log-probabilities); hinge (RSO's hinge on log-ratios).",
+        ),
+        (
+            "{name: hinge, label_smoothing: 0.1, gamma: 2}",
+            "objective.name=hinge does not read objective.label_smoothing=0.1, objective.gamma=2.0; remove it or set it to null (it reads beta).",
+        ),
+        ("{plus: [{name: sfd}]}", "objective.plus[0].name='sfd' is unknown; did you mean 'sft'?"),
+        ("{plus: [{nam: sft}]}", "unknown key objective.plus[0].nam; did you mean 'name'?"),
+        ("{plus: {name: sft}}", "objective.plus={'name': 'sft'}: expected a list, such as [{name: sft, weight: 0.5}]."),
+        ("{plus: [{name: sft, weight: -1}]}", "objective.plus[0].weight=-1.0 must be a finite number, not negative."),
+        (
+            "{plus: [{name: sft, plus: [{name: dpo}]}]}",
+            "objective.plus[0] is itself an added loss; it has neither plus nor best_goal_weight.",
+        ),
+        (
+            "{name: bradley_terry, plus: [{name: sft}]}",
+            "objective.name=bradley_terry trains a scalar head and cannot be added to other losses; remove plus.",
+        ),
+        (
+            "{name: exo_pair, label_smoothing: 0}",
+            "objective.label_smoothing=0.0 is the weight of the rejected response, whose logarithm exo_pair takes; raise it.",
+        ),
+        (
+            "{name: discopop, temperature: 1}",
+            "objective.temperature=1.0 must be below 1 for discopop, which else overflows.",
+        ),
+        ("{name: dro_pointwise, log_z0: .inf}", "objective.log_z0=inf must be a finite number."),
+        (
+            "{name: orpo, best_goal_weight: 0.1}",
+            "objective.best_goal_weight=0.1 multiplies beta, and orpo has none; use dpo or another objective with beta.",
+        ),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(refusal, objective, message):
+    assert refusal(f"objective: {objective}") == message
+
+
+def test_the_best_goals_term_needs_goals(refusal):
+    assert refusal("", "objective.best_goal_weight=0.1", "relabel.goals=[]") == (
+        "objective.best_goal_weight=0.1 asks for the highest goal, but relabel.goals=[]; name the goals or remove the weight."
     )
 
 
@@ -260,7 +336,7 @@ def changed(load):
 
 def test_a_written_configuration_reads_as_itself(load, tmp_path):
     """Breaks: config.yaml in the run directory is what export reads, and what a user starts the next run from."""
-    for config in (Config(), changed(load)):
+    for config in (load(), changed(load)):
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert load_config(tmp_path / "config.yaml") == config
         assert from_dict(as_dict(config)) == config

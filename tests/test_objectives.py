@@ -1,145 +1,442 @@
-"""Every loss: its value and gradient on numbers worked out elsewhere, its limits, and that it stays finite.
+"""Every loss: its value and gradient on numbers worked out elsewhere, the identities between losses, and that it stays finite.
 
-Case A: log pi = (-20, -25), log pi_ref = (-22, -24), so the log-ratios are (2, -1) and their difference is 3.
-Case B: log pi = (-24, -22), log pi_ref = (-22, -23), so the log-ratios are (-2, 1) and their difference is -3.
+Case A: log pi = (-20, -25), log pi_ref = (-22, -24), tokens (10, 8), rewards (8, 5): log-ratios (2, -1), difference 3.
+Case B: log pi = (-24, -22), log pi_ref = (-22, -23), tokens (12, 6), rewards (5, 4.5): log-ratios (-2, 1), difference -3.
 """
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rapo_jax.objectives import OBJECTIVES, Logps, dpo, sft
+from rapo_jax import objectives
+from rapo_jax.objectives import OBJECTIVES, Logps, log1mexp, sft
 
-CHOSEN, REJECTED = [-20.0, -24.0], [-25.0, -22.0]
-REFERENCE_CHOSEN, REFERENCE_REJECTED = [-22.0, -22.0], [-24.0, -23.0]
-NUM_TOKENS = [10, 12]
-
-
-def cases(dtype=jnp.float32, chosen=CHOSEN, rejected=REJECTED):
-    fields = (chosen, rejected, REFERENCE_CHOSEN, REFERENCE_REJECTED, NUM_TOKENS)
-    return Logps(*(jnp.asarray(field, dtype) for field in fields))
+POLICY, REFERENCE = [[-20.0, -25.0], [-24.0, -22.0]], [[-22.0, -24.0], [-22.0, -23.0]]
+NUM_TOKENS, REWARDS = [[10, 8], [12, 6]], [[8.0, 5.0], [5.0, 4.5]]
+CHOSEN_ONLY, REJECTED_ONLY = [[10, 0], [12, 0]], [[0, 8], [0, 6]]
 
 
-def gradients(loss, logps):
-    """d loss / d log pi of (chosen, rejected), group by group."""
+def group(policy, reference=None, num_tokens=None, rewards=None, dtype=jnp.float32, **others):
+    """Groups [..., C] whose other fields are neutral."""
+    policy = jnp.asarray(policy, dtype)
 
-    def total(chosen, rejected):
-        whole = Logps(chosen, rejected, logps.reference_chosen, logps.reference_rejected, logps.num_chosen_tokens)
-        return loss(whole).sum()
+    def fill(value, default):
+        return jnp.broadcast_to(jnp.asarray(default if value is None else value, dtype), policy.shape)
 
-    return jax.grad(total, argnums=(0, 1))(logps.chosen, logps.rejected)
+    zero = jnp.zeros((), dtype)
+    fields = {"prompt": jnp.zeros(policy.shape[:-1], dtype)}
+    fields |= {"divergence": zero, "progress": zero} | {k: jnp.asarray(v, dtype) for k, v in others.items()}
+    return Logps(policy, fill(reference, 0.0), fill(num_tokens, 1.0), fill(rewards, jnp.nan), **fields)
 
 
-# (options, loss of case A and B, gradient of case A by chosen and rejected), from a float64 NumPy script.
+def cases(dtype=jnp.float32, **changes):
+    fields = {
+        "policy": POLICY,
+        "reference": REFERENCE,
+        "num_tokens": NUM_TOKENS,
+        "rewards": REWARDS,
+        "prompt": [0.5, 0.5],
+    }
+    fields |= {"divergence": 0.5} | changes
+    return group(**fields, dtype=dtype)
+
+
+def slopes(loss, logps):
+    """d loss / d log pi, [..., C], group by group."""
+    return jax.grad(lambda policy: loss(replace(logps, policy=policy)).sum())(logps.policy)
+
+
+# name: (objective, options, changes of the cases, (loss of A, of B), gradient of A by chosen and rejected).
+# From a float64 NumPy script; gradients by central difference.
 GOLDEN = {
-    "dpo": ({"beta": 0.1}, (0.55435524, 0.85435524), (-0.042556, 0.042556)),
-    "dpo, the paper's beta": ({"beta": 0.01}, (0.67825968, 0.70825968), (-0.004925, 0.004925)),
-    "conservative dpo": ({"beta": 0.1, "label_smoothing": 0.3}, (0.64435524, 0.76435524), (-0.012556, 0.012556)),
-}
+    "dpo": ("dpo", {"beta": 0.1}, {}, (0.55435524, 0.85435524), (-0.042556, 0.042556)),
+    "dpo, the paper's beta": ("dpo", {}, {}, (0.67825968, 0.70825968), (-0.004925, 0.004925)),
+    "conservative dpo": ("dpo", {"beta": 0.1, "label_smoothing": 0.3}, {}, (0.64435524, 0.76435524), (-0.012556, 0.012556)),
+    "robust_dpo": ("robust_dpo", {"label_smoothing": 0.3}, {}, (0.32935524, 1.07935524), (-0.117556, 0.117556)),
+    "hinge": ("hinge", {}, {}, (0.7, 1.3), (-0.1, 0.1)),
+    "ipo": ("ipo", {}, {}, (4.0, 64.0), (-4.0, 4.0)),
+    "ipo per token": ("ipo", {"average": True}, {}, (21.855625, 28.44444444), (-0.935, 1.16875)),
+    "exo_pair": ("exo_pair", {}, {}, (2.25819919, 3.28651161), (-0.161508, 0.161508)),
+    "nca_pair": ("nca_pair", {}, {}, (1.31940663, 1.46940663), (-0.017525, 0.023751)),
+    "bco_pair": ("bco_pair", {}, {}, (1.24253553, 1.54253553), (-0.045017, 0.047502)),
+    "sppo_hard": ("sppo_hard", {}, {}, (25.0, 85.0), (-6.0, 8.0)),
+    "apo_zero": ("apo_zero", {}, {}, (0.92518682, 1.07481318), (-0.024752, 0.024938)),
+    "apo_down": ("apo_down", {}, {}, (0.97539148, 1.02460852), (0.000306, 0.024446)),
+    "discopop": ("discopop", {}, {}, (0.74035717, 0.85558044), (-0.073084, 0.073084)),
+    "sigmoid_norm": ("sigmoid_norm", {}, {}, (0.67702921, 0.70995273), (-0.004919, 0.006148)),
+    "simpo": ("simpo", {}, {}, (0.16022415, 0.05715175), (-0.029609, 0.037012)),
+    "orpo": ("orpo", {}, {}, (2.02574415, 2.01549488), (-0.102625, 0.002968)),
+    "slic_hf": ("slic_hf", {}, {}, (2.0, 5.4), (-0.1, 0.0)),
+    "cpo": ("cpo", {}, {}, (20.47407698, 24.79813887), (-1.037754, 0.037754)),
+    "cpo per token": ("cpo", {"average": True}, {}, (2.47407698, 2.79813887), (-0.137754, 0.037754)),
+    "rrhf": ("rrhf", {}, {}, (20.0, 24.0), (-1.0, 0.0)),
+    "r_dpo": ("r_dpo", {}, {}, (0.51301525, 0.69314718), (-0.040131, 0.040131)),
+    "kto, chosen": ("kto", {}, {"num_tokens": CHOSEN_ONLY}, (0.46257015, 0.56217650), (-0.024860, 0.0)),
+    "kto, rejected": ("kto", {}, {"num_tokens": REJECTED_ONLY}, (0.46257015, 0.51249740), (0.0, 0.024860)),
+    "rpo_sq": ("rpo_sq", {}, {}, (7.29, 0.64), (-0.54, 0.54)),
+    "rpo_bwd_kl": ("rpo_bwd_kl", {}, {}, (0.37771804, 0.07824573), (-0.037813, 0.037813)),
+    "rpo_fwd_kl": ("rpo_fwd_kl", {}, {}, (0.64323731, 0.07927575), (-0.066004, 0.066004)),
+    "soft_label_dpo": ("soft_label_dpo", {}, {}, (0.56858301, 0.74109304), (-0.037813, 0.037813)),
+    "reward_distill": ("reward_distill", {}, {}, (7.29, 0.64), (-0.54, 0.54)),
+    "cal_dpo, the paper": ("cal_dpo", {"beta": 0.1}, {}, (25.04858735, 88.04858735), (-6.047426, 8.047426)),
+    "cal_dpo, its code": ("cal_dpo", {"beta": 0.1, "calibration": 0.5}, {}, (12.54858735, 45.54858735), (-3.047426, 4.047426)),
+    "dpop": ("dpop", {}, {}, (0.34115387, 30.9), (-0.086715, 0.086715)),
+    "dpo_shift": ("dpo_shift", {}, {}, (0.55648609, 0.85148609), (-0.042678, 0.040544)),
+    "infonca": ("infonca", {"beta": 0.1, "temperature": 1.0}, {}, (0.56858301, 0.74109304), (-0.037813, 0.037813)),
+    "nca": ("nca", {"beta": 0.1, "temperature": 1.0}, {}, (1.32634304, 1.41136270), (-0.015390, 0.021261)),
+    "dro_pointwise, log Z0 = log 50": (
+        "dro_pointwise", {"log_z0": math.log(50)}, {}, (37.92814979, 19.15911738), (-0.735880, -0.465880)
+    ),
+    "dro_pointwise": ("dro_pointwise", {}, {}, (3.7825, 0.2225), (-0.275, -0.005)),
+    "bradley_terry": ("bradley_terry", {}, {"policy": REWARDS}, (0.04858735, 0.47407698), (-0.047426, 0.047426)),
+    "sft": ("sft", {}, {}, (2.0, 2.0), (-0.1, 0.0)),
+    "weighted_sft": ("weighted_sft", {}, {}, (2.0, 2.0), (-0.1, 0.0)),
+}  # fmt: skip
+
+
+def test_every_objective_has_golden_numbers():
+    assert {objective for objective, *_ in GOLDEN.values()} == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_dpo_has_the_golden_values_and_gradients(name):
-    """Breaks: a sign, a missing beta or swapped reference still trains, and everything downstream is wrong."""
-    options, losses, slopes = GOLDEN[name]
+def test_the_golden_values_and_gradients(name):
+    """Breaks: a sign, a missing beta or a swapped reference still trains, and everything downstream is wrong."""
+    objective, options, changes, losses, gradients = GOLDEN[name]
     with jax.enable_x64(True):
-        logps = cases(jnp.float64)
-        np.testing.assert_allclose(dpo(logps, **options), losses, rtol=0, atol=1e-8)
-        chosen, rejected = gradients(lambda x: dpo(x, **options), logps)
-        np.testing.assert_allclose([chosen[0], rejected[0]], slopes, rtol=0, atol=1e-5)
+        loss = lambda logps: OBJECTIVES[objective].loss(logps, **options)  # noqa: E731
+        logps = cases(jnp.float64, **changes)
+        np.testing.assert_allclose(loss(logps), losses, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(slopes(loss, logps)[0], gradients, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_gradient_is_the_slope_of_the_value(name):
+    objective, options, changes, *_ = GOLDEN[name]
+    options = options | {"joint": True} if objective == "dro_pointwise" else options
     with jax.enable_x64(True):
-        options, _, _ = GOLDEN[name]
-        loss = lambda chosen: dpo(cases(jnp.float64, chosen=chosen), **options)  # noqa: E731
-        check_grads(loss, (jnp.asarray(CHOSEN, jnp.float64),), order=2)
+        logps = cases(jnp.float64, **changes)
+        loss = lambda policy: OBJECTIVES[objective].loss(replace(logps, policy=policy), **options)  # noqa: E731
+        check_grads(loss, (logps.policy,), order=1, modes=["rev"])
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("beta", [0.01, 0.1, 5.0])
-def test_where_the_policy_is_the_reference_the_loss_is_ln_2(beta, label_smoothing):
+@pytest.mark.parametrize("name", GOLDEN)
+def test_no_objective_reduces(name):
+    """Breaks: a mean inside would be taken per microbatch, and the loss would depend on how rows were packed."""
+    objective, options, changes, *_ = GOLDEN[name]
+    logps, loss = cases(**changes), OBJECTIVES[objective].loss
+    scalars = ("divergence", "progress")
+    stacked = Logps(**{k: v if k in scalars else jnp.stack([v, v, v]) for k, v in vars(logps).items()})
+    assert loss(stacked, **options).shape == (3, 2)
+    np.testing.assert_allclose(loss(stacked, **options)[1], loss(logps, **options), rtol=1e-6)
+
+
+def test_float32_is_near_float64():
+    for name, (objective, options, changes, losses, _) in GOLDEN.items():
+        got = OBJECTIVES[objective].loss(cases(**changes), **options)
+        np.testing.assert_allclose(got, losses, rtol=2e-5, err_msg=name)
+
+
+# What losses have in common, on any numbers.
+
+LOGP = st.floats(-200, -0.01)
+GROUPS = st.tuples(LOGP, LOGP, LOGP, LOGP, st.integers(1, 50), st.integers(1, 50), st.floats(-5, 5), st.floats(-5, 5))
+
+
+def any_group(numbers, **changes):
+    policy, reference, tokens, rewards = ([numbers[i], numbers[i + 1]] for i in (0, 2, 4, 6))
+    return group(policy, reference, tokens, rewards, dtype=jnp.float64, **changes)
+
+
+def same(first, second, logps, *, gradient_only=False):
+    with jax.enable_x64(True):
+        if not gradient_only:
+            np.testing.assert_allclose(first(logps), second(logps), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(slopes(first, logps), slopes(second, logps), rtol=1e-9, atol=1e-12)
+
+
+def of(name, **options):
+    return lambda logps: OBJECTIVES[name].loss(logps, **options)
+
+
+def without_reference(logps):
+    return replace(logps, reference=jnp.zeros_like(logps.reference))
+
+
+def per_token(logps):
+    return replace(without_reference(logps), policy=logps.policy / logps.num_tokens)
+
+
+EQUAL = {
+    "robust_dpo without noise is dpo": (of("robust_dpo", beta=0.1, label_smoothing=0.0), of("dpo", beta=0.1)),
+    "r_dpo that ignores length is dpo": (of("r_dpo", beta=0.1, length_weight=0.0), of("dpo", beta=0.1)),
+    "dpop without penalty is dpo": (of("dpop", beta=0.1, penalty=0.0), of("dpo", beta=0.1)),
+    "dpo_shift by 1 is dpo": (of("dpo_shift", beta=0.1, shift=1.0), of("dpo", beta=0.1)),
+    "reward distillation is rpo_sq": (of("reward_distill", beta=0.1), of("rpo_sq", beta=0.1, eta=1.0)),
+    "infonca of two is soft-label dpo": (of("infonca", beta=0.1, temperature=2.0), of("soft_label_dpo", beta=0.1, eta=0.5)),
+    "cpo without likelihood is dpo against nothing": (
+        of("cpo", beta=0.1, sft_weight=0.0), lambda logps: of("dpo", beta=0.1)(without_reference(logps))
+    ),
+    "simpo without margin is dpo of means against nothing": (
+        of("simpo", beta=0.5, gamma=0.0), lambda logps: of("dpo", beta=0.5)(per_token(logps))
+    ),
+    "cal_dpo is dpo and sppo_hard": (
+        of("cal_dpo", beta=0.1), lambda logps: of("dpo", beta=1.0)(logps) + of("sppo_hard", beta=0.1)(logps)
+    ),
+    "rrhf of two is a hinge of means and a likelihood": (
+        of("rrhf", sft_weight=0.5), lambda logps: jax.nn.relu(logps.means[..., 1] - logps.means[..., 0]) - 0.5 * logps.policy[..., 0]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EQUAL)
+@given(numbers=GROUPS)
+@settings(max_examples=30, deadline=None)
+def test_losses_that_are_the_same(name, numbers):
+    with jax.enable_x64(True):
+        logps = any_group(numbers)
+    if numbers[6] != numbers[7] or "rrhf" not in name:  # equal rewards are not compared
+        same(*EQUAL[name], logps)
+
+
+@given(numbers=GROUPS)
+@settings(max_examples=30, deadline=None)
+def test_soft_labels_and_the_backward_divergence_have_one_gradient(numbers):
+    with jax.enable_x64(True):
+        logps = any_group(numbers)
+    same(of("rpo_bwd_kl", beta=0.1), of("soft_label_dpo", beta=0.1), logps, gradient_only=True)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, o in OBJECTIVES.items() if o.needs_reference and n not in ("kto", "dro_pointwise")]
+)
+@given(numbers=GROUPS, shift=st.floats(-20, 20))
+@settings(max_examples=10, deadline=None)
+def test_a_shift_of_policy_and_reference_changes_nothing(name, numbers, shift):
+    """Breaks: what the prompt contributes to both, such as another tokenization of it, would move the loss."""
+    with jax.enable_x64(True):
+        logps = any_group(numbers)
+        moved = replace(logps, policy=logps.policy + shift, reference=logps.reference + shift)
+        np.testing.assert_allclose(of(name)(moved), of(name)(logps), rtol=1e-6, atol=1e-9)
+
+
+def test_infonca_of_rewards_far_apart_is_dpo():
+    """The temperature of the released code makes the shares of the responses 1 and 0."""
+    np.testing.assert_allclose(
+        of("infonca", beta=0.1, temperature=1e-3)(cases()), of("dpo", beta=0.1)(cases()), rtol=1e-6
+    )
+
+
+# At the first step.
+
+LN2 = math.log(2)
+FIRST = {
+    "dpo": LN2, "robust_dpo": LN2, "hinge": 1.0, "ipo": 25.0, "sigmoid_norm": LN2, "dpo_shift": LN2, "dpop": LN2,
+    "nca_pair": 2 * LN2, "bco_pair": 2 * LN2, "sppo_hard": 50.0, "apo_zero": 1.0, "apo_down": 1.0, "infonca": LN2,
+    "nca": 2 * LN2, "kto": 0.5, "discopop": 0.5 * LN2 + 0.5, "soft_label_dpo": LN2, "rpo_sq": 9.0, "reward_distill": 9.0,
+    "cal_dpo": LN2 + 2 * 500.0**2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_where_the_policy_is_the_reference(name):
     """Breaks: the first line of every run's log. Another number there means that policy and reference differ."""
-    same = jnp.asarray([-1.0, -700.0])
-    logps = Logps(same, 2 * same, same, 2 * same, jnp.ones(2))
-    np.testing.assert_allclose(dpo(logps, beta=beta, label_smoothing=label_smoothing), [math.log(2)] * 2, rtol=1e-6)
+    logps = group([-700.0, -1400.0], [-700.0, -1400.0], [10, 20], [8.0, 5.0])
+    np.testing.assert_allclose(of(name)(logps), FIRST[name], rtol=1e-6)
+
+
+def test_exo_starts_at_the_divergence_of_a_fair_coin_from_the_label():
+    start = 0.5 * math.log(0.5 / 0.999) + 0.5 * math.log(0.5 / 0.001)
+    np.testing.assert_allclose(of("exo_pair")(group([-3.0, -4.0], [-3.0, -4.0])), start, rtol=1e-6)
+
+
+# What each is known for.
 
 
 def test_conservative_dpo_is_least_where_the_margin_is_the_log_odds():
-    """log(0.7 / 0.3) = 0.8473: beyond it the gradient turns round, which is what makes it conservative."""
+    """log(0.7 / 0.3) = 0.8473: beyond it the gradient turns round, and there the loss is the entropy of the labels."""
     beta, smoothing = 0.1, 0.3
     best = math.log((1 - smoothing) / smoothing) / beta
     assert best == pytest.approx(8.472979)
     with jax.enable_x64(True):
-        difference = jnp.asarray([best - 1, best, best + 1])
-        zero = jnp.zeros(3)
-        logps = Logps(difference, zero, zero, zero, zero + 1)
-        loss = lambda x: dpo(x, beta=beta, label_smoothing=smoothing)  # noqa: E731
-        below, at, above = gradients(loss, logps)[0]
+        logps = group([[best - 1, 0], [best, 0], [best + 1, 0]], dtype=jnp.float64)
+        loss = of("dpo", beta=beta, label_smoothing=smoothing)
+        below, at, above = slopes(loss, logps)[:, 0]
         assert below < 0 < above
         assert abs(at) < 1e-12
-        assert loss(logps)[1] < min(loss(logps)[0], loss(logps)[2])
-        # ... and there it is the entropy of the labels, which no policy can beat.
-        entropy = -0.7 * math.log(0.7) - 0.3 * math.log(0.3)
-        np.testing.assert_allclose(loss(logps)[1], entropy, atol=1e-12)
+        np.testing.assert_allclose(loss(logps)[1], -0.7 * math.log(0.7) - 0.3 * math.log(0.3), atol=1e-12)
 
 
-def test_without_smoothing_conservative_dpo_is_dpo():
-    np.testing.assert_array_equal(dpo(cases(), beta=0.1, label_smoothing=0.0), dpo(cases(), beta=0.1))
+def test_r_dpo_learns_less_from_chosen_responses_that_are_longer():
+    shorter, longer = (abs(slopes(of("r_dpo"), group([-20.0, -25.0], num_tokens=n))[0]) for n in ([8, 10], [10, 8]))
+    assert longer < shorter
+
+
+def test_dpop_pulls_harder_only_where_the_chosen_response_lost_probability():
+    rose, fell = group([-20.0, -25.0], [-21.0, -25.0]), group([-20.0, -25.0], [-19.0, -25.0])
+    np.testing.assert_allclose(of("dpop")(rose), of("dpo", beta=0.3)(rose))
+    assert -slopes(of("dpop"), fell)[0] > 40 * slopes(of("dpop"), fell)[1]
+
+
+def test_dpo_shift_goes_linearly_to_its_end():
+    halfway = cases(progress=0.5)
+    np.testing.assert_allclose(
+        of("dpo_shift", shift=0.5, shift_end=1.0)(halfway), of("dpo_shift", shift=0.75)(halfway), rtol=1e-6
+    )
+
+
+def test_dro_raises_a_rejected_response_that_is_below_its_target():
+    """Rewards (8, 5), log Z0 = 50: the predicted rewards are 5.25 and 4.95, so both responses have to rise."""
+    gradient = slopes(of("dro_pointwise"), cases())[0]
+    assert (gradient < 0).all()
+    below = slopes(of("dro_pointwise", log_z0=100.0), cases())[0]  # predictions 10.25 and 9.95: both have to fall
+    assert (below > 0).all()
+
+
+def test_dro_takes_no_gradient_through_the_prompt_unless_it_is_joint():
+    gradient = lambda joint: jax.grad(lambda prompt: of("dro_pointwise", joint=joint)(cases(prompt=prompt)).sum())  # noqa: E731
+    prompt = jnp.asarray([0.5, 0.5])
+    assert gradient(False)(prompt).tolist() == [0, 0]
+    assert (gradient(True)(prompt) != 0).all()
+
+
+def test_dro_of_three_responses_is_the_mean_over_those_that_there_are():
+    three = group(
+        [[-20.0, -25.0, -7.0], [-20.0, -25.0, 0.0]], 0.0, [[10, 8, 3], [10, 8, 0]], [[8.0, 5.0, 2.0], [8.0, 5.0, 0.0]]
+    )
+    by_hand = [(r - 0.1 * (p + 50)) ** 2 for p, r in ((-20, 8), (-25, 5), (-7, 2))]
+    np.testing.assert_allclose(of("dro_pointwise")(three), [sum(by_hand) / 3, sum(by_hand[:2]) / 2], rtol=1e-6)
+
+
+def test_dro_scales_and_shifts_rewards():
+    plain = of("dro_pointwise")(cases(rewards=[[5.0, 3.5], [3.5, 3.25]]))
+    np.testing.assert_allclose(of("dro_pointwise", reward_scale=0.5, reward_shift=1.0)(cases()), plain, rtol=1e-6)
+
+
+def test_kto_of_a_pair_is_the_mean_of_its_two():
+    one, other = (of("kto")(cases(num_tokens=n)) for n in (CHOSEN_ONLY, REJECTED_ONLY))
+    np.testing.assert_allclose(of("kto")(cases()), (one + other) / 2, rtol=1e-6)
+    np.testing.assert_allclose(of("kto", desirable_weight=3.0)(cases()), (3 * one + other) / 2, rtol=1e-6)
+
+
+def test_kto_does_not_look_at_the_answer_to_another_prompt():
+    with_third = group([[-20.0, -25.0, -3.0]], [[-22.0, -24.0, -9.0]], [[10, 8, 4]], divergence=0.5)
+    np.testing.assert_allclose(of("kto")(with_third), of("kto")(cases())[:1], rtol=1e-6)
+    assert slopes(of("kto"), with_third)[0, 2] == 0
+
+
+def test_rrhf_compares_every_two_responses_and_skips_equal_rewards_and_absent_ones():
+    """Means -3, -1, -2, of which the second is overtaken by nothing it should lead: 2 + 1 (first against both) = 3."""
+    policy, tokens = [[-3.0, -1.0, -2.0]] * 3, [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
+    rewards = [[3.0, 2.0, 1.0], [3.0, 3.0, 1.0], [3.0, 2.0, 0.0]]
+    np.testing.assert_allclose(of("rrhf", sft_weight=0.0)(group(policy, 0.0, tokens, rewards)), [3.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize("name", ["infonca", "nca"])
+def test_a_response_that_a_group_lacks_changes_nothing(name):
+    """Breaks: groups of four responses in a data set of seven would share their probability with three of length zero."""
+    pair = cases()
+    padded = group(
+        jnp.pad(pair.policy, ((0, 0), (0, 2))), jnp.pad(pair.reference, ((0, 0), (0, 2))),
+        jnp.pad(pair.num_tokens, ((0, 0), (0, 2))), jnp.pad(pair.rewards, ((0, 0), (0, 2))),
+    )  # fmt: skip
+    loss = of(name, beta=0.1, temperature=1.0)
+    np.testing.assert_allclose(loss(padded), loss(pair), rtol=1e-6)
+    np.testing.assert_allclose(slopes(loss, padded), jnp.pad(slopes(loss, pair), ((0, 0), (0, 2))), atol=1e-7)
+
+
+def test_nca_counts_every_response_as_noise_once():
+    """Three responses with log-ratio 0: (1/3 + 1/3 + 1/3) ln 2 as data and ln 2 as noise."""
+    np.testing.assert_allclose(
+        of("nca", temperature=1.0)(group([-1.0] * 3, [-1.0] * 3, 5, [2.0] * 3)), 2 * LN2, rtol=1e-6
+    )
+
+
+def test_a_margin_asks_a_reward_model_for_more_and_centring_pulls_to_zero():
+    scores = cases(policy=[[3.0, 1.0], [-1.0, 1.0]])
+    np.testing.assert_allclose(of("bradley_terry")(scores), [np.log1p(np.exp(-2)), np.log1p(np.exp(2))], rtol=1e-6)
+    by_hand = [np.log1p(np.exp(-2 + 3)), np.log1p(np.exp(2 + 0.5))]
+    np.testing.assert_allclose(of("bradley_terry", margin_weight=1.0)(scores), by_hand, rtol=1e-6)
+    np.testing.assert_allclose(
+        of("bradley_terry", centre_weight=0.01)(scores) - of("bradley_terry")(scores), [0.16, 0.0], atol=1e-7
+    )
+
+
+def test_sft_knows_only_the_chosen_response():
+    np.testing.assert_allclose(slopes(sft, cases()), [[-1 / 10, 0], [-1 / 12, 0]], rtol=1e-6)
+
+
+def test_log1mexp_is_exact_on_both_sides():
+    with jax.enable_x64(True):
+        x = np.array([-1e-12, -0.1, -0.6931, -0.6932, -5.0, -800.0])
+        by_hand = [math.log(-math.expm1(v)) if v > -1 else math.log1p(-math.exp(v)) for v in x]
+        np.testing.assert_allclose(log1mexp(jnp.asarray(x)), by_hand, rtol=1e-14)
+
+
+# Odd numbers.
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-def test_extreme_log_probabilities_give_finite_losses_and_gradients(dtype, label_smoothing):
+@pytest.mark.parametrize("name", GOLDEN)
+def test_extreme_log_probabilities_give_finite_losses_and_gradients(name, dtype):
     """Breaks: log(sigmoid(x)) spelt out is -inf below x = -104 in float32: one odd pair would skip the step."""
-    logps = cases(dtype, chosen=[-1e5, -1e-3], rejected=[-1e-3, -1e5])
-    loss = lambda x: dpo(x, beta=1.0, label_smoothing=label_smoothing)  # noqa: E731
-    losses, slopes = loss(logps), gradients(loss, logps)
-    assert losses.dtype == dtype
-    assert jnp.isfinite(losses).all() and all(jnp.isfinite(slope).all() for slope in slopes)
-    np.testing.assert_allclose(losses[0].astype(float), (1 - label_smoothing) * 1e5, rtol=0.01)
-    np.testing.assert_allclose(slopes[0].astype(float), [label_smoothing - 1, label_smoothing], atol=0.01)
-
-
-def test_sft_is_the_negative_log_likelihood_per_token_and_knows_only_the_chosen_response():
-    logps = cases()
-    np.testing.assert_allclose(sft(logps), [2.0, 2.0])
-    chosen, rejected = gradients(sft, logps)
-    np.testing.assert_allclose(chosen, [-1 / 10, -1 / 12], rtol=1e-6)
-    np.testing.assert_array_equal(rejected, [0, 0])
-
-
-def test_dpo_with_a_likelihood_term_is_the_sum_of_both_losses_and_both_gradients():
-    """0.55435524 + 0.5 * 2.0 and 0.85435524 + 0.5 * 2.0; the term pulls on the chosen response alone, by 0.5 / 10."""
-    np.testing.assert_allclose(dpo(cases(), beta=0.1, sft_weight=0.5), [1.55435524, 1.85435524], rtol=1e-6)
-    chosen, rejected = gradients(lambda logps: dpo(logps, beta=0.1, sft_weight=0.5), cases())
-    np.testing.assert_allclose(chosen[0], -0.042556 - 0.05, atol=1e-5)
-    np.testing.assert_allclose(rejected[0], 0.042556, atol=1e-5)
-
-
-def test_sft_of_an_absent_group_is_zero_not_nan():
-    """Breaks: rows with fewer groups than others have slots without tokens; 0 / 0 there would poison the sum."""
-    nothing = jnp.zeros(1)
-    assert sft(Logps(nothing, nothing, nothing, nothing, nothing)).tolist() == [0.0]
+    objective, options, changes, *_ = GOLDEN[name]
+    extremes = [[-1e4, -1e-3], [-1e-3, -1e4], [-1e-30, -1e-30], [-1e4, -1e4]]
+    tokens = jnp.tile(jnp.asarray(changes.get("num_tokens", NUM_TOKENS))[:1], (4, 1))
+    logps = group(extremes, -50.0, tokens, [8.0, 5.0], dtype, prompt=jnp.zeros(4), divergence=0.5)
+    loss = of(objective, **options)
+    losses, gradient = loss(logps), slopes(loss, logps)
+    assert losses.dtype == gradient.dtype == dtype
+    assert jnp.isfinite(losses).all() and jnp.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_no_objective_reduces(name):
-    """Breaks: a mean inside would be taken per microbatch, and the loss would depend on how rows were packed."""
-    objective = OBJECTIVES[name]
-    options = {option: {"beta": 0.1, "label_smoothing": 0.2, "sft_weight": 0.5}[option] for option in objective.options}
-    logps = jax.tree.map(lambda x: jnp.stack([x, x, x]), vars(cases()))
-    stacked = objective.loss(Logps(**logps), **options)
-    assert stacked.shape == (3, 2)
-    np.testing.assert_array_equal(stacked[1], objective.loss(cases(), **options))
+def test_a_group_that_does_not_exist_gives_no_nan(name):
+    """Breaks: rows with fewer groups than others have slots without tokens; 0 / 0 there would poison the sum's gradient."""
+    nothing = group([0.0, 0.0], 0.0, 0.0, 0.0)
+    assert jnp.isfinite(of(name)(nothing)).all()
+    assert jnp.isfinite(slopes(of(name), nothing)).all()
+
+
+@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if not o.needs_rewards])
+def test_what_needs_no_rewards_does_not_read_them(name):
+    """Breaks: data without scores would train on NaN."""
+    logps = cases(rewards=jnp.nan)
+    assert jnp.isfinite(of(name)(logps)).all()
+    assert jnp.isfinite(slopes(of(name), logps)).all()
 
 
 def test_only_what_needs_a_reference_asks_for_one():
     """Breaks: a second model in memory for nothing, or zeros where the reference should be."""
-    assert {name for name, objective in OBJECTIVES.items() if objective.needs_reference} == {"dpo"}
-    assert {name: objective.num_responses for name, objective in OBJECTIVES.items()} == {"dpo": 2, "sft": 1}
+    read = {}
+    for name in OBJECTIVES:
+        logps = cases()
+        gradient = jax.grad(lambda reference: of(name)(replace(logps, reference=reference)).sum())(logps.reference)  # noqa: B023
+        read[name] = bool((gradient != 0).any())
+    assert read == {name: objective.needs_reference for name, objective in OBJECTIVES.items()}
+
+
+def test_only_what_needs_rewards_or_the_prompt_reads_them():
+    for name, objective in OBJECTIVES.items():
+        for field, needed in (("rewards", objective.needs_rewards is True), ("prompt", objective.needs_prompt)):
+            changed = cases(**{field: {"rewards": [[1.0, 7.0], [9.0, 2.0]], "prompt": [3.0, -3.0]}[field]})
+            differs = bool((of(name)(changed) != of(name)(cases())).any())
+            assert differs == needed, (name, field)
+
+
+def test_options_are_the_keyword_arguments_with_their_defaults():
+    assert OBJECTIVES["dpo"].options == {"beta": 0.01, "label_smoothing": 0.0}
+    assert OBJECTIVES["sft"].options == {}
+    assert OBJECTIVES["dpo_shift"].options == {"beta": 0.1, "shift": 0.95, "shift_end": None}
+
+
+def test_names_that_mean_several_things_are_no_ids_and_lead_to_ids():
+    for name, meanings in objectives.AMBIGUOUS.items():
+        assert name not in OBJECTIVES
+        assert all(ids.split(",")[0].split(" ")[0] in OBJECTIVES for ids in meanings)

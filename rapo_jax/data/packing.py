@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rapo_jax.batch import Batch, Shape
+from rapo_jax.batch import Batch, Scored, Shape
 from rapo_jax.errors import UserError
 
 Rows = list[list[int]]  # of one step: group indices, row by row
@@ -29,32 +29,38 @@ WORTH = 0.01  # larger microbatches are worth this share of padding more
 
 @dataclass(frozen=True)
 class Group:
-    """A tokenized prompt with its responses, the preferred one first.
+    """A tokenized prompt with its responses, the preferred one first; one that it does not have is empty.
 
-    `side` is one of the constants of rapo_jax/batch.py; `goal` and `rewards` are NaN where there are none. `row` is the
-    source's row, for messages.
+    `side` is one of the constants of rapo_jax/batch.py; `rewards` are those under the group's goal, NaN where unknown.
+    `row` is the source's row, for messages.
     """
 
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
     rewards: tuple[float, ...]
-    goal: float
     side: int
     row: int
+    weight: float = 1.0
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
 
-    @property
-    def num_scored(self) -> int:
-        return sum(map(len, self.responses))
+    def num_scored(self, scored: Scored) -> int:
+        if scored == "last":
+            return sum(len(response) > 0 for response in self.responses)
+        return sum(map(len, self.responses)) + (len(self.prompt) - 1) * (scored == "prompt_too")
 
 
 def group_lengths(groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of the prompts [G] and of the responses [G, C]."""
     prompts = np.array([len(group.prompt) for group in groups])
     return prompts, np.array([[len(response) for response in group.responses] for group in groups])
+
+
+def num_branches(groups: Sequence[Group]) -> int:
+    """The prompt and its responses: the same number for all groups of a data set."""
+    return 1 + len(groups[0].responses)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ def make_plan(
     row_length: int | None,
     rows_per_shard: int | None,
     num_row_shards: int,
+    scored: Scored = "responses",
 ) -> Plan:
     """Packs every step. Raises UserError when a group does not fit a row."""
     sizes = np.array([group.num_tokens for group in groups])
@@ -147,14 +154,15 @@ def make_plan(
         rows = pack(sizes[members].tolist(), capacity=T)
         packed.append([[int(members[item]) for item in row] for row in rows])
     most_rows, B = max(map(len, packed)), rows_per_shard * num_row_shards
-    scored = np.array([group.num_scored for group in groups])
+    num_scored = np.array([group.num_scored(scored) for group in groups])
     shape = Shape(
         M=-(-most_rows // B),
         B=B,
         T=T,
-        S=round_up(max(int(scored[row].sum()) for rows in packed for row in rows), 8),
+        S=round_up(max(int(num_scored[row].sum()) for rows in packed for row in rows), 8),
         P=max(len(row) for rows in packed for row in rows),
         C=len(groups[0].responses),
+        scored=scored,
     )
     return Plan(packed, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)))
 
@@ -206,14 +214,14 @@ def materialise(
 ) -> Batch:
     """The arrays of one step, only for the rows `mine` (of B) of each microbatch; see rapo_jax/batch.py.
 
-    Row r of the step is row r % B of microbatch r // B. `reference` are cached log-probabilities of all groups, [G, C].
+    Row r of the step is row r % B of microbatch r // B. `reference` are cached log-probabilities of all groups, [G, A].
     """
     batch = blank(shape, len(mine), num_microbatches=-(-len(rows) // shape.B))
     place = {b: i for i, b in enumerate(mine)}
     for r, members in enumerate(rows):
         m, b = divmod(r, shape.B)
         if b in place:
-            fill_row(batch, (m, place[b]), [groups[member] for member in members])
+            fill_row(batch, (m, place[b]), [groups[member] for member in members], shape.scored)
             if reference is not None:
                 batch.reference[m, place[b], : len(members)] = reference[members]
     return batch
@@ -222,21 +230,21 @@ def materialise(
 def blank(shape: Shape, num_rows: int, *, num_microbatches: int) -> Batch:
     lead = (shape.M, num_rows)
     tokens = [np.zeros((*lead, shape.T), np.int32) for _ in range(4)]
-    nothing = shape.P * (shape.C + 1)
+    nothing = shape.P * shape.A
     return Batch(
         *tokens,
         source=np.zeros((*lead, shape.S), np.int32),
         target=np.zeros((*lead, shape.S), np.int32),
         slot=np.full((*lead, shape.S), nothing, np.int32),
         side=np.full((*lead, shape.P), -1, np.int32),
-        goal=np.full((*lead, shape.P), np.nan, np.float32),
+        weight=np.zeros((*lead, shape.P), np.float32),
         reward=np.full((*lead, shape.P, shape.C), np.nan, np.float32),
-        reference=np.full((*lead, shape.P, shape.C), np.nan, np.float32),
+        reference=np.full((*lead, shape.P, shape.A), np.nan, np.float32),
         num_microbatches=np.int32(num_microbatches),
     )
 
 
-def fill_row(batch: Batch, at: tuple[int, int], groups: Sequence[Group]) -> None:
+def fill_row(batch: Batch, at: tuple[int, int], groups: Sequence[Group], scored: Scored) -> None:
     """Lays the groups out one after another in row `at` of the arrays, in place."""
     t = s = 0
     for p, group in enumerate(groups):
@@ -248,13 +256,23 @@ def fill_row(batch: Batch, at: tuple[int, int], groups: Sequence[Group]) -> None
             batch.position[at][t:end] = np.arange(position, position + len(tokens))
             batch.group[at][t:end] = p + 1
             batch.branch[at][t:end] = branch
-            if branch:
-                scored = slice(s, s + len(tokens))
-                batch.source[at][scored] = [start + length - 1, *range(t, end - 1)]
-                batch.target[at][scored] = tokens
-                batch.slot[at][scored] = p * (batch.num_responses + 1) + branch
-                s += len(tokens)
-            t = end
+            sources, targets = scored_positions(tokens, t, branch=branch, before=start + length - 1, scored=scored)
+            places = slice(s, s + len(targets))
+            batch.source[at][places], batch.target[at][places] = sources, targets
+            batch.slot[at][places] = p * (batch.num_responses + 1) + branch
+            t, s = end, places.stop
         batch.side[at][p] = group.side
-        batch.goal[at][p] = group.goal
+        batch.weight[at][p] = group.weight
         batch.reward[at][p] = group.rewards
+
+
+def scored_positions(
+    tokens: np.ndarray, start: int, *, branch: int, before: int, scored: Scored
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Which hidden states of a branch that starts at `start` predict which tokens; `before` is where its prompt ends."""
+    end = start + len(tokens)
+    if scored == "last":  # the state at the last token is what a reward model reads; it predicts nothing
+        return ([end - 1], [0]) if branch and len(tokens) else ([], [])
+    if branch == 0:
+        return (range(start, end - 1), tokens[1:]) if scored == "prompt_too" else ([], [])
+    return ([before, *range(start, end - 1)], tokens) if len(tokens) else ([], [])

@@ -4,7 +4,6 @@ Everything that was read, dropped, tied or cut is counted in the report.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,20 +12,19 @@ import grain
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE, Batch
+from rapo_jax.batch import Batch
 from rapo_jax.config import Config
 from rapo_jax.config import Source as SourceOptions
 from rapo_jax.data.chat import Placement
 from rapo_jax.data.encode import Item, encode_all
+from rapo_jax.data.groups import as_groups, fingerprint_of_groups, what_is_scored
 from rapo_jax.data.packing import Group, Plan, make_plan, materialise, sequential_steps, shuffled_steps
 from rapo_jax.data.prepare import Prepared, prepare, sources_of
-from rapo_jax.data.relabelled import Relabelled, relabel_records, responses_wanted, rewards_wanted
+from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
 from rapo_jax.data.report import report_of
 from rapo_jax.data.scaling import Scales
 from rapo_jax.data.sources import counts
 from rapo_jax.errors import UserError
-
-SIDE_CODE = {None: NO_SIDE, "chosen": CHOSEN_SIDE, "rejected": REJECTED_SIDE, "best": NO_SIDE}
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def tokenize_records(
         max_prompt_length=config.data.max_prompt_length,
         progress=progress,
     )
-    groups = [as_group(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None]
+    groups = as_groups([(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None], config)
     if not groups:
         dropped = prepared.dropped | {"ties": num_ties} | cuts.dropped
         raise UserError(
@@ -143,28 +141,6 @@ def tokenize_records(
         "cut": dataclasses.asdict(cuts),
     }
     return Dataset(groups, report, prepared.fingerprint, fingerprint_of_groups(groups), prepared.scales)
-
-
-def as_group(relabelled: Relabelled, encoded) -> Group:
-    preference = relabelled.preference
-    return Group(
-        prompt=encoded.prompt,
-        responses=encoded.responses,
-        rewards=relabelled.rewards,
-        goal=relabelled.goal,
-        side=SIDE_CODE[preference.goal_of],
-        row=relabelled.record.row,
-    )
-
-
-def fingerprint_of_groups(groups: Sequence[Group]) -> str:
-    """sha256 over all that the step will see: tokens, order, goals and rewards."""
-    digest = hashlib.sha256()
-    for group in groups:
-        for tokens in (group.prompt, *group.responses):
-            digest.update(np.int64(len(tokens)).tobytes() + tokens.tobytes())
-        digest.update(np.float64([group.goal, *group.rewards]).tobytes())
-    return digest.hexdigest()
 
 
 def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
@@ -223,6 +199,7 @@ def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config,
         row_length=config.rows.length,
         rows_per_shard=config.rows.per_shard,
         num_row_shards=num_row_shards,
+        scored=what_is_scored(config),
     )
 
 

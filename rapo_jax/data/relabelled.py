@@ -10,8 +10,7 @@ from rapo_jax.config import Config
 from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import prompt_share
 from rapo_jax.data.records import Record
-from rapo_jax.objectives import OBJECTIVES
-from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_text, level, relabel, within
+from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, level, relabel, within
 
 NAN = float("nan")
 
@@ -61,17 +60,17 @@ class Relabelled:
 
 def responses_wanted(config: Config) -> Want:
     """How many responses of a row the objective compares."""
-    return {1: "one", 2: "pair"}[OBJECTIVES[config.objective.name].num_responses]
+    return config.objective.responses
 
 
 def rewards_wanted(config: Config) -> bool:
     """Whether a row without scores is of no use."""
-    return bool(config.relabel.goals)
+    return bool(config.relabel.goals) or config.objective.needs("rewards")
 
 
 def best_goal_of(config: Config) -> Goal | None:
     """The goal of Algorithm 1's additional term; None for objectives without it."""
-    return None
+    return highest_goal(config) if config.objective.best_goal_weight else None
 
 
 def relabel_records(records: Sequence[Record], config: Config) -> tuple[list[Relabelled], int]:
@@ -129,6 +128,16 @@ def goal_rewards(record: Record, config: Config) -> Sequence[Goal] | None:
     if not names or not config.relabel.goals:
         return record.rewards
     return [tuple(each[name] for name in names) for each in record.attributes]
+
+
+def rewards_under_goal(relabelled: Relabelled, config: Config) -> tuple[float, ...]:
+    """What objectives read as rewards, in the preference's order: -(g - r)^2, or along a direction, or r without a goal."""
+    goal, rewards = relabelled.preference.goal, goal_rewards(relabelled.record, config)
+    if goal is None or rewards is None:
+        return relabelled.rewards
+    inside = lambda reward: sum(g * r for g, r in zip(goal, reward, strict=True))  # noqa: E731
+    of = inside if config.relabel.goal_kind == "directions" else lambda reward: goal_reward(goal, reward)
+    return tuple(of(rewards[index]) for index in relabelled.preference.order)
 
 
 def preferences_of(record: Record, config: Config) -> list[Preference]:

@@ -10,7 +10,6 @@ from rapo_jax.data import pipeline
 from rapo_jax.data.chat import load_tokenizer, resolve_placement
 from rapo_jax.data.packing import Group
 from rapo_jax.errors import UserError
-from rapo_jax.objectives import OBJECTIVES
 
 NUM_RECORDS = 61_000  # of UltraFeedback, binarized
 MEAN_PROMPT, GOAL_TOKENS, MEAN_RESPONSE = 185, 40, 300
@@ -43,7 +42,7 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
 def like_ultrafeedback(config: Config) -> list[Group]:
     """One group a record and goal, lognormal lengths, cut to the config's limits; the same for the same seed."""
     random, data = np.random.default_rng(0), config.data
-    num_responses = OBJECTIVES[config.objective.name].num_responses
+    num_responses = {"one": 1, "labelled": 3}.get(config.objective.responses, 2)
     num_goals = len(config.relabel.goals) or 1
 
     def lengths(mean: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -54,7 +53,7 @@ def like_ultrafeedback(config: Config) -> list[Group]:
     responses = np.minimum(lengths(MEAN_RESPONSE, (NUM_RECORDS, num_responses)), data.max_length - prompts[:, None])
     blank = np.zeros(data.max_length, np.int32)
     return [
-        Group(blank[:prompt], tuple(blank[:n] for n in each), (NAN,) * num_responses, NAN, 0, record)
+        Group(blank[:prompt], tuple(blank[:n] for n in each), (NAN,) * num_responses, 0, record)
         for record, (prompt, each) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True))
         for _ in range(num_goals)
     ]

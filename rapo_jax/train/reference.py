@@ -1,7 +1,7 @@
 """The frozen policy that the trained one is compared with: resident weights, or log-probabilities written down before.
 
 Resident weights have the dtype of the computation and are sharded like the policy's. A `Column` is one file of
-log-probabilities, [groups, responses], that is filled once and outlives runs: every epoch, restart and sweep reads it.
+log-probabilities, [groups, branches], that is filled once and outlives runs: every epoch, restart and sweep reads it.
 """
 
 import hashlib
@@ -17,13 +17,12 @@ from jax.sharding import Mesh
 from rapo_jax.config import Config
 from rapo_jax.errors import UserError
 from rapo_jax.models.spec import Spec
-from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.train.state import parameter_shardings
 
 
 def reference_is_resident(config: Config) -> bool:
     """Whether a step computes the reference's log-probabilities itself."""
-    return OBJECTIVES[config.objective.name].needs_reference and not config.reference.cache
+    return config.objective.needs("reference") and not config.reference.cache
 
 
 def frozen_copy(parameters: dict, config: Config, spec: Spec, mesh: Mesh) -> dict:
@@ -41,7 +40,7 @@ def resident_reference(parameters: dict, config: Config, spec: Spec, mesh: Mesh)
 
 
 class Column:
-    """Log-probabilities of a data set's responses in `directory`, float32 [groups, responses]; NaN where still unknown.
+    """Log-probabilities of a data set's prompts and responses in `directory`, float32 [groups, branches]; NaN where still unknown.
 
     NAME.npy holds the numbers, NAME.json what they belong to and, once complete, their checksum. Only process 0 reads and
     writes. A column that belongs to something else is refused by `open`, one that is damaged is started anew.

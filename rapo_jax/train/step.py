@@ -16,8 +16,8 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from rapo_jax.batch import LETTERS, Batch, Shape
-from rapo_jax.config import Config
+from rapo_jax.batch import BEST_SIDE, LETTERS, Batch, Shape
+from rapo_jax.config import Config, Objective
 from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
 from rapo_jax.models.attention import Layout, kernel_for
@@ -47,9 +47,9 @@ def response_logps(
     chunk: int = CHUNK,
     totals: dict | None = None,
 ) -> tuple[Array, Array]:
-    """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, C + 1].
+    """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, A].
 
-    Branch 0, the prompt, is not scored. `totals` are sums of gradients, of which the new ones are the cotangent; see
+    What is not scored has 0 of both. `totals` are sums of gradients, of which the new ones are the cotangent; see
     rapo_jax/models/accumulate.py.
     """
     layer_totals = None
@@ -95,27 +95,89 @@ def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, 
 
 
 def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
-    """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics."""
-    objective = OBJECTIVES[config.objective.name]
-    options = {name: getattr(config.objective, name) for name in objective.options}
+    """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics.
+
+    `divergence` and `progress` are those of `Logps`; without a divergence, that of these rows is taken.
+    """
     graph, forward = forward_pass(config, spec, mesh)
 
     def losses(
-        parameters: dict, reference: dict, rows: Batch, *, remat: str, totals: dict | None = None
+        parameters: dict,
+        reference: dict,
+        rows: Batch,
+        *,
+        remat: str,
+        totals: dict | None = None,
+        divergence: Array | None = None,
+        progress: Array | float = 0.0,
     ) -> tuple[Array, GroupSums]:
-        policy_BPc, num_tokens_BPc = response_logps(graph, parameters, rows, remat=remat, totals=totals, **forward)
-        reference_BPc = jnp.zeros_like(policy_BPc)
+        policy_BPA, num_tokens_BPA = response_logps(graph, parameters, rows, remat=remat, totals=totals, **forward)
+        reference_BPA = jnp.zeros_like(policy_BPA)
         if config.reference.cache:
-            exists_BP1 = rows.side[..., None] >= 0
-            reference_BPc = reference_BPc.at[..., 1:].set(jnp.where(exists_BP1, rows.reference, 0.0))
-        elif objective.needs_reference:
-            reference_BPc, _ = response_logps(graph, reference, rows, remat="none", **forward)
-        logps = as_logps(policy_BPc, jax.lax.stop_gradient(reference_BPc), num_tokens_BPc)
-        loss_BP = objective.loss(logps, **options)
-        sums = group_sums(loss_BP, logps, rows.side, beta=options.get("beta"))
-        return jnp.where(rows.side >= 0, loss_BP, 0.0).sum(), sums
+            reference_BPA = jnp.where(rows.side[..., None] >= 0, rows.reference, 0.0)
+        elif config.objective.needs("reference"):
+            reference_BPA, _ = response_logps(graph, reference, rows, remat="none", **forward)
+        logps = as_logps(rows, policy_BPA, jax.lax.stop_gradient(reference_BPA), num_tokens_BPA)
+        if config.objective.needs("divergence"):
+            divergence = mean_divergence(*divergence_sums(logps)) if divergence is None else divergence
+            logps = replace(logps, divergence=jax.lax.stop_gradient(divergence))
+        logps = replace(logps, progress=jnp.asarray(progress, jnp.float32))
+        is_best_BP, objective = rows.side == BEST_SIDE, config.objective
+        loss_BP = jnp.where(is_best_BP, best_goal_loss(objective, logps), total_loss(objective, logps)) * rows.weight
+        return jnp.where(rows.side >= 0, loss_BP, 0.0).sum(), group_sums(loss_BP, logps, rows.side, objective)
 
     return losses
+
+
+def total_loss(objective: Objective, logps: Logps) -> Array:
+    """The weighted sum of an objective's terms, group by group."""
+    return sum(term.weight * OBJECTIVES[term.name].loss(logps, **term.options) for term in objective.terms)
+
+
+def best_goal_loss(objective: Objective, logps: Logps) -> Array:
+    """-eta beta log pi(y | x, g*): what groups at the highest goal add to the loss of the preferences.
+
+    Zhang et al., 2024, algorithm 1 (eq. A.9); the groups' weights make of a batch's mean the sum of two means.
+    """
+    if not objective.best_goal_weight:
+        return jnp.zeros_like(logps.prompt)
+    return -objective.best_goal_weight * objective.options["beta"] * logps.policy[..., 0]
+
+
+def divergence_sums(logps: Logps) -> tuple[Array, Array]:
+    """The sum of the log-ratios of the groups' last responses, and their number."""
+    last = logps.present[..., -1]
+    return jnp.where(last, logps.ratios[..., -1], 0.0).sum(), last.sum().astype(jnp.float32)
+
+
+def mean_divergence(total: Array, number: Array) -> Array:
+    """max(0, mean log-ratio): KTO's estimate of the KL divergence, from responses to other prompts."""
+    return jnp.maximum(total / jnp.maximum(number, 1.0), 0.0)
+
+
+def make_divergence(
+    config: Config, spec: Spec, mesh: Mesh, shape: Shape
+) -> Callable[[dict, dict, Batch], Array | None]:
+    """(parameters, reference, batch) -> the divergence over a batch's microbatches, from a forward pass of its own.
+
+    None where no objective asks for it, and where there is one microbatch, whose own it then is.
+    """
+    graph, forward = forward_pass(config, spec, mesh)
+    if not config.objective.needs("divergence") or shape.M == 1:
+        return lambda *_: None
+
+    def divergence(parameters: dict, reference: dict, batch: Batch) -> Array:
+        def sums_of(rows: Batch) -> tuple[Array, Array]:
+            policy_BPA, num_tokens_BPA = response_logps(graph, parameters, rows, remat="none", **forward)
+            reference_BPA = jnp.where(rows.side[..., None] >= 0, rows.reference, 0.0)
+            if not config.reference.cache:
+                reference_BPA, _ = response_logps(graph, reference, rows, remat="none", **forward)
+            return divergence_sums(as_logps(rows, policy_BPA, reference_BPA, num_tokens_BPA))
+
+        add = lambda total, rows: jax.tree.map(jnp.add, total, sums_of(rows))  # noqa: E731
+        return mean_divergence(*over_microbatches(add, (jnp.float32(0), jnp.float32(0)), batch, shape))
+
+    return divergence
 
 
 def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> TrainStep:
@@ -125,14 +187,16 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
     loss or gradient is not finite leaves parameters and moments as they were and reports skipped = 1.
     """
     losses = make_losses(config, spec, mesh)
+    divergence_of = make_divergence(config, spec, mesh, shape)
     transform = direction(config.optimizer, spec)
     rate = learning_rate(config.optimizer, num_steps=num_steps)
 
     def train(state: State, reference: dict, batch: Batch) -> tuple[State, dict[str, Array]]:
         num_groups = (batch.side >= 0).sum().astype(jnp.float32)
+        whole = {"divergence": divergence_of(state.parameters, reference, batch), "progress": state.step / num_steps}
 
         def loss(parameters: dict, totals: dict | None, rows: Batch) -> tuple[Array, GroupSums]:
-            total, sums = losses(parameters, reference, rows, remat=config.model.remat, totals=totals)
+            total, sums = losses(parameters, reference, rows, remat=config.model.remat, totals=totals, **whole)
             return total / num_groups, sums
 
         def add_gradients(totals: tuple[dict, GroupSums], rows: Batch) -> tuple[dict, GroupSums]:
@@ -170,10 +234,13 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
 def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> EvaluateStep:
     """The metrics of a batch as sums over its groups, so that batches of any number of groups add up exactly."""
     losses = make_losses(config, spec, mesh)
+    divergence_of = make_divergence(config, spec, mesh, shape)
 
     def evaluate(parameters: dict, reference: dict, batch: Batch) -> GroupSums:
+        divergence = divergence_of(parameters, reference, batch)
+
         def sums_of(rows: Batch) -> GroupSums:
-            return losses(parameters, reference, rows, remat="none")[1]
+            return losses(parameters, reference, rows, remat="none", divergence=divergence)[1]
 
         add = lambda total, rows: jax.tree.map(jnp.add, total, sums_of(rows))  # noqa: E731
         return over_microbatches(add, zeros_of(lambda: sums_of(microbatch(batch, 0))), batch, shape)
@@ -192,22 +259,23 @@ def make_logps_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Cal
     graph, forward = forward_pass(config, spec, mesh)
 
     def logps(parameters: dict, batch: Batch) -> Array:
-        return response_logps(graph, parameters, microbatch(batch, 0), remat="none", **forward)[0][..., 1:]
+        return response_logps(graph, parameters, microbatch(batch, 0), remat="none", **forward)[0]
 
     shardings = (parameter_shardings(spec, mesh), batch_shardings(mesh, shape))
     return jax.jit(logps, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
-def as_logps(policy_BPc: Array, reference_BPc: Array, num_tokens_BPc: Array) -> Logps:
-    """Branch 1 is the chosen response; branch 2 the rejected one, where there is one."""
-    paired = policy_BPc.shape[-1] > 2
-    second = lambda x: x[..., 2] if paired else jnp.zeros_like(x[..., 1])  # noqa: E731
+def as_logps(rows: Batch, policy_BPA: Array, reference_BPA: Array, num_tokens_BPA: Array) -> Logps:
+    """What objectives read; rewards of responses that a group does not have are 0, which no gradient can turn into NaN."""
+    present_BPC = num_tokens_BPA[..., 1:] > 0
     return Logps(
-        chosen=policy_BPc[..., 1],
-        rejected=second(policy_BPc),
-        reference_chosen=reference_BPc[..., 1],
-        reference_rejected=second(reference_BPc),
-        num_chosen_tokens=num_tokens_BPc[..., 1],
+        policy=policy_BPA[..., 1:],
+        reference=reference_BPA[..., 1:],
+        num_tokens=num_tokens_BPA[..., 1:],
+        rewards=jnp.where(present_BPC, rows.reward, 0.0),
+        prompt=policy_BPA[..., 0] - reference_BPA[..., 0],
+        divergence=jnp.float32(0),
+        progress=jnp.float32(0),
     )
 
 
@@ -233,7 +301,7 @@ ROW_ARRAYS = [field.name for field in fields(Batch) if field.name != "num_microb
 
 def batch_shardings(mesh: Mesh, shape: Shape) -> Batch:
     """A Batch of NamedShardings: rows over (data, fsdp), all else whole."""
-    sizes = {letter: getattr(shape, letter) for letter in "MBTSPC"}
+    sizes = {letter: getattr(shape, letter) for letter in "MBTSPCA"}
     return Batch(
         **{name: sharding(mesh, letters, tuple(sizes[c] for c in letters)) for name, letters in LETTERS.items()}
     )

@@ -85,7 +85,7 @@ def random_groups(point: Point) -> list[Group]:
     response = (point.pair_tokens - prompt) // 2
     draw = lambda length: rng.integers(0, point.vocabulary, length, dtype=np.int32)  # noqa: E731
     return [
-        Group(draw(prompt), (draw(response), draw(response)), rewards=(NAN, NAN), goal=NAN, side=0, row=row)
+        Group(draw(prompt), (draw(response), draw(response)), rewards=(NAN, NAN), side=0, row=row)
         for row in range(point.pairs)
     ]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rapo_jax.batch import LETTERS, Batch, Shape
+from rapo_jax.batch import FLOATS, LETTERS, Batch, Shape
 from rapo_jax.train.optim import direction
 from rapo_jax.train.state import abstract_parameters, abstract_state
 from rapo_jax.train.step import batch_shardings, make_train_step
@@ -23,12 +23,12 @@ def temporary_bytes(*, V: int, T: int) -> int:
     config, mesh = tiny.tiny_config(), tiny.mesh_of(1, 1, 1)
     shape = Shape(M=2, B=2, T=T, S=T, P=4, C=2)
     step = make_train_step(config, spec, mesh, shape, num_steps=10)
-    sizes = {letter: getattr(shape, letter) for letter in "MBTSPC"}
+    sizes = {letter: getattr(shape, letter) for letter in "MBTSPCA"}
     where = batch_shardings(mesh, shape)
     batch = Batch(**{
         name: jax.ShapeDtypeStruct(
             tuple(sizes[letter] for letter in letters),
-            jnp.float32 if name in ("goal", "reward") else jnp.int32,
+            jnp.float32 if name in FLOATS else jnp.int32,
             sharding=getattr(where, name),
         )
         for name, letters in LETTERS.items()

@@ -77,8 +77,7 @@ LENGTHS = np.random.default_rng(0).lognormal(6.5, 0.5, size=4000).astype(int).cl
 
 def planned(sizes, *, num_row_shards, batch_size=128, rows_per_shard=None, row_length=None):
     groups = [
-        Group(np.zeros(40, np.int32), (np.zeros(size - 40, np.int32),), (5.0,), 5.0, 1, i)
-        for i, size in enumerate(sizes)
+        Group(np.zeros(40, np.int32), (np.zeros(size - 40, np.int32),), (5.0,), 1, i) for i, size in enumerate(sizes)
     ]
     steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=len(sizes) // batch_size, seed=0)
     return make_plan(groups, steps, row_length=row_length, rows_per_shard=rows_per_shard, num_row_shards=num_row_shards)

@@ -135,7 +135,7 @@ def test_an_objective_without_a_reference_refuses_a_cache(world, tmp_path, capsy
     assert (
         runs.rapo(
             *world.train(
-                tmp_path / "run", "reference.cache=x", "objective.name=sft", "objective.beta=0.01", "relabel.goals=[]"
+                tmp_path / "run", "reference.cache=x", "objective.name=sft", "objective.beta=null", "relabel.goals=[]"
             )
         )
         == 2

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE, Batch, Shape
 from rapo_jax.config import Config, from_dict
+from rapo_jax.data.groups import what_is_scored
 from rapo_jax.data.packing import Group, Plan, make_plan, materialise, shuffled_steps
 from rapo_jax.models.decoder import abstract_decoder, parameter_letters, plain_layout, shape_of
 from rapo_jax.models.hf import place
@@ -49,8 +50,8 @@ def random_groups(num: int, *, seed: int = 0, prompt: tuple[int, int] = (9, 30),
     tokens = lambda low, high: random.integers(0, V, random.integers(low, high)).astype(np.int32)  # noqa: E731
     groups = []
     for row in range(num):
-        side, goal = ((CHOSEN_SIDE, 8.0), (REJECTED_SIDE, 3.0))[int(random.integers(2))]
-        groups.append(Group(tokens(*prompt), (tokens(*response), tokens(*response)), (8.0, 3.0), goal, side, row))
+        side = (CHOSEN_SIDE, REJECTED_SIDE)[int(random.integers(2))]
+        groups.append(Group(tokens(*prompt), (tokens(*response), tokens(*response)), (8.0, 3.0), side, row))
     return groups
 
 
@@ -83,7 +84,7 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
 
 
 def one_group_a_row(groups: list[Group], *, row_length: int) -> tuple[list[list[int]], Shape]:
-    scored = max(group.num_scored for group in groups)
+    scored = max(group.num_scored("responses") for group in groups)
     rows = [[index] for index in range(len(groups))]
     return rows, Shape(M=1, B=len(groups), T=row_length, S=scored, P=1, C=2)
 
@@ -151,9 +152,8 @@ class Trained:
 def plan_of(groups: list[Group], config: Config, *, num_steps: int, row_length: int, num_shards: int) -> Plan:
     sizes = np.array([group.num_tokens for group in groups])
     steps = shuffled_steps(sizes, batch_size=config.train.batch_size, num_steps=num_steps, seed=config.seed)
-    return make_plan(
-        groups, steps, row_length=row_length, rows_per_shard=config.rows.per_shard, num_row_shards=num_shards
-    )
+    limits = {"row_length": row_length, "rows_per_shard": config.rows.per_shard, "num_row_shards": num_shards}
+    return make_plan(groups, steps, **limits, scored=what_is_scored(config))
 
 
 def on_mesh(parameters: dict, spec: Spec, mesh: Mesh) -> dict:

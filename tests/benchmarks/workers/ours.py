@@ -14,6 +14,7 @@ from turns import Turns, pairs, settings, worker_parser
 
 from rapo_jax.config import Config, load_config
 from rapo_jax.data import pipeline
+from rapo_jax.data.groups import fingerprint_of_groups
 from rapo_jax.data.packing import Group
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.run import cached_references, identify, precision, set_up, starting_parameters
@@ -45,14 +46,14 @@ def configuration(options: argparse.Namespace, *, num_pairs: int) -> Config:
 
 def as_group(number: int, pair: dict) -> Group:
     prompt, *responses = (np.array(pair[name], np.int32) for name in ("prompt", "chosen", "rejected"))
-    return Group(prompt, tuple(responses), rewards=(NAN, NAN), goal=NAN, side=pair["side"], row=number)
+    return Group(prompt, tuple(responses), rewards=(NAN, NAN), side=pair["side"], row=number)
 
 
 def main(options: argparse.Namespace) -> None:
     turns = Turns()
     jax.config.update("jax_num_cpu_devices", options.cpu_devices)
     groups = [as_group(number, pair) for number, pair in enumerate(pairs(options.directory))]
-    fingerprint = pipeline.fingerprint_of_groups(groups)
+    fingerprint = fingerprint_of_groups(groups)
     data = pipeline.Dataset(groups, report={}, source_fingerprint=fingerprint, fingerprint=fingerprint)
     setup = set_up(configuration(options, num_pairs=len(groups)))
     config, spec, mesh = setup.config, setup.spec, setup.mesh

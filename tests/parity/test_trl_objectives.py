@@ -1,0 +1,137 @@
+"""Every loss that TRL has is TRL's: three steps on the same rows, the same metrics, the same weights.
+
+Not compared, and why: TRL's `aot` and `aot_unpaired` sort a whole batch, so their loss is none of single pairs (not offered
+here); its `sft`, and the likelihood terms of its CPO and ORPO, are means over the tokens of a microbatch (ORPO's prompt
+included), ours are means over responses, so that packing and microbatches change nothing.
+"""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+import trl
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+from rapo_jax.data.preferences import write_preferences
+from tests.parity import trajectory
+from tests.parity.test_trl import METRICS
+
+NUM_STEPS, BATCH_SIZE = 3, 6
+EPS = 1e-4  # far above rounding errors: Adam otherwise divides noise by noise where a gradient is nearly 0
+
+# our objective section: TRL's name and settings
+CASES = {
+    "dpo": ({"name": "dpo", "beta": 0.1}, "sigmoid", {}),
+    "hinge": ({"name": "hinge"}, "hinge", {}),
+    "ipo": ({"name": "ipo", "average": True}, "ipo", {}),
+    "exo_pair": ({"name": "exo_pair", "label_smoothing": 0.01}, "exo_pair", {"label_smoothing": 0.01}),
+    "nca_pair": ({"name": "nca_pair"}, "nca_pair", {}),
+    "robust_dpo": ({"name": "robust_dpo", "label_smoothing": 0.2}, "robust", {"label_smoothing": 0.2}),
+    "bco_pair": ({"name": "bco_pair"}, "bco_pair", {}),
+    "sppo_hard": ({"name": "sppo_hard"}, "sppo_hard", {}),
+    "apo_zero": ({"name": "apo_zero"}, "apo_zero", {}),
+    "apo_down": ({"name": "apo_down"}, "apo_down", {}),
+    "discopop": ({"name": "discopop"}, "discopop", {"discopop_tau": 0.05}),
+    "sigmoid_norm": ({"name": "sigmoid_norm"}, "sigmoid_norm", {}),
+}
+REFERENCE_FREE = {
+    "simpo": (
+        {"name": "simpo", "beta": 2.0, "gamma": 0.5},
+        "simpo",
+        {"beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0},
+    ),
+    "cpo": ({"name": "cpo", "sft_weight": 0.0}, "sigmoid", {"beta": 0.1, "cpo_alpha": 0.0}),
+}
+
+
+def plain(directory):
+    return {
+        "output_dir": str(directory), "per_device_train_batch_size": BATCH_SIZE, "num_train_epochs": 1, "bf16": False,
+        "gradient_checkpointing": False, "use_cpu": True, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "disable_tqdm": True, "learning_rate": 1e-3, "warmup_steps": 0, "lr_scheduler_type": "constant",
+        "weight_decay": 0.0, "max_grad_norm": 0.0, "max_length": None, "adam_epsilon": EPS,
+    }  # fmt: skip
+
+
+def in_order(trainer_class):
+    """A trainer that sees the rows in the order of its data set."""
+
+    class InOrder(trainer_class):
+        def _get_train_sampler(self, *arguments):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    return InOrder
+
+
+def our_run(tmp_path, section, **data):
+    tree = {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"path": str(trajectory.write_model(tmp_path / "model", "llama")), "dtype": "float32"},
+        "data": {"path": str(trajectory.write_rows(tmp_path / "rows.jsonl", 9))} | data,
+        "objective": section,
+        "optimizer": {"learning_rate": 1e-3, "eps": EPS, "schedule": "constant", "warmup_ratio": 0.0},
+        "train": {"batch_size": BATCH_SIZE, "max_steps": NUM_STEPS},
+        "rows": {"length": 512, "per_shard": 4},
+    }
+    ours = trajectory.run(tree)
+    write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", placement=ours.setup.placement)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert len(rows) == len(ours.groups), "group i must come from line i"
+    return ours, [rows[member] for step in ours.steps for member in step]
+
+
+def load(model_dir):
+    return transformers.AutoModelForCausalLM.from_pretrained(model_dir, attn_implementation="eager")
+
+
+def assert_same_run(ours, trainer, metrics, *, size=1.0):
+    """`size` is how much larger losses and gradients are than those of the sigmoid family."""
+    trainer.train()
+    theirs = [step for step in trainer.state.log_history if "loss" in step]
+    assert len(theirs) == NUM_STEPS
+    for metric in metrics:
+        start = 1 if metric == "rewards/accuracies" else 0  # margins are 0 up to rounding until the first update
+        mine, expected = ([step[metric] for step in steps[start:]] for steps in (ours.metrics, theirs))
+        tolerance = dict(trajectory.TOLERANCES.get(metric, {"rtol": 1e-6}))
+        tolerance["atol"] = tolerance.get("atol", 0) * size
+        np.testing.assert_allclose(mine, expected, **tolerance, err_msg=metric)
+    for name, tensor in trainer.model.named_parameters():
+        np.testing.assert_allclose(ours.weights[name], tensor.detach().numpy(), rtol=1e-5, atol=5e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # other people's
+@pytest.mark.parametrize("case", CASES)
+def test_losses_with_a_reference_are_those_of_trl(case, tmp_path):
+    """If this fails, an objective under TRL's name trains another model here than there."""
+    section, name, options = CASES[case]
+    ours, rows = our_run(tmp_path, section)
+    trainer = in_order(trl.DPOTrainer)(
+        model=load(ours.setup.model_dir),
+        ref_model=load(ours.setup.model_dir),
+        args=trl.DPOConfig(**plain(tmp_path / "trl"), loss_type=[name], beta=0.1, **options),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=transformers.AutoTokenizer.from_pretrained(ours.setup.model_dir),
+    )
+    assert_same_run(ours, trainer, METRICS, size=10.0 if case in ("sppo_hard", "ipo") else 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", REFERENCE_FREE)
+def test_losses_without_a_reference_are_those_of_trl(case, tmp_path):
+    section, name, options = REFERENCE_FREE[case]
+    ours, rows = our_run(tmp_path, section)
+    settings = plain(tmp_path / "trl") | {"max_length": 2048}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(ours.setup.model_dir)
+    tokenizer.pad_token = tokenizer.eos_token = "<|eot|>"  # TRL would add another end after the turn's
+    trainer = in_order(CPOTrainer)(
+        model=load(ours.setup.model_dir),
+        args=CPOConfig(**settings, loss_type=name, **options),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    assert_same_run(ours, trainer, ("loss", "grad_norm"))
