@@ -32,7 +32,7 @@ def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> lis
     order = list(range(len(record.responses)))
     if not record.ranked:
         order.sort(key=lambda index: -scores(record)[index])
-    if want == "all":
+    if want in ("all", "any"):
         return [pick(record, order)]
     chosen, *others = order
     if pairs == "best_worst":

@@ -77,7 +77,7 @@ def _bodies(relabelled: Relabelled, want: str) -> list[dict[str, Any]]:
     scored = relabelled.record.rewards is not None
     rewards = [reward if scored else None for reward in relabelled.rewards]
     answers = [[{"role": "assistant", "content": response}] for response in relabelled.responses]
-    if want == "all":
+    if want in ("all", "any"):
         return [{"responses": list(relabelled.responses), "rewards": rewards if scored else None}]
     if want == "labelled":
         triples = zip(answers, relabelled.labels, rewards, strict=True)

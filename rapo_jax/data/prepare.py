@@ -15,7 +15,7 @@ from typing import Literal
 from rapo_jax import config as settings
 from rapo_jax.config import Config
 from rapo_jax.data import mixture
-from rapo_jax.data.columns import Want
+from rapo_jax.data.columns import FOR_GOALS, Want
 from rapo_jax.data.pairs import fine_grained_agree, reduce_record
 from rapo_jax.data.records import Record
 from rapo_jax.data.rewards import CONSTANT, read_scores, told, with_constants, with_scores
@@ -131,6 +131,7 @@ def read_source(config: Config, source: settings.Source, *, option: str, want: W
         split=source.split,
         columns=source.columns,
         scores_required=scores_required and not elsewhere and not config.relabel.attributes,
+        scores_for=FOR_GOALS if config.relabel.goals else for_objective(config),
         want="each" if data.pairs == "each" and want == "one" else want,
         schema=source.schema,
         bad_rows=data.bad_rows,
@@ -160,6 +161,10 @@ def read_source(config: Config, source: settings.Source, *, option: str, want: W
     if not kept:
         raise UserError(f"{option}={source.path}: none of {found.num_rows} rows is left; dropped: {counts(dropped)}.")
     return replace(found, records=kept, dropped=dict(dropped), reward_source=reward_source)
+
+
+def for_objective(config: Config) -> tuple[str, str]:
+    return (f"objective.name={config.objective.name} compares scores", "or choose another objective")
 
 
 def check_source_weights(config: Config, records: Sequence[Record]) -> None:

@@ -59,8 +59,9 @@ class Relabelled:
 
 
 def responses_wanted(config: Config) -> Want:
-    """How many responses of a row the objective compares."""
-    return config.objective.responses
+    """How many responses of a row the objective compares. One that scores the prompt too (DRO) needs no second one."""
+    wanted = config.objective.responses
+    return "any" if wanted == "all" and config.objective.needs("prompt") else wanted
 
 
 def rewards_wanted(config: Config) -> bool:

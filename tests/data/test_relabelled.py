@@ -7,7 +7,7 @@ import pytest
 from rapo_jax.config import from_dict
 from rapo_jax.data import relabelled
 from rapo_jax.data.records import Message, Record
-from rapo_jax.data.relabelled import relabel_records
+from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
 
 HI = (Message("user", "Hi"),)
 PAIR = Record(1, HI, ("A", "B"), (9.0, 6.0), source="gpt4", weight=0.5)
@@ -153,3 +153,19 @@ def test_a_class_can_be_said_in_place_of_a_goal(relabel):
     options = {"goals": [], "template": "Answer as {source} would."}
     (found,) = relabel(PAIR, **options)
     assert found.goal_sentence(from_dict({"relabel": options})) == "Answer as gpt4 would."
+
+
+# What objectives want.
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "rewards"),
+    [
+        ("dpo", "pair", False), ("sft", "one", False), ("kto", "labelled", False), ("nca", "all", True),
+        ("rrhf", "all", False), ("dro_pointwise", "any", True),
+    ],
+)  # fmt: skip
+def test_an_objective_says_what_it_wants_of_a_row(name, wanted, rewards):
+    config = from_dict({"objective": {"name": name}, "relabel": {"goals": []}})
+    assert responses_wanted(config) == wanted
+    assert rewards_wanted(config) == rewards
