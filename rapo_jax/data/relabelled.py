@@ -92,7 +92,7 @@ def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
     """Of a pair, what is preferred under a goal is desirable; data.pairs=each tells it of each response by itself.
 
     A single desirable response is desirable at its own reward; an undesirable one is so at its own, and undesirable at
-    the highest. Without goals the source's labels stand.
+    the highest (where these are one it says nothing). Without goals the source's labels stand.
     """
     if len(record.responses) > 1:
         pairs = [Relabelled(record, p, (True, False)[: len(p.order)]) for p in preferences_of(record, config)]
@@ -100,6 +100,8 @@ def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
     goals, (label,) = config.relabel.goals, record.labels or (True,)
     if not goals:
         return [Relabelled(record, Preference(goal=None, goal_of=None, order=(0,)), (label,))]
+    if is_tie(record, config):
+        return []
     (own,) = goal_rewards(record, config)
     told = {"chosen": (own, True) if label else (highest_goal(config), False), "rejected": (own, True)}
     sides = [side for side in goals if side == "chosen" or not label]
@@ -174,8 +176,11 @@ def rejected_goals(config: Config) -> tuple[float, float]:
 
 
 def is_tie(record: Record, config: Config) -> bool:
-    """Whether the rewards, or what goals are made of in their place, are the same for all of several responses."""
+    """Whether the rewards, or what goals are made of in their place, are the same for all of several responses, or, for a
+    single undesirable one, the highest."""
     rewards = goal_rewards(record, config)
+    if rewards is not None and record.labels == (False,) and config.relabel.goals:
+        return rewards[0] == highest_goal(config)
     directed = config.relabel.goals and config.relabel.goal_kind == "directions"
     if rewards is None or len(rewards) < 2:
         return False

@@ -101,6 +101,13 @@ def test_a_single_undesirable_response_is_wrong_at_the_highest_goal_and_right_at
     assert relabel(good, "labelled", goals=["rejected"]) == []
 
 
+def test_an_undesirable_response_of_the_highest_reward_contradicts_itself(relabel):
+    """Breaks: one response right and wrong under one goal."""
+    bad = Record(1, HI, ("A",), (10.0,), labels=(False,))
+    assert relabel(bad, "labelled") == []
+    assert relabel_records([bad], from_dict({"objective": {"name": "kto"}})) == ([], 1)
+
+
 # Several attributes.
 
 
