@@ -454,6 +454,7 @@ def validate(config: Config) -> Config:
             f"raise the first or lower the second."
         )
     validate_data(data)
+    validate_pairs(config)
     validate_relabel(config.relabel)
     return config
 
@@ -542,6 +543,25 @@ def validate_data(data: Data) -> None:
     for name, weight in data.source_weights.items():
         if not (weight >= 0 and math.isfinite(weight)):
             raise UserError(f"data.source_weights.{name}={weight} must be a finite number, not negative.")
+
+
+# Which of data.pairs an objective can use, by how many responses it compares; the first is the default.
+PAIRS_FOR = {
+    "one": ("auto", "each"),
+    "pair": ("auto", "best_random", "best_worst", "all"),
+    "labelled": ("auto", "best_random", "best_worst", "all", "each"),
+    "all": ("auto",),
+}
+
+
+def validate_pairs(config: Config) -> None:
+    wanted, pairs = config.objective.responses, config.data.pairs
+    compared = {"one": "learns from one response", "pair": "compares two", "all": "compares all responses of a row"}
+    if pairs not in PAIRS_FOR[wanted]:
+        raise UserError(
+            f"objective.name={config.objective.name} {compared[wanted]} and has no use for data.pairs={pairs}; choose one "
+            f"of {', '.join(PAIRS_FOR[wanted])}."
+        )
 
 
 def validate_relabel(relabel: Relabel) -> None:
