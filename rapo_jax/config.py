@@ -108,6 +108,7 @@ class ScaleFit:
     fit: Literal["none", "range", "minmax", "quantile", "zscore"] = (
         "none"  # what of the rewards the ends of the scale are
     )
+    by: Literal["all", "source"] = "all"  # source: a map for each, where their scores are of different ranges
     source_min: float | None = None  # for fit: range
     source_max: float | None = None
     quantile: float = 0.01  # this and 1 - this are the ends
