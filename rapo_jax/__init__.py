@@ -10,6 +10,7 @@ Shape legend. A name like `q_BTNH` says what each dimension counts, everywhere i
     B rows   T tokens in a row   P groups in a row   C responses in a group   S scored positions in a row
     D model  N query heads  K key/value heads  H head  F feed-forward  V vocabulary  L layers
     M microbatches in an optimizer step   Z slots in a row, P * (C + 1): slot p * (C + 1) + c is branch c of group p
+    R rank of an adapter
 """
 
 __version__ = "0.1.0"

@@ -18,6 +18,7 @@ from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.relabel import SIDES, TEMPLATES, Side
 
 Remat = Literal["none", "attention", "full"]
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ class Model:
     remat: Remat = "full"  # what of a layer the backward pass recomputes: none, all but attention, or full
     attention: Literal["auto", "einsum", "tiles", "splash", "tokamax", "cudnn"] = "auto"  # the kernel
     random_init: bool = False  # start from random weights: model.path then needs no safetensors
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank adapters of frozen weights in place of the weights; the reference is what lies under them."""
+
+    rank: int | None = None  # None = train the weights
+    alpha: float | None = None  # what adapters add is scaled by alpha / rank; None = 2 * rank
+    targets: tuple[str, ...] = LORA_TARGETS  # the matrices that have one
+    rslora: bool = False  # scaled by alpha / sqrt(rank) instead
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,7 @@ class Config:
     run_dir: str = ""
     seed: int = 0
     model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     relabel: Relabel = field(default_factory=Relabel)
     objective: Objective = field(default_factory=Objective)
@@ -207,7 +219,8 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{name}={value!r}: expected a list, such as [{', '.join(typing.get_args(options[0]))}].")
+            example = ", ".join(typing.get_args(options[0])) or "a, b"
+            raise UserError(f"{name}={value!r}: expected a list, such as [{example}].")
         return tuple(convert(item, options[0], name=name) for item in value)
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
@@ -270,6 +283,8 @@ def validate(config: Config) -> Config:
             "rows.length": config.rows.length,
             "rows.per_shard": config.rows.per_shard,
             "optimizer.max_grad_norm": optimizer.max_grad_norm,
+            "lora.rank": config.lora.rank,
+            "lora.alpha": config.lora.alpha,
         }.items()
         if value is not None
     }
@@ -298,6 +313,7 @@ def validate(config: Config) -> Config:
             f"data.max_length={data.max_length} must exceed data.max_prompt_length={data.max_prompt_length}; "
             f"raise the first or lower the second."
         )
+    validate_lora(config.lora)
     template = config.relabel.template
     if template not in TEMPLATES and "{goal}" not in template:
         raise UserError(
@@ -305,6 +321,24 @@ def validate(config: Config) -> Config:
             f"{', '.join(TEMPLATES)}."
         )
     return config
+
+
+def validate_lora(lora: Lora) -> None:
+    unread = [
+        f"lora.{option.name}={getattr(lora, option.name)}"
+        for option in dataclasses.fields(lora)[1:]
+        if lora.rank is None and getattr(lora, option.name) != option.default
+    ]
+    if unread:
+        raise UserError(f"{', '.join(unread)} without lora.rank does nothing; set lora.rank, such as 16, or remove it.")
+    for target in lora.targets:
+        if target not in LORA_TARGETS:
+            raise UserError(
+                f"lora.targets: {target!r} is not one of {', '.join(LORA_TARGETS)}; "
+                f"{nearest(target.removesuffix('_proj'), list(LORA_TARGETS))}"
+            )
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        raise UserError(f"lora.targets=[{', '.join(lora.targets)}] must name at least one matrix, and each once.")
 
 
 def as_dict(config: Any) -> dict:

@@ -22,13 +22,14 @@ from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
 from rapo_jax.models.attention import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder
+from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.spec import Spec
 from rapo_jax.objectives import OBJECTIVES, Logps
 from rapo_jax.parallel import compiler_options, replicated, sharding
 from rapo_jax.train.metrics import GroupSums, group_sums
 from rapo_jax.train.optim import clip, direction, learning_rate
-from rapo_jax.train.reference import reference_is_resident
-from rapo_jax.train.state import State, parameter_shardings, state_shardings
+from rapo_jax.train.reference import weights_are_resident
+from rapo_jax.train.state import State, parameter_shardings, state_shardings, trained_shardings
 
 TrainStep = Callable[[State, dict, Batch], tuple[State, dict[str, Array]]]
 EvaluateStep = Callable[[dict, dict, Batch], GroupSums]
@@ -95,21 +96,27 @@ def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, 
 
 
 def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
-    """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics."""
+    """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics.
+
+    With LoRA the parameters are adapters over the reference, which is the policy without them.
+    """
     objective = OBJECTIVES[config.objective.name]
     options = {name: getattr(config.objective, name) for name in objective.options}
     graph, forward = forward_pass(config, spec, mesh)
+    reference_graph, _ = abstract_decoder(spec.base)
 
     def losses(
         parameters: dict, reference: dict, rows: Batch, *, remat: str, totals: dict | None = None
     ) -> tuple[Array, GroupSums]:
+        if spec.lora is not None:
+            parameters = with_adapters(reference, parameters)
         policy_BPc, num_tokens_BPc = response_logps(graph, parameters, rows, remat=remat, totals=totals, **forward)
         reference_BPc = jnp.zeros_like(policy_BPc)
         if config.reference.cache:
             exists_BP1 = rows.side[..., None] >= 0
             reference_BPc = reference_BPc.at[..., 1:].set(jnp.where(exists_BP1, rows.reference, 0.0))
         elif objective.needs_reference:
-            reference_BPc, _ = response_logps(graph, reference, rows, remat="none", **forward)
+            reference_BPc, _ = response_logps(reference_graph, reference, rows, remat="none", **forward)
         logps = as_logps(policy_BPc, jax.lax.stop_gradient(reference_BPc), num_tokens_BPc)
         loss_BP = objective.loss(logps, **options)
         sums = group_sums(loss_BP, logps, rows.side, beta=options.get("beta"))
@@ -121,8 +128,9 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
 def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> TrainStep:
     """The optimizer step of a run, jitted with explicit shardings; it consumes its state.
 
-    `num_steps` is the length of the learning rate schedule. `reference` is {} for objectives that need none. A step whose
-    loss or gradient is not finite leaves parameters and moments as they were and reports skipped = 1.
+    `num_steps` is the length of the learning rate schedule. `reference` is {} for objectives that need none; with LoRA it
+    is what lies under the adapters, whatever the objective. A step whose loss or gradient is not finite leaves parameters
+    and moments as they were and reports skipped = 1.
     """
     losses = make_losses(config, spec, mesh)
     transform = direction(config.optimizer, spec)
@@ -137,7 +145,7 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
 
         def add_gradients(totals: tuple[dict, GroupSums], rows: Batch) -> tuple[dict, GroupSums]:
             gradients, sums = totals
-            if config.model.remat == "full":  # layers are differentiated one by one, and join the total so
+            if config.model.remat == "full" and spec.lora is None:  # layers are differentiated one by one, and join so
                 gradients, new_sums = jax.grad(loss, argnums=1, has_aux=True)(state.parameters, gradients, rows)
             else:
                 new, new_sums = jax.grad(loss, has_aux=True)(state.parameters, None, rows)
@@ -178,18 +186,18 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
         add = lambda total, rows: jax.tree.map(jnp.add, total, sums_of(rows))  # noqa: E731
         return over_microbatches(add, zeros_of(lambda: sums_of(microbatch(batch, 0))), batch, shape)
 
-    weights, reference = parameter_shardings(spec, mesh), reference_shardings(config, spec, mesh)
+    weights, reference = trained_shardings(spec, mesh), reference_shardings(config, spec, mesh)
     shardings = (weights, reference, batch_shardings(mesh, shape))
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
 def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
-    return parameter_shardings(spec, mesh) if reference_is_resident(config) else {}
+    return parameter_shardings(spec, mesh) if weights_are_resident(config) else {}
 
 
 def make_logps_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Callable[[dict, Batch], Array]:
-    """(parameters, batch of one microbatch) -> summed log-probability of every response, float32 [B, P, C]."""
-    graph, forward = forward_pass(config, spec, mesh)
+    """(weights, batch of one microbatch) -> summed log-probability of every response without adapters, float32 [B, P, C]."""
+    graph, forward = forward_pass(config, spec.base, mesh)
 
     def logps(parameters: dict, batch: Batch) -> Array:
         return response_logps(graph, parameters, microbatch(batch, 0), remat="none", **forward)[0][..., 1:]
