@@ -66,7 +66,7 @@ def test_steps_from_the_same_adapters_are_those_of_peft(family, lora, tmp_path):
     recipe = Recipe(beta=0.1, learning_rate=1e-2, schedule="linear", weight_decay=0.1)
     theirs = torch_dpo.train(model, their_steps(ours), recipe)
     assert ours.metrics[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
-    assert theirs[-1]["loss"] < 0.68, "the adapters must have learnt something for agreement to say anything"
+    assert abs(theirs[-1]["rewards/margins"]) > 1e-3, "the adapters must show for agreement to say anything"
     assert_same_metrics(ours.metrics, theirs)
     expected = {n.replace(".default", ""): p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
     assert ours.weights.keys() == expected.keys()
