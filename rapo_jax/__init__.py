@@ -10,7 +10,7 @@ Shape legend. A name like `q_BTNH` says what each dimension counts, everywhere i
     B rows   T tokens in a row   P groups in a row   C responses in a group   S scored positions in a row
     D model  N query heads  K key/value heads  H head  F feed-forward  V vocabulary  L layers
     M microbatches in an optimizer step   A branches of a group: its prompt, branch 0, and C responses
-    Z slots in a row, P * A: slot p * A + c is branch c of group p
+    Z slots in a row, P * A: slot p * A + c is branch c of group p   R rank of an adapter
 """
 
 __version__ = "0.1.0"

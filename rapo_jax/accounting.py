@@ -17,6 +17,12 @@ counts once, although every response sees it, and padding counts nothing.
   forward once, backward twice as much; the reference's forward once where it is computed in the step, nothing where its
   log-probabilities are cached. Norms, rotations, softmax and the optimizer are not counted (below 1 %).
 
+  LoRA: frozen matrices, the vocabulary's included, have a backward pass of once their forward (the gradient of their
+  input; that of the weight is asked for by nobody, and counts nothing), attention one of twice, and the adapters are
+  small matrices of their own, trained like any; the reference's pass is without them. So the same pairs/s are a lower MFU
+  than in full training: compare pairs/s across the two, MFU within each. The gradient of the first layer's input is
+  counted, as for everyone, though with LoRA nobody reads it.
+
 **MFU** (model-FLOP utilisation; Chowdhery et al., "PaLM", 2022, appendix B): useful FLOPs a second / (devices * peak).
 The reference's pass is in, recomputation (remat, the logits and scores of the backward pass) and padding are out.
 
@@ -24,10 +30,13 @@ The reference's pass is in, recomputation (remat, the logits and scores of the b
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from rapo_jax.batch import Scored
+from rapo_jax.models.decoder import shape_of
+from rapo_jax.models.lora import adapter_letters
 from rapo_jax.models.spec import Spec
 
 # Dense bfloat16 FLOP/s of one JAX device, by jax.Device.device_kind. Cloud TPU system architecture pages ("TPU v4" ...
@@ -103,14 +112,22 @@ def causal_pairs(length: np.ndarray, window: int) -> np.ndarray:
 
 
 def forward_flops(spec: Spec, work: Work) -> float:
-    """One forward pass."""
-    layers = work.tokens * spec.L * sum(layer_matmuls(spec).values())
-    return layers + work.scored * vocabulary_matmul(spec) + work.pairs * attention_matmuls(spec)
+    """One forward pass, without adapters."""
+    return weight_flops(spec, work) + work.pairs * attention_matmuls(spec)
+
+
+def weight_flops(spec: Spec, work: Work) -> float:
+    """One forward pass through the model's own matrices."""
+    return work.tokens * spec.L * sum(layer_matmuls(spec).values()) + work.scored * vocabulary_matmul(spec)
 
 
 def step_flops(spec: Spec, work: Work, *, reference: bool) -> float:
     """Forward and backward of the policy, and the reference's forward where it is computed in the step."""
-    return forward_flops(spec, work) * (4 if reference else 3)
+    forward = forward_flops(spec, work)
+    policy = 3 * forward
+    if spec.lora is not None:
+        policy += 3 * work.tokens * spec.L * sum(adapter_matmuls(spec).values()) - weight_flops(spec, work)
+    return policy + forward * reference
 
 
 def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 0) -> float:
@@ -120,11 +137,12 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     ("full"), or what follows the attention ("attention"). `scores_again` are the products of queries and keys (or values)
     that a kernel repeats because it kept no scores: 1 in a fused backward pass, 3 where two kernels share the work.
     """
-    matmuls = layer_matmuls(spec)
+    matmuls, adapters = layer_matmuls(spec), adapter_matmuls(spec)
     if not spec.gemma:  # the residual stream's next value is the next layer's input, which is kept
         matmuls["down"] = 0
+        adapters |= {name: flops for name, flops in adapter_matmuls(spec, sides="a").items() if name == "down"}
     again = {"none": (), "attention": ("o", "gate", "up", "down"), "full": tuple(matmuls)}[remat]
-    layers = work.tokens * spec.L * sum(matmuls[name] for name in again)
+    layers = work.tokens * spec.L * sum(matmuls[name] + adapters.get(name, 0.0) for name in again)
     attention = work.pairs * attention_matmuls(spec) * ((remat == "full") + scores_again / 2)
     return layers + work.scored * vocabulary_matmul(spec) + attention
 
@@ -142,6 +160,13 @@ def layer_matmuls(spec: Spec) -> dict[str, float]:
         "down": F * D,
     }
     return {name: 2.0 * number for name, number in weights.items()}
+
+
+def adapter_matmuls(spec: Spec, sides: str = "ab") -> dict[str, float]:
+    """FLOPs a token of each adapter of a layer, forward: of both its matrices, or of one."""
+    letters, targets = adapter_letters(spec), spec.lora.targets if spec.lora else ()
+    size = lambda name: sum(prod(shape_of(spec, letters[f"{name}_lora_{side}"])) for side in sides)  # noqa: E731
+    return {name: 2.0 * size(name) for name in targets}
 
 
 def vocabulary_matmul(spec: Spec) -> float:

@@ -156,16 +156,18 @@ def keep_compilations() -> None:
 
 def export(options: argparse.Namespace) -> int:
     from rapo_jax.checkpoint import Store
-    from rapo_jax.export import GoalPrompt, refuse_nonempty, write_model
+    from rapo_jax.export import GoalPrompt, refuse_no_adapters, refuse_nonempty, write_run
     from rapo_jax.run import open_run_dir, set_up
-    from rapo_jax.train.state import abstract_parameters
+    from rapo_jax.train.state import abstract_trained
 
     run_dir, out_dir = Path(options.run_dir), Path(options.out_dir)
     config = open_run_dir(run_dir)
     refuse_nonempty(out_dir)
+    if options.adapter:
+        refuse_no_adapters(config)
     setup = set_up(config)
     store = Store(run_dir, writes=False)
-    abstract = {"parameters": abstract_parameters(setup.spec, setup.mesh)}
+    abstract = {"parameters": abstract_trained(setup.spec, setup.mesh)}
     restored = store.restore(abstract, step=options.step)
     store.close()
     if restored is None:
@@ -182,7 +184,7 @@ def export(options: argparse.Namespace) -> int:
         goal_min=config.relabel.goal_min,
         attributes=config.relabel.attributes,
     )
-    difference = write_model(setup, restored.state["parameters"], out_dir, step=restored.step, goal_prompt=goal_prompt)
+    difference = write_run(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
     asks = goal_prompt.sentence(goal) or "no goal"
     print(f"{out_dir}: step {restored.step} of {run_dir}; read back, largest difference of logits {difference:.1e}")
     print(f"  its chat template asks for: {asks}")
@@ -330,6 +332,9 @@ def export_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument("run_dir", metavar="RUN_DIR")
     to.add_argument("out_dir", metavar="OUT_DIR", help="must be empty or not exist")
     to.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
+    to.add_argument(
+        "--adapter", action="store_true", help="of a LoRA run, the adapters for peft (default: merged into the model)"
+    )
     goal = to.add_mutually_exclusive_group()
     goal.add_argument(
         "--goal",
@@ -395,7 +400,8 @@ exits with 75; the same command goes on from there, also after a crash, with the
 EXPORT_MORE = """\
 Safetensors in the dtype of the starting model, config, generation config, tokenizer and model card, read back and
 compared before it says done. The exported chat template carries the goal, so that anyone who applies it gets the
-behaviour of the highest score.
+behaviour of the highest score. Of a LoRA run, the adapters are merged into the weights they were trained on, or with
+--adapter written alone, in float32, as peft reads them.
 """
 GENERATE_MORE = """\
 Greedy by default. On a directory that rapo exported, --goal replaces the goal that its chat template carries.

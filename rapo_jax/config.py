@@ -22,6 +22,7 @@ Schema = Literal[
     "auto", "pairs", "single", "labels", "lists", "numbered", "ultrafeedback", "sampled", "nectar", "helpsteer"
 ]
 Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Model:
     remat: Remat = "full"  # what of a layer the backward pass recomputes: none, all but attention, or full
     attention: Literal["auto", "einsum", "tiles", "splash", "tokamax", "cudnn"] = "auto"  # the kernel
     random_init: bool = False  # start from random weights: model.path then needs no safetensors
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank adapters of frozen weights in place of the weights; the reference is what lies under them."""
+
+    rank: int | None = None  # None = train the weights
+    alpha: float | None = None  # what adapters add is scaled by alpha / rank; None = 2 * rank
+    targets: tuple[str, ...] = LORA_TARGETS  # the matrices that have one
+    rslora: bool = False  # scaled by alpha / sqrt(rank) instead
 
 
 @dataclass(frozen=True)
@@ -82,16 +93,11 @@ class Data:
     pairs: Pairs = "auto"  # what is compared of more than two responses; auto = best_random
     rewards: str = ""  # "" = the source's own; constant; or a file of scores, .jsonl
     eval_rewards: str = ""  # of data.eval_path: "" = its own (or constant, as data.rewards); or a file of scores
-    constant_rewards: tuple[float, ...] = (
-        10.0,
-        1.0,
-    )  # of a chosen and of a rejected response, for data.rewards=constant
-    source_weights: dict[str, float] = field(default_factory=dict)  # weight in the loss by source; others have 1
+    constant_rewards: tuple[float, ...] = (10.0, 1.0)  # of chosen and of rejected ones, for data.rewards=constant
+    source_weights: dict[str, float] = field(default_factory=dict, hash=False)  # in the loss; other sources have 1
     drop_sources: tuple[str, ...] = ("truthful_qa",)  # rows that say they are from there are dropped
     drop_prompts: str = ""  # a file of questions, one a line or JSON lines; rows that ask one of them are dropped
-    score_defect: Literal["repair", "drop", "keep"] = (
-        "repair"  # UltraFeedback's 10 that should be 1: 1, no response, 10
-    )
+    score_defect: Literal["repair", "drop", "keep"] = "repair"  # UltraFeedback's 10 that should be 1
     fine_grained_agree: bool = False  # drop pairs whose rejected response has the higher mean of attributes
 
 
@@ -181,6 +187,11 @@ class Objective:
         return any(needed_by(term, what) for term in self.terms)
 
     @property
+    def is_reward_model(self) -> bool:
+        """Whether a scalar head is trained in place of a language model."""
+        return OBJECTIVES[self.name].is_reward_model
+
+    @property
     def responses(self) -> str:
         """What the data has to supply for a prompt: "one" response, a "pair", "labelled" ones or "all" of them."""
         asked = {OBJECTIVES[term.name].responses for term in self.terms}
@@ -243,6 +254,7 @@ class Config:
     run_dir: str = ""
     seed: int = 0
     model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     relabel: Relabel = field(default_factory=Relabel)
     objective: Objective = field(default_factory=Objective)
@@ -429,6 +441,8 @@ def validate(config: Config) -> Config:
             "rows.length": config.rows.length,
             "rows.per_shard": config.rows.per_shard,
             "optimizer.max_grad_norm": optimizer.max_grad_norm,
+            "lora.rank": config.lora.rank,
+            "lora.alpha": config.lora.alpha,
         }.items()
         if value is not None
     }
@@ -457,6 +471,7 @@ def validate(config: Config) -> Config:
     validate_data(data)
     validate_pairs(config)
     validate_relabel(config.relabel)
+    validate_lora(config.lora)
     return config
 
 
@@ -610,6 +625,24 @@ def validate_relabel(relabel: Relabel) -> None:
         raise UserError(f"relabel.scale.quantile={scale.quantile} must lie in [0, 0.5).")
     if not (scale.deviations > 0 and math.isfinite(scale.deviations)):
         raise UserError(f"relabel.scale.deviations={scale.deviations} must be positive and finite.")
+
+
+def validate_lora(lora: Lora) -> None:
+    unread = [
+        f"lora.{option.name}={getattr(lora, option.name)}"
+        for option in dataclasses.fields(lora)[1:]
+        if lora.rank is None and getattr(lora, option.name) != option.default
+    ]
+    if unread:
+        raise UserError(f"{', '.join(unread)} without lora.rank does nothing; set lora.rank, such as 16, or remove it.")
+    for target in lora.targets:
+        if target not in LORA_TARGETS:
+            raise UserError(
+                f"lora.targets: {target!r} is not one of {', '.join(LORA_TARGETS)}; "
+                f"{nearest(target.removesuffix('_proj'), list(LORA_TARGETS))}"
+            )
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        raise UserError(f"lora.targets=[{', '.join(lora.targets)}] must name at least one matrix, and each once.")
 
 
 def as_dict(config: Any) -> dict:

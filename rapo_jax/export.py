@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
 from rapo_jax import __version__
+from rapo_jax.checkpoint import Restored
 from rapo_jax.config import Config, to_yaml
 from rapo_jax.data.chat import bake_goal, end_of_turn
 from rapo_jax.data.goal_prompt import SIDECAR, GoalPrompt
@@ -24,14 +26,41 @@ from rapo_jax.errors import UserError
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.directory import eos_tokens, read_generation_config
 from rapo_jax.models.hf import load_parameters, save_parameters, write_text
-from rapo_jax.models.spec import Spec, read_config
+from rapo_jax.models.lora import merged, with_adapters
+from rapo_jax.models.peft import load_adapters, save_adapters
+from rapo_jax.models.spec import Spec, read_config, score_config
 from rapo_jax.relabel import format_score
-from rapo_jax.run import Setup
+from rapo_jax.run import Setup, model_identity, model_weights
 
 
 def refuse_nonempty(out_dir: Path) -> None:
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir} is not empty; nothing was written. Choose another OUT_DIR or empty it yourself.")
+
+
+def refuse_no_adapters(config: Config) -> None:
+    if config.lora.rank is None:
+        raise UserError(
+            f"{config.run_dir} trained all weights and has no adapters (lora.rank was not set); leave out --adapter."
+        )
+    if config.model.random_init:
+        raise UserError(
+            f"{config.run_dir} started from random weights (model.random_init), which no file holds for adapters to stand "
+            f"on; leave out --adapter to export the whole model."
+        )
+
+
+def write_run(setup: Setup, restored: Restored, out_dir: Path, *, goal_prompt: GoalPrompt, adapter: bool) -> float:
+    """Writes what a checkpoint trained: a model, or with `adapter` what a LoRA run adds to its model.
+
+    Returns the largest difference of logits between what was trained and what was written.
+    """
+    trained, identity = restored.state["parameters"], restored.identity
+    if adapter:
+        base = frozen_weights(setup, identity, dtype=jnp.dtype("float32"))
+        return write_adapter(setup, trained, out_dir, base=base, step=restored.step, goal_prompt=goal_prompt)
+    parameters = trained if setup.spec.lora is None else merged_weights(setup, trained, identity)
+    return write_model(setup, parameters, out_dir, step=restored.step, goal_prompt=goal_prompt)
 
 
 def write_model(setup: Setup, parameters: dict, out_dir: Path, *, step: int, goal_prompt: GoalPrompt) -> float:
@@ -46,19 +75,83 @@ def write_model(setup: Setup, parameters: dict, out_dir: Path, *, step: int, goa
     temporary.mkdir(parents=True)
     save_parameters(parameters, setup.spec, temporary, dtype=dtype)
     if jax.process_index() == 0:
-        write_tokenizer(setup, temporary, goal_prompt)
         stops = sorted({*eos_tokens(setup.model_dir, source), end_of_turn(setup.tokenizer)})
         stop = {"eos_token_id": stops[0] if len(stops) == 1 else stops}
-        write_json(temporary / "config.json", source | {"dtype": dtype.name} | stop)
+        config = source | {"dtype": dtype.name} | stop
+        if setup.spec.scored:
+            config = score_config(config, pad_token=padding_token(setup.tokenizer, stops))
+        write_json(temporary / "config.json", config)
         write_json(temporary / "generation_config.json", read_generation_config(setup.model_dir) | stop)
-        write_json(temporary / SIDECAR, {"rapo_jax": __version__, "step": step, "goal_prompt": vars(goal_prompt)})
-        write_text(temporary / "README.md", model_card(setup.config, step, goal_prompt))
+        write_companions(setup, temporary, step=step, goal_prompt=goal_prompt, card=model_card)
     difference = verify(parameters, setup.spec, temporary, dtype=dtype, mesh=setup.mesh)
+    appear(temporary, out_dir)
+    return difference
+
+
+def write_adapter(
+    setup: Setup, trained: dict, out_dir: Path, *, base: dict, step: int, goal_prompt: GoalPrompt
+) -> float:
+    """Writes adapters for peft (float32), tokenizer and model card; `base` are the frozen weights.
+
+    Returns the largest difference of logits between the adapters on these weights and the directory read back.
+    """
+    temporary = out_dir.with_name(out_dir.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_adapters(trained, setup.spec, temporary, base=setup.config.model.path)
+    if jax.process_index() == 0:
+        write_companions(setup, temporary, step=step, goal_prompt=goal_prompt, card=adapter_card)
+    written = load_adapters(temporary, setup.spec, mesh=setup.mesh)
+    both = (with_adapters(base, adapters) for adapters in (trained, written))
+    difference = largest_difference(*both, spec=setup.spec, directory=temporary)
+    appear(temporary, out_dir)
+    return difference
+
+
+def merged_weights(setup: Setup, trained: dict, identity: dict) -> dict:
+    """Float32 parameters of a LoRA run's model without adapters: the starting weights, and what the adapters add."""
+    base = frozen_weights(setup, identity, dtype=jnp.dtype("float32"))
+    return jax.jit(lambda base, trained: merged(base, trained, setup.spec), donate_argnums=0)(base, trained)
+
+
+def frozen_weights(setup: Setup, identity: dict, *, dtype: jnp.dtype) -> dict:
+    """The weights under the adapters of a checkpoint with this identity.
+
+    Raises UserError where model.path holds others by now.
+    """
+    weights = model_weights(setup, dtype=jnp.dtype(setup.config.model.dtype))
+    if model_identity(setup, weights) != identity["model"]:
+        raise UserError(
+            f"model.path={setup.config.model.path} holds other weights than those that the adapters of {setup.run_dir} "
+            f"were trained on; put back the model that the run started from. Nothing was written."
+        )
+    return weights if dtype == setup.config.model.dtype else model_weights(setup, dtype=dtype)
+
+
+def appear(temporary: Path, out_dir: Path) -> None:
     if jax.process_index() == 0:
         if out_dir.exists():
             out_dir.rmdir()
         os.replace(temporary, out_dir)
-    return difference
+
+
+def write_companions(setup: Setup, directory: Path, *, step: int, goal_prompt: GoalPrompt, card) -> None:
+    """What stands beside the weights, whole or adapters: tokenizer, goal and model card."""
+    write_tokenizer(setup, directory, goal_prompt)
+    write_json(directory / SIDECAR, {"rapo_jax": __version__, "step": step, "goal_prompt": vars(goal_prompt)})
+    write_text(directory / "README.md", card(setup.config, step, goal_prompt))
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
+    """A token that no text ends with: the tokenizer's padding, unless a turn ends with it, or another special token."""
+    known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(tokenizer.all_special_ids))
+    free = [token for token in known if token is not None and token not in stops]
+    if not free:
+        raise UserError(
+            "the tokenizer has no special token but those that end a turn, and transformers finds the end of a text by its "
+            "padding; give the starting model's tokenizer a pad_token of its own."
+        )
+    return free[0]
 
 
 def write_tokenizer(setup: Setup, directory: Path, goal_prompt: GoalPrompt) -> None:
@@ -76,16 +169,24 @@ def write_json(path: Path, content: dict) -> None:
 
 def verify(parameters: dict, spec: Spec, directory: Path, *, dtype: jnp.dtype, mesh: Mesh) -> float:
     """The largest difference of logits on random tokens; raises if what was written computes something else."""
+    written = load_parameters(directory, spec.base, mesh=mesh, dtype=dtype)
+    return largest_difference(parameters, written, spec=spec.base, directory=directory, dtype=dtype)
+
+
+def largest_difference(
+    parameters: dict, written: dict, *, spec: Spec, directory: Path, dtype: jnp.dtype = jnp.float32
+) -> float:
+    """Of logits (scores) on random tokens, weights rounded to `dtype`. RuntimeError where it is more than rounding."""
     tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, spec.V, (1, 32)))
     graph, _ = abstract_decoder(spec)
 
     @jax.jit
-    def logits(parameters: dict):
+    def outputs(parameters: dict):
         decoder = nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), parameters))
-        return decoder.logits(decoder(tokens_BT, plain_layout(tokens_BT))[0])
+        hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT))
+        return decoder.score(hidden_BTD) if spec.scored else decoder.logits(hidden_BTD)
 
-    written = load_parameters(directory, spec, mesh=mesh, dtype=dtype)
-    difference = float(jnp.abs(logits(parameters) - logits(written)).max())
+    difference = float(jnp.abs(outputs(parameters) - outputs(written)).max())
     if not difference <= 1e-5:
         raise RuntimeError(f"{directory} was written but computes other logits (difference {difference:.3g})")
     return difference
@@ -123,6 +224,20 @@ print(chat([{{"role": "user", "content": "Hello!"}}], max_new_tokens=200)[0]["ge
 ```yaml
 {without_directories(config)}```
 """
+
+
+def adapter_card(config: Config, step: int, goal_prompt: GoalPrompt) -> str:
+    """The card of adapters: that of the model, for peft."""
+    card = model_card(config, step, goal_prompt)
+    start, end = card.index("```python"), card.index("## Configuration")
+    loading = """```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("PATH_OF_THIS_DIRECTORY")
+```
+
+"""
+    return card[:start].replace("library_name: transformers", "library_name: peft") + loading + card[end:]
 
 
 def without_directories(config: Config) -> str:

@@ -25,7 +25,8 @@ OVERLAP = {
     },
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
 }
-RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+# The rank of an adapter stays whole: it is small, and both of its matrices are split on their other side already.
+RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "R": None}
 
 
 def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

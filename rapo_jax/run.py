@@ -27,17 +27,18 @@ from rapo_jax.data.groups import what_is_scored
 from rapo_jax.data.packing import Plan, group_lengths, num_branches
 from rapo_jax.data.scaling import SIDECAR
 from rapo_jax.errors import UserError
-from rapo_jax.models.decoder import parameter_letters, shape_of
+from rapo_jax.models.decoder import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.hf import load_parameters, write_text
-from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.models.lora import adapted_spec
+from rapo_jax.models.spec import Spec, read_config, spec_to_train
 from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
 from rapo_jax.reference_pass import fill
 from rapo_jax.train.journal import Journal
 from rapo_jax.train.loop import INTERRUPTED, Cost, Evaluation, Run, train
 from rapo_jax.train.optim import direction
 from rapo_jax.train.reference import Column, reference_is_resident, resident_reference
-from rapo_jax.train.state import abstract_state, first_state, random_parameters
+from rapo_jax.train.state import abstract_state, first_state, random_parameters, trainable
 from rapo_jax.train.step import make_evaluate_step, make_train_step
 
 # What may differ between a run and its resumption: it changes no update, or the fingerprints decide.
@@ -50,7 +51,7 @@ MAY_CHANGE += tuple(
 
 @dataclass(frozen=True)
 class Setup:
-    """What every verb needs of a run."""
+    """What every verb needs of a run. `spec` has the run's adapters, where it trains such."""
 
     config: Config
     run_dir: Path
@@ -65,7 +66,8 @@ def set_up(config: Config) -> Setup:
     """Resolves model, tokenizer and mesh. Raises UserError for the first thing that cannot be."""
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     model_dir = model_directory(config.model.path)
-    spec = spec_from_config(read_config(model_dir))
+    scored, said = config.objective.is_reward_model, f"model.path={config.model.path}"
+    spec = adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
     tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
     placement = resolve_placement(tokenizer, config.relabel.placement)
     return Setup(config, Path(config.run_dir), model_dir, spec, mesh, tokenizer, placement)
@@ -95,14 +97,15 @@ def train_or_resume(config: Config) -> int:
     evaluation = evaluation_of(setup, held_out, eval_column)
     store = Store(setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if held_out else 0)
     reference = resident_reference(parameters, config, setup.spec, setup.mesh)
-    parameters = None if store.steps() else parameters
+    trained = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
+    del parameters
     abstract = abstract_state(setup.spec, setup.mesh, transform)
     restored = store.restore(abstract, accept=lambda before, step: refuse_changes(before, step, identity, setup))
     if restored:
         for name in store.set_aside_after(restored.step):
             say(f"{store.directory / name} is damaged and was set aside; going on from step {restored.step}.")
-    state = restored.state if restored else first_state(parameters, setup.spec, setup.mesh, transform)
-    del parameters
+    state = restored.state if restored else first_state(trained, setup.spec, setup.mesh, transform)
+    del trained
     write_records(setup, data, held_out, plan)
     announce(setup, data, plan, restored)
     if restored and restored.step >= len(plan.steps):
@@ -168,9 +171,16 @@ def load_held_out(setup: Setup, training: pipeline.Dataset) -> pipeline.Dataset 
 
 
 def starting_parameters(setup: Setup) -> dict:
+    """The model's weights as they are trained, float32, or as they are frozen under adapters, in the computation's dtype."""
+    return model_weights(setup, dtype=jnp.dtype(setup.config.model.dtype if setup.spec.lora else "float32"))
+
+
+def model_weights(setup: Setup, *, dtype: jnp.dtype) -> dict:
+    """The weights that a run starts from."""
     if setup.config.model.random_init:
-        return random_parameters(setup.spec, setup.mesh, seed=setup.config.seed)
-    return load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh, dtype=jnp.float32)
+        weights = random_parameters(setup.spec, setup.mesh, seed=setup.config.seed)
+        return jax.tree.map(lambda x: x.astype(dtype), weights)
+    return load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh, dtype=dtype, seed=setup.config.seed)
 
 
 def cached_references(
@@ -246,12 +256,17 @@ def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> dict:
     """What a checkpoint of this run belongs to: hashes of model, tokenizer and data, and the settings."""
     tokenizer = setup.tokenizer.backend_tokenizer.to_str() + str(setup.tokenizer.chat_template)
     return {
-        "model": sha256(json.dumps([fingerprint(parameters), distinctive(setup.spec)])),
+        "model": model_identity(setup, parameters),
         "tokenizer": sha256(tokenizer),
         "data": data.source_fingerprint,
         "tokens": data.fingerprint,
         "settings": settings(setup.config),
     }
+
+
+def model_identity(setup: Setup, parameters: dict) -> str:
+    """A hash of the model that a run started from, whether its weights or adapters over them are trained."""
+    return sha256(json.dumps([fingerprint(parameters), distinctive(setup.spec.base)]))
 
 
 def distinctive(spec: Spec) -> dict:
@@ -265,7 +280,7 @@ def sha256(text: str) -> str:
 
 
 def settings(config: Config) -> dict:
-    """The configuration by dotted key, without what may change."""
+    """The configuration by dotted key, without what may change, and without `lora` where there is none."""
     leaves = {}
 
     def walk(tree: dict, where: str) -> None:
@@ -273,7 +288,8 @@ def settings(config: Config) -> dict:
             walk(value, f"{where}{key}.") if isinstance(value, dict) else leaves.update({where + key: value})
 
     walk(as_dict(config), "")
-    return {key: value for key, value in leaves.items() if not key.startswith(MAY_CHANGE)}
+    unread = MAY_CHANGE if config.lora.rank is not None else (*MAY_CHANGE, "lora.")
+    return {key: value for key, value in leaves.items() if not key.startswith(unread)}
 
 
 def refuse_changes(before: dict, step: int, identity: dict, setup: Setup) -> None:
@@ -332,7 +348,7 @@ def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restore
     report, shape, config = data.report, plan.shape, setup.config
     unit = "pairs" if shape.C == 2 else "responses"
     axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
-    size = parameter_count(setup.spec)
+    size, lora = parameter_count(setup.spec), setup.spec.lora
     dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
     goals = (
         f"goals of {' and '.join(config.relabel.goals)} in the {setup.placement} turn"
@@ -342,6 +358,11 @@ def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restore
     cut = report["cut"]["prompt_tokens_cut"] + report["cut"]["response_tokens_cut"]
     say(f"rapo_jax {__version__}, jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].device_kind} ({axes})")
     say(f"  model  {config.model.path}: {setup.spec.family}, {size:,} parameters, {config.model.dtype}")
+    if lora:
+        number = trained_count(setup.spec)
+        say(
+            f"  lora   rank {lora.rank} on {', '.join(lora.targets)}, scale {lora.scale:g}: {number:,} parameters trained"
+        )
     say(
         f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties) -> {report['groups']:,} {unit}; {goals}; {cut:,} tokens cut"
     )
@@ -356,6 +377,10 @@ def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restore
 
 def parameter_count(spec: Spec) -> int:
     return sum(prod(shape_of(spec, letters)) for letters in parameter_letters(spec).values())
+
+
+def trained_count(spec: Spec) -> int:
+    return sum(prod(shape_of(spec, letters)) for letters in trained_letters(spec).values())
 
 
 def say(text: str) -> None:

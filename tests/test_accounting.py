@@ -17,6 +17,7 @@ from rapo_jax.accounting import (
 from rapo_jax.batch import Shape
 from rapo_jax.data.packing import materialise
 from rapo_jax.models.attention import Layout, in_window, sees
+from rapo_jax.models.lora import adapted_spec
 from tests.invariants.tiny import random_groups, tiny_spec
 
 
@@ -61,6 +62,18 @@ def test_a_step_is_a_forward_two_backward_and_the_references_forward():
     forward = forward_flops(spec, work)
     assert step_flops(spec, work, reference=True) == 4 * forward
     assert step_flops(spec, work, reference=False) == 3 * forward
+
+
+def test_frozen_matrices_have_no_weight_gradient_and_adapters_do():
+    """Breaks: MFU of a LoRA run counts work that nobody does."""
+    spec, work = tiny_spec("llama3"), Work(tokens=10, scored=6, pairs=90)
+    adapted = adapted_spec(spec, rank=3, alpha=None, targets=["q", "down"], rslora=False)
+    attention = 90 * 4 * spec.N * spec.H
+    weights = forward_flops(spec, work) - attention
+    adapters = 10 * spec.L * 2 * 3 * (spec.D + spec.N * spec.H + spec.F + spec.D)
+    assert forward_flops(adapted, work) == forward_flops(spec, work), "the reference has no adapters"
+    assert step_flops(adapted, work, reference=False) == 2 * weights + 3 * attention + 3 * adapters
+    assert step_flops(adapted, work, reference=True) == 3 * weights + 4 * attention + 3 * adapters
 
 
 @pytest.mark.parametrize("family", ["llama3", "gemma2"])

@@ -106,6 +106,11 @@ def test_a_command_that_is_none_is_answered_with_how_to_write_it(capsys, argumen
             "relabel.template='Be good.' has no {goal}; write one with {goal} or name one of: paper, released_code.",
         ),
         (
+            "lora.rank=12",
+            "lora.rank=12 exceeds the smaller dimension of k (16 x 8), v (16 x 8); lower lora.rank to 8 or less, or take "
+            "them out of lora.targets.",
+        ),
+        (
             "mesh.tensor=7",
             "mesh.data=1, mesh.fsdp=-1, mesh.tensor=7 cannot use 8 device(s): the product of the sizes must equal the "
             "number of devices; change one of them, or set one to -1 (all remaining devices).",
@@ -410,6 +415,14 @@ def test_an_export_of_what_is_no_run_says_so(world, run, place, refused):
 @pytest.mark.slow
 def test_an_export_of_a_step_that_is_not_there_lists_those_that_are(run, place, refused):
     assert refused("export", run, "out", "--step", "7") == (f"{run / 'checkpoints'} has no step 7; it has: 2.")
+    assert not any(place.iterdir())
+
+
+@pytest.mark.slow
+def test_adapters_of_a_run_without_any_are_not_exported(run, place, refused):
+    assert refused("export", run, "out", "--adapter") == (
+        f"{run} trained all weights and has no adapters (lora.rank was not set); leave out --adapter."
+    )
     assert not any(place.iterdir())
 
 

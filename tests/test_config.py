@@ -118,7 +118,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(refusal, override, message
 def test_a_key_that_is_not_a_text_is_unknown_too(refusal):
     assert (
         refusal("5: 3")
-        == "unknown key 5; known: data, mesh, model, objective, optimizer, reference, relabel, rows, run_dir, seed, train"
+        == "unknown key 5; known: data, lora, mesh, model, objective, optimizer, reference, relabel, rows, run_dir, seed, train"
     )
 
 
@@ -168,6 +168,18 @@ def test_a_value_has_no_keys_of_its_own(refusal):
         (["optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1 must be a finite number, not negative."),
         (["optimizer.warmup_ratio=1.5"], "optimizer.warmup_ratio=1.5 must lie in [0, 1]."),
         (["optimizer.b1=1"], "optimizer.b1=1.0 must lie in [0, 1)."),
+        (["lora.rank=0"], "lora.rank=0 must be positive and finite."),
+        (["lora.rank=8", "lora.alpha=-1"], "lora.alpha=-1.0 must be positive and finite."),
+        (["lora.alpha=32"], "lora.alpha=32.0 without lora.rank does nothing; set lora.rank, such as 16, or remove it."),
+        (
+            ["lora.rank=8", "lora.targets=[q_proj]"],
+            "lora.targets: 'q_proj' is not one of q, k, v, o, gate, up, down; did you mean 'q'?",
+        ),
+        (
+            ["lora.rank=8", "lora.targets=[q, q]"],
+            "lora.targets=[q, q] must name at least one matrix, and each once.",
+        ),
+        (["lora.rank=8", "lora.targets=[]"], "lora.targets=[] must name at least one matrix, and each once."),
         (["optimizer.eps=0"], "optimizer.eps=0.0 must be positive and finite."),
         (["objective.label_smoothing=0.5"], "objective.label_smoothing=0.5 must lie in [0, 0.5)."),
         (["relabel.goals=[chosen, chosen]"], "relabel.goals=[chosen, chosen] names a side twice; name each once."),

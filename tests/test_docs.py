@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 VERBS = {
     "relabel": ["CONFIG", "--out", "relabel.goals"],
     "train": ["CONFIG", "key=value", "run_dir", "--distributed", "--cpu-devices", "--coordinator", "--num-processes", "--process-id"],
-    "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal"],
+    "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal", "--adapter"],
     "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
                  "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],
     "plan": ["CONFIG", "key=value", "--topology", "--devices", "--smallest", "--json"],

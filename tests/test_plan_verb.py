@@ -183,6 +183,22 @@ def test_a_cached_reference_is_not_resident_and_costs_nothing(place, tmp_path):
     assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_adapters_have_moments_and_gradients_and_the_weights_have_none(place, tmp_path, capsys, remat):
+    """Breaks: LoRA is planned (or computed) at the cost of full training. The weight gradients of frozen matrices would
+    be a quarter of the compiled FLOPs."""
+    out = tmp_path / "plan.json"
+    more = [QUICK, "lora.rank=4", f"model.remat={remat}", "--devices", "cpu:2", "--json", out]
+    assert rapo(*arguments(place, *more)) == 0
+    assert "lora    rank 4 on q, k, v, o, gate, up, down" in capsys.readouterr().out
+    tree = json.loads(out.read_text())
+    memory = tree["memory"]
+    assert memory["parameters"] == memory["gradients"] < memory["reference"] / 4
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=8)
+    assert 0.93 < tree["flops"]["compiled_over_by_hand"] < 1.07
+
+
 def test_the_runs_own_data_are_planned_where_they_are(place, tmp_path, capsys):
     model = write_model(tmp_path / "model")
     pairs = write_rows(tmp_path / "pairs.jsonl")

@@ -12,7 +12,6 @@ from rapo_jax.data.encode import Encoded
 from rapo_jax.data.packing import Group
 from rapo_jax.data.relabelled import Relabelled, rewards_under_goal
 from rapo_jax.errors import UserError
-from rapo_jax.objectives import OBJECTIVES
 
 SIDE_CODE = {None: NO_SIDE, "chosen": CHOSEN_SIDE, "rejected": REJECTED_SIDE, "best": BEST_SIDE}
 NAN = float("nan")
@@ -20,7 +19,7 @@ NOTHING = np.zeros(0, np.int32)
 
 
 def what_is_scored(config: Config) -> Scored:
-    if OBJECTIVES[config.objective.name].is_reward_model:
+    if config.objective.is_reward_model:
         return "last"
     return "prompt_too" if config.objective.needs("prompt") else "responses"
 

@@ -18,7 +18,7 @@ from rapo_jax.data.sources import Message
 from rapo_jax.errors import UserError
 from rapo_jax.generate.decode import Continuation, Sampling, answer_tokens
 from rapo_jax.models.directory import eos_tokens, model_directory
-from rapo_jax.models.spec import read_config, spec_from_config
+from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config
 
 PROMPT_COLUMNS = ("prompt", "messages", "instruction", "question")
 
@@ -113,7 +113,7 @@ def answer_file(model_dir: str, request: Request) -> str:
         raise UserError(f"{out} exists; nothing was written. Choose another --out.")
     directory = model_directory(model_dir, option="MODEL_DIR")
     config = read_config(directory)
-    spec_from_config(config)  # refuses an unsupported model before anything is read
+    require_vocabulary(spec_from_config(config), path=model_dir)  # refuses an unsupported model before anything is read
     prompts = read_prompts(request.prompts)
     known = read_goal_prompt(directory)
     if known and request.goal is None and not request.no_goal and not request.raw and request.chat_template is None:

@@ -3,8 +3,8 @@
 What differs between families is in the spec (flags) or in scanned data (windows), never in a second class.
 """
 
+import math
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from rapo_jax.models.accumulate import scan_layers
 from rapo_jax.models.attention import Layout, attend, layer_mask, rotary_angles, rotate, sees
+from rapo_jax.models.lora import adapter_letters, product
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
 
@@ -41,11 +42,25 @@ def block_letters(spec: Spec) -> dict[str, str]:
 
 
 def parameter_letters(spec: Spec) -> dict[tuple[str, ...], str]:
-    """Every parameter of a decoder by path: ("blocks", "q") -> "LDNH". Sharding and the weight table start from it."""
+    """Every weight of a decoder by path: ("blocks", "q") -> "LDNH". Sharding and the weight table start from it.
+
+    Adapters are not among them: no model's file has any.
+    """
     letters = {("embed",): "VD", ("norm",): "D"}
-    if not spec.tied:
+    if spec.scored:
+        letters[("score_head",)] = "D"
+    elif not spec.tied:
         letters[("head",)] = "VD"
     return letters | {("blocks", name): "L" + dims for name, dims in block_letters(spec).items()}
+
+
+def trained_letters(spec: Spec) -> dict[tuple[str, ...], str]:
+    """What training changes: every weight, or the adapters where there are any, and with them a score head."""
+    letters = parameter_letters(spec)
+    if spec.lora is None:
+        return letters
+    score = {path: dims for path, dims in letters.items() if path == ("score_head",)}
+    return score | {("blocks", name): "L" + dims for name, dims in adapter_letters(spec).items()}
 
 
 def shape_of(spec: Spec, letters: str) -> tuple[int, ...]:
@@ -54,8 +69,17 @@ def shape_of(spec: Spec, letters: str) -> tuple[int, ...]:
 
 
 def initial(spec: Spec, name: str, letters: str, rngs: nnx.Rngs) -> Array:
-    """float32 start values of a model trained from nothing: norms neutral, biases 0, matrices normal."""
+    """float32 start values of a model trained from nothing: norms neutral, biases 0, matrices normal.
+
+    Of an adapter, B is 0 and A uniform within 1 / sqrt(its inputs), as peft has it (He et al., 2015, eq. 14, with a slope
+    of sqrt(5)).
+    """
     shape = shape_of(spec, letters)
+    if name.endswith("lora_a"):
+        bound = math.prod(shape[1:-1]) ** -0.5
+        return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+    if name.endswith("lora_b"):
+        return jnp.zeros(shape)
     if name.endswith("norm"):
         return jnp.zeros(shape) if spec.gemma else jnp.ones(shape)
     if name.endswith("bias"):
@@ -101,45 +125,12 @@ def _scaled_backward(saved: tuple[Array, Array], cotangent_BTD: Array) -> tuple[
 scaled.defvjp(lambda x_BTD, weight_D: (x_BTD * weight_D, (x_BTD, weight_D)), _scaled_backward)
 
 
-def project(x: Array, weight: nnx.Param, equation: str, bias: nnx.Param | None = None) -> Array:
-    """einsum in x's dtype, with an optional bias on the trailing dimensions."""
-    y = contract(x, weight[...], equation)
-    return y if bias is None else y + bias[...].astype(x.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def contract(x: Array, weight: Array, equation: str) -> Array:
-    """einsum(equation, x, weight) in x's dtype, with a gradient for the weight that is summed and kept in float32.
-
-    The weight's gradient has the narrower factor on the left, the side that a processor may have to transpose first.
-    """
-    return jnp.einsum(equation, x, weight.astype(x.dtype))
-
-
-def _contract(x: Array, weight: Array, equation: str) -> tuple[Array, tuple[Array, Array]]:
-    return contract(x, weight, equation), (x, weight)
-
-
-def _contract_backward(equation: str, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    x, weight = saved
-    (x_letters, weight_letters), out_letters = equation.split("->")[0].split(","), equation.split("->")[1]
-    d_x = jnp.einsum(f"{out_letters},{weight_letters}->{x_letters}", cotangent, weight.astype(x.dtype))
-    tokens = lambda y: y.reshape(y.shape[0] * y.shape[1], -1)  # noqa: E731
-    d_weight = jax.lax.dot_general(
-        tokens(x), tokens(cotangent), (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return d_x, d_weight.reshape(weight.shape).astype(weight.dtype)
-
-
-contract.defvjp(_contract, _contract_backward)
-
-
 class Block(nnx.Module):
     """A decoder layer. Built with all L layers stacked; called on one, inside the scan."""
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.spec = spec
-        for name, letters in block_letters(spec).items():
+        for name, letters in (block_letters(spec) | adapter_letters(spec)).items():
             setattr(self, name, nnx.Param(initial(spec, name, "L" + letters, rngs)))
 
     def __call__(
@@ -159,10 +150,10 @@ class Block(nnx.Module):
     def attention(
         self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, kernel
     ):
-        spec, bias = self.spec, lambda name: getattr(self, name, None)
-        q_BTNH = rotate(project(x_BTD, self.q, "BTD,DNH->BTNH", bias("q_bias")), angles)
-        k_BTKH = rotate(project(x_BTD, self.k, "BTD,DKH->BTKH", bias("k_bias")), angles)
-        v_BTKH = project(x_BTD, self.v, "BTD,DKH->BTKH", bias("v_bias"))
+        spec = self.spec
+        q_BTNH = rotate(self.project(x_BTD, "q", "BTD,DNH->BTNH"), angles)
+        k_BTKH = rotate(self.project(x_BTD, "k", "BTD,DKH->BTKH"), angles)
+        v_BTKH = self.project(x_BTD, "v", "BTD,DKH->BTKH")
         q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, "attention_in") for x in (q_BTNH, k_BTKH, v_BTKH))
         keys = queries
         if cache is not None:
@@ -177,16 +168,27 @@ class Block(nnx.Module):
             q_BTNH, k_BTKH, v_BTKH, mask_BTS=mask_BTS, scale=spec.query_scale, softcap=spec.attention_softcap,
             kernel=kernel,
         )  # fmt: skip
-        return project(out_BTNH, self.o, "BTNH,NHD->BTD", bias("o_bias")), cache
+        return self.project(out_BTNH, "o", "BTNH,NHD->BTD"), cache
 
     def mlp(self, x_BTD: Array) -> Array:
-        bias = lambda name: getattr(self, name, None)  # noqa: E731
-        gate = project(x_BTD, self.gate, "BTD,DF->BTF", bias("gate_bias"))
-        up = project(x_BTD, self.up, "BTD,DF->BTF", bias("up_bias"))
-        activate = ACTIVATIONS[self.spec.activation]
-        leave = lambda gate, up, down: contract(activate(gate) * up, down, "BTF,FD->BTD")  # noqa: E731
-        y = jax.checkpoint(leave)(gate, up, self.down[...])
-        return y if bias("down_bias") is None else y + bias("down_bias")[...].astype(y.dtype)
+        gate = self.project(x_BTD, "gate", "BTD,DF->BTF")
+        up = self.project(x_BTD, "up", "BTD,DF->BTF")
+        activate, lora = ACTIVATIONS[self.spec.activation], self.spec.lora
+        leave = lambda gate, up, down: product(activate(gate) * up, down, "BTF,FD->BTD", lora=lora)  # noqa: E731
+        return self.biased(jax.checkpoint(leave)(gate, up, self.factors("down")), "down")
+
+    def project(self, x: Array, name: str, equation: str) -> Array:
+        """The product with a matrix of this block, its adapter and its bias included, in x's dtype."""
+        return self.biased(product(x, self.factors(name), equation, lora=self.spec.lora), name)
+
+    def factors(self, name: str) -> tuple[Array, ...]:
+        """A matrix, and the two of its adapter where it has one."""
+        names = (name, f"{name}_lora_a", f"{name}_lora_b")
+        return tuple(getattr(self, each)[...] for each in names if hasattr(self, each))
+
+    def biased(self, y: Array, name: str) -> Array:
+        bias = getattr(self, f"{name}_bias", None)
+        return y if bias is None else y + bias[...].astype(y.dtype)
 
 
 def cache_layout(queries: Layout, num_slots: int) -> Layout:
@@ -196,14 +198,17 @@ def cache_layout(queries: Layout, num_slots: int) -> Layout:
 
 
 class Decoder(nnx.Module):
-    """Tokens to final hidden states. Vocabulary logits are the business of `logits` and of rapo_jax/logprobs.py."""
+    """Tokens to final hidden states. Vocabulary logits are the business of `logits` and of rapo_jax/logprobs.py; a reward
+    model has no vocabulary and one score a position instead."""
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.spec = spec
         self.embed = nnx.Param(initial(spec, "embed", "VD", rngs))
         self.blocks = Block(spec, rngs=rngs)
         self.norm = nnx.Param(initial(spec, "norm", "D", rngs))
-        if not spec.tied:
+        if spec.scored:
+            self.score_head = nnx.Param(initial(spec, "score_head", "D", rngs))
+        elif not spec.tied:
             self.head = nnx.Param(initial(spec, "head", "VD", rngs))
 
     def __call__(
@@ -263,6 +268,11 @@ class Decoder(nnx.Module):
         logits = jnp.einsum("BTD,VD->BTV", hidden_BTD, weight_VD, preferred_element_type=jnp.float32)
         cap = self.spec.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def score(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+        """float32 scores of a reward model, one a position; that of a response stands at its last token."""
+        weight_D = self.score_head[...].astype(hidden_BTD.dtype)
+        return jnp.einsum("BTD,D->BT", hidden_BTD, weight_D, preferred_element_type=jnp.float32)
 
 
 def plain_layout(tokens_BT: Array) -> Layout:

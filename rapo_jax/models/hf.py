@@ -1,8 +1,8 @@
 """The two-way table between our parameters and Hugging Face safetensors, and the streams in both directions.
 
 A row of the table names the file's tensor and the order in which its dimensions count, merged dimensions written
-together: "NH D" is a matrix of N * H rows and D columns. Both directions follow from the row, so reading and writing
-cannot disagree. Tensors move one slice at a time: no host ever holds the model whole.
+together: "NH D" is a matrix of N * H rows and D columns, "1 D" one of a single row. Both directions follow from the row,
+so reading and writing cannot disagree. Tensors move one slice at a time: no host ever holds the model whole.
 """
 
 import json
@@ -24,13 +24,14 @@ from safetensors.numpy import save_file
 
 from rapo_jax.errors import UserError
 from rapo_jax.models.decoder import parameter_letters, shape_of
-from rapo_jax.models.spec import Spec
+from rapo_jax.models.spec import Spec, is_scored, read_config
 from rapo_jax.parallel import from_slices, host_slice
 
 TOP = {
     "embed": ("model.embed_tokens.weight", "V D"),
     "norm": ("model.norm.weight", "D"),
     "head": ("lm_head.weight", "V D"),
+    "score_head": ("score.weight", "1 D"),
 }
 BLOCK = {
     "attention_norm": ("input_layernorm.weight", "D"),
@@ -57,6 +58,8 @@ GEMMA_BLOCK = BLOCK | {
 }
 RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # saved by old Llama checkpoints
 
+SCORE = TOP["score_head"][0]
+
 Location = tuple[str, ...]
 
 
@@ -78,6 +81,9 @@ class Row:
         part = dict(zip(self.letters, index, strict=True))
         slices = []
         for group in self.groups:
+            if not group:
+                slices.append(slice(0, 1))
+                continue
             inner = prod(shape_of(spec, group[1:]))
             slices.append(slice(part[group[0]].start * inner, part[group[0]].stop * inner))
         return tuple(slices)
@@ -101,11 +107,16 @@ def table(spec: Spec) -> list[Row]:
         if path[0] == "blocks":
             name, groups = block[path[1]]
             for layer in range(spec.L):
-                rows.append(Row(f"model.layers.{layer}.{name}", path, tuple(groups.split()), layer, letters[1:]))
+                rows.append(Row(f"model.layers.{layer}.{name}", path, file_groups(groups), layer, letters[1:]))
         else:
             name, groups = TOP[path[0]]
-            rows.append(Row(name, path, tuple(groups.split()), None, letters))
+            rows.append(Row(name, path, file_groups(groups), None, letters))
     return rows
+
+
+def file_groups(text: str) -> tuple[str, ...]:
+    """The letters of each dimension of a file's tensor: "NH D" -> ("NH", "D"), "1 D" -> ("", "D")."""
+    return tuple("" if group == "1" else group for group in text.split())
 
 
 class Checkpoint:
@@ -170,11 +181,16 @@ class Checkpoint:
         return self._open(self.files[name]).get_slice(name)[slices]
 
 
-def check(checkpoint: Checkpoint, spec: Spec) -> None:
-    """Raises one UserError that lists every missing, unknown and misshapen tensor."""
+def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None:
+    """Raises one UserError that lists every missing, unknown and misshapen tensor.
+
+    With `new_head` the directory is a language model's, of which a reward model takes everything but the head.
+    """
     wanted = {row.name: row.file_shape(spec) for row in table(spec)}
     found = {name for name in checkpoint.files if not RECOMPUTED.fullmatch(name)}
-    if spec.tied:
+    if new_head:
+        wanted.pop(SCORE)
+    if spec.tied or new_head:
         found.discard("lm_head.weight")
     problems = [f"missing: {name}" for name in sorted(wanted.keys() - found)]
     problems += [f"unknown: {name}" for name in sorted(found - wanted.keys())]
@@ -187,12 +203,22 @@ def check(checkpoint: Checkpoint, spec: Spec) -> None:
         raise UserError(f"{checkpoint.directory} does not match its config.json: {shown}.")
 
 
-def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> dict:
-    """The parameters of a model directory, sharded over the mesh, in `dtype`."""
+def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> dict:
+    """The parameters of a model directory, sharded over the mesh, in `dtype`.
+
+    A reward model's spec may be read from a language model's directory: its score head is then new, normal like any
+    matrix of a model trained from nothing, from `seed`.
+    """
     checkpoint = Checkpoint(directory)
-    check(checkpoint, spec)
+    new_head = spec.scored and not is_scored(read_config(directory))
+    check(checkpoint, spec, new_head=new_head)
     parameters: dict = {"blocks": {}}
     for path, letters in parameter_letters(spec).items():
+        if new_head and path == ("score_head",):
+            head_D = spec.initial_sigma * np.random.default_rng(seed).standard_normal(spec.D, np.float32)
+            whole = lambda index, head_D=head_D: head_D[index].astype(dtype)  # noqa: E731
+            parameters["score_head"] = from_slices(mesh, letters, (spec.D,), whole)
+            continue
         rows = [row for row in table(spec) if row.path == path]
 
         def read(index: tuple[slice, ...], rows: list[Row] = rows) -> np.ndarray:

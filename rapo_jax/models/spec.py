@@ -5,7 +5,8 @@ would have to ignore (a rope type, an expert count, a quantization) is an error,
 """
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,20 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Trained adapters over frozen weights; see rapo_jax/models/lora.py."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)
@@ -53,13 +68,24 @@ class Spec:
         False  # norms scale by 1 + weight, embeddings by sqrt(D), and branches are normed on their way out too
     )
     initial_sigma: float = 0.02  # of random start weights; no trained model depends on it
+    scored: bool = False  # a reward model: one score a position in place of the vocabulary
+    lora: Lora | None = None  # what is trained in place of the weights; never part of a config.json
+
+    @property
+    def R(self) -> int:
+        return self.lora.rank
+
+    @property
+    def base(self) -> "Spec":
+        """The model without its adapters."""
+        return replace(self, lora=None)
 
 
 # Keys that no forward pass depends on. `attention_dropout` and the like are checked below: they must be zero.
 INERT = frozenset(
     "architectures auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id finetuning_task "
     "id2label is_decoder is_encoder_decoder label2id max_position_embeddings model_type name_or_path "
-    "num_return_sequences output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id "
+    "num_labels num_return_sequences output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id "
     "task_specific_params tokenizer_class torch_dtype torchscript transformers_version unk_token_id unsloth_fixed "
     "unsloth_version use_cache use_return_dict".split()
 )
@@ -87,6 +113,8 @@ FAMILY_KEYS = {
 }
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 TIED_BY_DEFAULT = {"gemma2"}
+CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "gemma2": "Gemma2"}  # of transformers
+SCORED = "ForSequenceClassification"
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
@@ -141,7 +169,53 @@ def spec_from_config(config: dict[str, Any]) -> Spec:
         final_softcap=config.get("final_logit_softcapping", 30.0) if gemma else None,
         initial_sigma=config.get("initializer_range", 0.02),
         gemma=gemma,
+        scored=is_scored(config),
     )
+
+
+def is_scored(config: dict[str, Any]) -> bool:
+    """Whether a config.json is a reward model's."""
+    return any(str(name).endswith(SCORED) for name in config.get("architectures") or ())
+
+
+def require_vocabulary(spec: Spec, *, path: object) -> None:
+    """Raises UserError for a reward model where a language model is needed."""
+    if spec.scored:
+        raise UserError(
+            f"{path} is a reward model (its config.json says {CLASSES[spec.family]}{SCORED}): it scores answers and gives "
+            f"none; a language model (...ForCausalLM) is needed here."
+        )
+
+
+def spec_to_train(config: dict[str, Any], *, scored: bool, path: object) -> Spec:
+    """The spec of what is trained from this config.json: a language model, or with `scored` a reward model, which may start
+    from either."""
+    spec = spec_from_config(config)
+    if scored:
+        return replace(spec, scored=True)
+    require_vocabulary(spec, path=path)
+    return spec
+
+
+def num_labels(config: dict[str, Any]) -> int | None:
+    """How many scores a classifier gives, or None where its config.json does not say."""
+    labels = config.get("id2label")
+    return len(labels) if labels else config.get("num_labels")
+
+
+def score_config(config: dict[str, Any], *, pad_token: int) -> dict[str, Any]:
+    """The config.json of a reward model that started from this one, as transformers' sequence classifiers have it.
+
+    transformers reads the score at the last token that is not `pad_token`, so that no text may end with this one.
+    """
+    return config | {
+        "architectures": [CLASSES[config["model_type"]] + SCORED],
+        "num_labels": 1,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "problem_type": None,
+        "pad_token_id": pad_token,
+    }
 
 
 def refuse_unsupported(config: dict[str, Any], family: str) -> None:
@@ -154,6 +228,8 @@ def refuse_unsupported(config: dict[str, Any], family: str) -> None:
                 problems.append(f"{key}={value!r} (only {MUST_BE[key][0]!r} is supported)")
         elif key not in known and not key.startswith("_") and value not in (None, False, [], {}):
             problems.append(f"{key}={value!r}")
+    if is_scored(config) and num_labels(config) not in (1, None):
+        problems.append(f"num_labels={num_labels(config)} (only 1, a reward model's, is supported)")
     if activation_name(config, family) not in ACTIVATIONS:
         problems.append(f"hidden_act={activation_name(config, family)!r} (supported: {', '.join(ACTIVATIONS)})")
     if problems:

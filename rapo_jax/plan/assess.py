@@ -19,7 +19,8 @@ from rapo_jax.plan.kernels import Attention, attention_of
 from rapo_jax.plan.lengths import Lengths
 from rapo_jax.plan.program import Program, read_program
 from rapo_jax.plan.targets import Target
-from rapo_jax.train.step import attention_kernel, reference_shardings
+from rapo_jax.train.reference import reference_is_resident
+from rapo_jax.train.step import attention_kernel
 
 MATMUL_SHARE = 0.6  # of the peak, that matrix products of this size reach; well-tuned trainers report 0.5 to 0.7
 
@@ -139,9 +140,7 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
     attention = attention_of(attention_kernel(config, spec, mesh), spec, question.lengths.groups, plan)
     bounds = (packing.mean_microbatches,) * (plan.shape.M > 1) + (attention.tiles_per_query_tile,)
     program = read_program(module, bounds=bounds, num_devices=len(target.devices))
-    flops = count_flops(
-        question, plan, packing, program, attention, config, bool(reference_shardings(config, spec, mesh))
-    )
+    flops = count_flops(question, plan, packing, program, attention, config, reference_is_resident(config))
     seconds = roofline(target, program, flops)
     return Assessment(*said, compiled.memory, compiled.seconds, attention, program, flops, seconds)
 

@@ -6,7 +6,7 @@ from typing import Any
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, changed
 from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
-from rapo_jax.run import parameter_count
+from rapo_jax.run import parameter_count, trained_count
 
 SMALLEST_SHARE = 0.001  # of the largest kind of collective's bytes, below which a kind is not worth a line
 
@@ -40,6 +40,7 @@ def heading(assessment: Assessment, name: str) -> str:
             *[f"  with    {', '.join(question.changes)}"] * bool(question.changes),
             f"  model   {config.model.path}: {question.spec.family}, {parameters(assessment):,} parameters, "
             f"{config.model.dtype}, remat {config.model.remat}{attention}",
+            *adapters(assessment),
             f"  data    {packing.num_groups:,} {unit} from {question.lengths.source}",
             f"  packed  {packing.num_steps:,} steps of {packing.batch_size}; {shape['B']} rows of {shape['T']} a microbatch, "
             f"{packing.mean_microbatches:.1f} of at most {shape['M']} microbatches a step; "
@@ -52,12 +53,22 @@ def parameters(assessment: Assessment) -> int:
     return parameter_count(assessment.question.spec)
 
 
+def adapters(assessment: Assessment) -> list[str]:
+    spec = assessment.question.spec
+    if spec.lora is None:
+        return []
+    return [
+        f"  lora    rank {spec.lora.rank} on {', '.join(spec.lora.targets)}: {trained_count(spec):,} parameters trained"
+    ]
+
+
 def memory_table(assessment: Assessment) -> str:
     memory, config = assessment.memory, changed(assessment.question.config, assessment.question.changes)
+    lora = assessment.question.spec.lora is not None
     rows = {
-        "parameters (float32)": memory.parameters,
+        "adapters (float32)" if lora else "parameters (float32)": memory.parameters,
         f"optimizer (moments {config.optimizer.mu_dtype}, float32)": memory.optimizer,
-        f"reference ({config.model.dtype})": memory.reference,
+        f"{'frozen weights' if lora else 'reference'} ({config.model.dtype})": memory.reference,
         "batch": memory.batch,
         "gradients (float32)": memory.gradients,
         "activations and other temporaries": memory.temporaries,
@@ -138,7 +149,8 @@ def as_json(assessment: Assessment, *, nearest: Assessment | None = None) -> dic
             "memory_bytes": target.chip.memory,
         },
         "changes": list(question.changes),
-        "model": {"path": question.config.model.path, "parameters": parameters(assessment)},
+        "model": {"path": question.config.model.path, "parameters": parameters(assessment)}
+        | {"trained_parameters": trained_count(question.spec)},
         "lengths": question.lengths.source,
         "packing": asdict(assessment.packing),
         "memory": asdict(assessment.memory),

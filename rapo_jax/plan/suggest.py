@@ -79,7 +79,7 @@ def cheap_changes(failed: Assessment) -> list[str]:
     changes += [f"model.remat={level}" for level in REMAT[REMAT.index(config.model.remat) + 1 :]]
     if config.optimizer.mu_dtype != "bfloat16":
         changes.append(RESIDENT[0])
-    if reference_is_resident(config):
+    if reference_is_resident(config) and config.lora.rank is None:  # under adapters the reference takes no memory
         changes.append(CACHE)
     return changes
 

@@ -15,7 +15,7 @@ from jax import Array
 
 from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
 from rapo_jax.config import Objective
-from rapo_jax.objectives import OBJECTIVES, Logps
+from rapo_jax.objectives import Logps
 
 SIDE_PREFIX = {NO_SIDE: None, CHOSEN_SIDE: "goal_chosen/", REJECTED_SIDE: "goal_rejected/", BEST_SIDE: "goal_best/"}
 NUM_SIDES = len(SIDE_PREFIX)
@@ -45,7 +45,7 @@ def group_sums(loss_BP: Array, logps: Logps, side_BP: Array, objective: Objectiv
     """The metrics of one microbatch."""
     everywhere = jnp.ones(loss_BP.shape, bool)
     metrics = {"loss": (loss_BP, everywhere)}
-    if not OBJECTIVES[objective.name].is_reward_model:
+    if not objective.is_reward_model:
         metrics["logps/chosen"] = (logps.policy[..., 0], logps.present[..., 0])
     if objective.responses != "one":
         metrics |= preference_metrics(logps, objective, ~(side_BP == BEST_SIDE))
@@ -68,7 +68,7 @@ def preference_metrics(logps: Logps, objective: Objective, is_preference_BP: Arr
     rejected = lambda x_BPC: jnp.take_along_axis(x_BPC, last_BP[..., None], -1)[..., 0]  # noqa: E731
     has_chosen, has_rejected = present[..., 0] & is_preference_BP, rejected(present) & is_preference_BP
     both, metrics = has_chosen & has_rejected, {}
-    is_reward_model = OBJECTIVES[objective.name].is_reward_model
+    is_reward_model = objective.is_reward_model
     if not is_reward_model:
         metrics["logps/rejected"] = (rejected(logps.policy), has_rejected)
     beta = 1.0 if is_reward_model else objective.options.get("beta")

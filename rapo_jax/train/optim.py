@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from rapo_jax.config import Optimizer
-from rapo_jax.models.decoder import parameter_letters
+from rapo_jax.models.decoder import trained_letters
 from rapo_jax.models.hf import place
 from rapo_jax.models.spec import Spec
 
@@ -40,8 +40,11 @@ def direction(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
     if config.weight_decay == 0:
         return adam
     decays: dict = {}
-    for path, letters in parameter_letters(spec).items():
-        place(decays, path, len(letters.removeprefix("L")) > 1 and not path[-1].endswith("bias"))
+    for path, letters in trained_letters(spec).items():
+        is_matrix = len(letters.removeprefix("L")) > 1 or path == (
+            "score_head",
+        )  # a matrix of one row, for transformers
+        place(decays, path, is_matrix and not path[-1].endswith("bias"))
     return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))
 
 

@@ -1,7 +1,8 @@
 """The frozen policy that the trained one is compared with: resident weights, or log-probabilities written down before.
 
-Resident weights have the dtype of the computation and are sharded like the policy's. A `Column` is one file of
-log-probabilities, [groups, branches], that is filled once and outlives runs: every epoch, restart and sweep reads it.
+Resident weights have the dtype of the computation and are sharded like the policy's. Under adapters (LoRA) they are
+the base as well, the only copy of it, and resident whatever the objective. A `Column` is one file of log-probabilities,
+[groups, branches], that is filled once and outlives runs: every epoch, restart and sweep reads it.
 """
 
 import hashlib
@@ -25,9 +26,19 @@ def reference_is_resident(config: Config) -> bool:
     return config.objective.needs("reference") and not config.reference.cache
 
 
+def weights_are_resident(config: Config) -> bool:
+    """Whether a step is handed frozen weights: the reference's, or those under the adapters, which are the same."""
+    return reference_is_resident(config) or config.lora.rank is not None
+
+
 def frozen_copy(parameters: dict, config: Config, spec: Spec, mesh: Mesh) -> dict:
-    """The weights in the dtype of the computation, as a copy: donating the originals leaves it alone."""
+    """The weights in the dtype of the computation, as a copy: donating the originals leaves it alone.
+
+    Under adapters nobody donates them, and they have that dtype already: they are their own copy.
+    """
     dtype = jnp.dtype(config.model.dtype)
+    if spec.lora is not None:
+        return jax.tree.map(lambda x: x.astype(dtype), parameters)
     cast = jax.jit(
         lambda p: jax.tree.map(lambda x: jnp.copy(x).astype(dtype), p), out_shardings=parameter_shardings(spec, mesh)
     )
@@ -35,8 +46,8 @@ def frozen_copy(parameters: dict, config: Config, spec: Spec, mesh: Mesh) -> dic
 
 
 def resident_reference(parameters: dict, config: Config, spec: Spec, mesh: Mesh) -> dict:
-    """A copy of the starting weights for the step, or {} where it computes no reference."""
-    return frozen_copy(parameters, config, spec, mesh) if reference_is_resident(config) else {}
+    """The frozen starting weights for the step, or {} where it needs none."""
+    return frozen_copy(parameters, config, spec, mesh) if weights_are_resident(config) else {}
 
 
 class Column:

@@ -9,8 +9,8 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from rapo_jax.models.decoder import Decoder, parameter_letters, shape_of
-from rapo_jax.models.hf import pick, place
+from rapo_jax.models.decoder import Decoder, parameter_letters, shape_of, trained_letters
+from rapo_jax.models.hf import Location, pick, place
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import replicated, sharding
 
@@ -18,42 +18,64 @@ from rapo_jax.parallel import replicated, sharding
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """`step` counts optimizer steps done, and is the position in the data. `parameters` and moments are float32."""
+    """`step` counts optimizer steps done, and is the position in the data. `parameters` and moments are float32.
+
+    `parameters` are what is trained: all weights of the model or, with LoRA, the adapters alone.
+    """
 
     step: Array
     parameters: dict
     optimizer: optax.OptState
 
 
-def parameter_shardings(spec: Spec, mesh: Mesh) -> dict:
+def shardings(spec: Spec, mesh: Mesh, letters: dict[Location, str]) -> dict:
     tree: dict = {}
-    for path, letters in parameter_letters(spec).items():
-        place(tree, path, sharding(mesh, letters, shape_of(spec, letters)))
+    for path, dims in letters.items():
+        place(tree, path, sharding(mesh, dims, shape_of(spec, dims)))
     return tree
+
+
+def parameter_shardings(spec: Spec, mesh: Mesh) -> dict:
+    """Where the model's weights live, whether they are trained or frozen."""
+    return shardings(spec, mesh, parameter_letters(spec))
+
+
+def trained_shardings(spec: Spec, mesh: Mesh) -> dict:
+    """Where the parameters of a State live."""
+    return shardings(spec, mesh, trained_letters(spec))
 
 
 def state_shardings(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State:
     """A State of NamedShardings: moments live where their parameters live, counters everywhere."""
-    parameters = parameter_shardings(spec, mesh)
-    abstract = jax.eval_shape(transform.init, abstract_parameters(spec, mesh))
+    parameters = trained_shardings(spec, mesh)
+    moments = jax.eval_shape(transform.init, abstract_trained(spec, mesh))
     optimizer = optax.tree.map_params(
-        transform, lambda _, where: where, abstract, parameters, transform_non_params=lambda _: replicated(mesh)
+        transform, lambda _, where: where, moments, parameters, transform_non_params=lambda _: replicated(mesh)
     )
     return State(step=replicated(mesh), parameters=parameters, optimizer=optimizer)
 
 
 def abstract_parameters(spec: Spec, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> dict:
-    """Shapes and shardings of the parameters, without the parameters."""
+    """Shapes and shardings of the model's weights, without the weights."""
+    return abstract(spec, mesh, parameter_letters(spec), dtype)
+
+
+def abstract_trained(spec: Spec, mesh: Mesh) -> dict:
+    """Shapes and shardings of the parameters of a State."""
+    return abstract(spec, mesh, trained_letters(spec), jnp.float32)
+
+
+def abstract(spec: Spec, mesh: Mesh, letters: dict[Location, str], dtype: jnp.dtype) -> dict:
     tree: dict = {}
-    for path, letters in parameter_letters(spec).items():
-        shape = shape_of(spec, letters)
-        place(tree, path, jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, letters, shape)))
+    for path, dims in letters.items():
+        shape = shape_of(spec, dims)
+        place(tree, path, jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, dims, shape)))
     return tree
 
 
 def abstract_state(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State:
     """Shapes and shardings of a State, for restoring one and for compiling without one."""
-    shapes = jax.eval_shape(lambda p: fresh(p, transform), abstract_parameters(spec, mesh))
+    shapes = jax.eval_shape(lambda p: fresh(p, transform), abstract_trained(spec, mesh))
     where = state_shardings(spec, mesh, transform)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
@@ -63,19 +85,35 @@ def fresh(parameters: dict, transform: optax.GradientTransformation) -> State:
 
 
 def first_state(parameters: dict, spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State:
-    """The state before step 0. Consumes `parameters`, which must be float32."""
+    """The state before step 0 of parameters as `trainable` gives them. Consumes them; they must be float32."""
     where = state_shardings(spec, mesh, transform)
     return jax.jit(lambda p: fresh(p, transform), donate_argnums=0, out_shardings=where)(parameters)
 
 
 def random_parameters(spec: Spec, mesh: Mesh, *, seed: int) -> dict:
-    """Float32 start values of a model trained from nothing, made in place on the mesh."""
+    """Float32 start values of a model trained from nothing, made in place on the mesh. Adapters change none of them."""
+    return initialised(spec.base, mesh, parameter_letters(spec), seed=seed)
+
+
+def trainable(parameters: dict, spec: Spec, mesh: Mesh, *, seed: int) -> dict:
+    """What a run begins to train, given the model's weights: these or, with LoRA, adapters of no effect yet, float32."""
+    if spec.lora is None:
+        return parameters
+    adapters = {path: letters for path, letters in trained_letters(spec).items() if path[0] == "blocks"}
+    trained = initialised(spec, mesh, adapters, seed=seed)
+    if spec.scored:
+        trained["score_head"] = jnp.copy(parameters["score_head"]).astype(jnp.float32)
+    return trained
+
+
+def initialised(spec: Spec, mesh: Mesh, letters: dict[Location, str], *, seed: int) -> dict:
+    """The start values of some of a decoder's parameters, made in place on the mesh; they do not depend on it."""
 
     def init() -> dict:
         state = nnx.to_pure_dict(nnx.state(Decoder(spec, rngs=nnx.Rngs(seed))))
         tree: dict = {}
-        for path in parameter_letters(spec):
+        for path in letters:
             place(tree, path, pick(state, path))
         return tree
 
-    return jax.jit(init, out_shardings=parameter_shardings(spec, mesh))()
+    return jax.jit(init, out_shardings=shardings(spec, mesh, letters))()

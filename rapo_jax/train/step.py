@@ -22,13 +22,14 @@ from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
 from rapo_jax.models.attention import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder
+from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.spec import Spec
 from rapo_jax.objectives import OBJECTIVES, Logps
 from rapo_jax.parallel import compiler_options, replicated, sharding
 from rapo_jax.train.metrics import GroupSums, group_sums
 from rapo_jax.train.optim import clip, direction, learning_rate
-from rapo_jax.train.reference import reference_is_resident
-from rapo_jax.train.state import State, parameter_shardings, state_shardings
+from rapo_jax.train.reference import weights_are_resident
+from rapo_jax.train.state import State, parameter_shardings, state_shardings, trained_shardings
 
 TrainStep = Callable[[State, dict, Batch], tuple[State, dict[str, Array]]]
 EvaluateStep = Callable[[dict, dict, Batch], GroupSums]
@@ -49,7 +50,7 @@ def response_logps(
 ) -> tuple[Array, Array]:
     """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, A].
 
-    What is not scored has 0 of both. `totals` are sums of gradients, of which the new ones are the cotangent; see
+    What is not scored has 0 of both; a reward model's log-probabilities are its scores. `totals` are sums of gradients, of which the new ones are the cotangent; see
     rapo_jax/models/accumulate.py.
     """
     layer_totals = None
@@ -62,18 +63,22 @@ def response_logps(
     layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
     hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat, kernel=kernel, totals=layer_totals)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
-    logps_BS = token_logps(
-        hidden_BSD,
-        decoder.vocabulary_VD,
-        rows.target,
-        softcap=decoder.spec.final_softcap,
-        num_shards=num_vocabulary_shards,
-        chunk=chunk,
+    values_BS = (
+        decoder.score(hidden_BSD)
+        if decoder.spec.scored
+        else token_logps(
+            hidden_BSD,
+            decoder.vocabulary_VD,
+            rows.target,
+            softcap=decoder.spec.final_softcap,
+            num_shards=num_vocabulary_shards,
+            chunk=chunk,
+        )
     )
     branches = rows.num_responses + 1
     in_slot_BSZ = rows.slot[..., None] == jnp.arange(rows.num_groups * branches)
     shape = (*rows.side.shape, branches)
-    sums_BPc = jnp.where(in_slot_BSZ, logps_BS[..., None], 0.0).sum(1).reshape(shape)
+    sums_BPc = jnp.where(in_slot_BSZ, values_BS[..., None], 0.0).sum(1).reshape(shape)
     return sums_BPc, in_slot_BSZ.sum(1).astype(jnp.float32).reshape(shape)
 
 
@@ -94,12 +99,34 @@ def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, 
     }
 
 
+def make_logps(config: Config, spec: Spec, mesh: Mesh) -> Callable[..., Logps]:
+    """(parameters, reference, rows) -> what the objective reads of one microbatch, `divergence` and `progress` still 0.
+
+    With LoRA the parameters are adapters over the reference, which is the policy without them.
+    """
+    graph, forward = forward_pass(config, spec, mesh)
+    reference_graph, _ = abstract_decoder(spec.base)
+
+    def logps(parameters: dict, reference: dict, rows: Batch, *, remat: str, totals: dict | None = None) -> Logps:
+        if spec.lora is not None:
+            parameters = with_adapters(reference, parameters)
+        policy_BPA, num_tokens_BPA = response_logps(graph, parameters, rows, remat=remat, totals=totals, **forward)
+        reference_BPA = jnp.zeros_like(policy_BPA)
+        if config.reference.cache:
+            reference_BPA = jnp.where(rows.side[..., None] >= 0, rows.reference, 0.0)
+        elif config.objective.needs("reference"):
+            reference_BPA, _ = response_logps(reference_graph, reference, rows, remat="none", **forward)
+        return as_logps(rows, policy_BPA, jax.lax.stop_gradient(reference_BPA), num_tokens_BPA)
+
+    return logps
+
+
 def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
     """(parameters, reference, rows) -> the loss summed over the groups of one microbatch, and its metrics.
 
     `divergence` and `progress` are those of `Logps`; without a divergence, that of these rows is taken.
     """
-    graph, forward = forward_pass(config, spec, mesh)
+    logps_of, objective = make_logps(config, spec, mesh), config.objective
 
     def losses(
         parameters: dict,
@@ -111,18 +138,12 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
         divergence: Array | None = None,
         progress: Array | float = 0.0,
     ) -> tuple[Array, GroupSums]:
-        policy_BPA, num_tokens_BPA = response_logps(graph, parameters, rows, remat=remat, totals=totals, **forward)
-        reference_BPA = jnp.zeros_like(policy_BPA)
-        if config.reference.cache:
-            reference_BPA = jnp.where(rows.side[..., None] >= 0, rows.reference, 0.0)
-        elif config.objective.needs("reference"):
-            reference_BPA, _ = response_logps(graph, reference, rows, remat="none", **forward)
-        logps = as_logps(rows, policy_BPA, jax.lax.stop_gradient(reference_BPA), num_tokens_BPA)
-        if config.objective.needs("divergence"):
+        logps = logps_of(parameters, reference, rows, remat=remat, totals=totals)
+        if objective.needs("divergence"):
             divergence = mean_divergence(*divergence_sums(logps)) if divergence is None else divergence
             logps = replace(logps, divergence=jax.lax.stop_gradient(divergence))
         logps = replace(logps, progress=jnp.asarray(progress, jnp.float32))
-        is_best_BP, objective = rows.side == BEST_SIDE, config.objective
+        is_best_BP = rows.side == BEST_SIDE
         loss_BP = jnp.where(is_best_BP, best_goal_loss(objective, logps), total_loss(objective, logps)) * rows.weight
         return jnp.where(rows.side >= 0, loss_BP, 0.0).sum(), group_sums(loss_BP, logps, rows.side, objective)
 
@@ -162,17 +183,13 @@ def make_divergence(
 
     None where no objective asks for it, and where there is one microbatch, whose own it then is.
     """
-    graph, forward = forward_pass(config, spec, mesh)
     if not config.objective.needs("divergence") or shape.M == 1:
         return lambda *_: None
+    logps_of = make_logps(config, spec, mesh)
 
     def divergence(parameters: dict, reference: dict, batch: Batch) -> Array:
         def sums_of(rows: Batch) -> tuple[Array, Array]:
-            policy_BPA, num_tokens_BPA = response_logps(graph, parameters, rows, remat="none", **forward)
-            reference_BPA = jnp.where(rows.side[..., None] >= 0, rows.reference, 0.0)
-            if not config.reference.cache:
-                reference_BPA, _ = response_logps(graph, reference, rows, remat="none", **forward)
-            return divergence_sums(as_logps(rows, policy_BPA, reference_BPA, num_tokens_BPA))
+            return divergence_sums(logps_of(parameters, reference, rows, remat="none"))
 
         add = lambda total, rows: jax.tree.map(jnp.add, total, sums_of(rows))  # noqa: E731
         return mean_divergence(*over_microbatches(add, (jnp.float32(0), jnp.float32(0)), batch, shape))
@@ -183,8 +200,9 @@ def make_divergence(
 def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> TrainStep:
     """The optimizer step of a run, jitted with explicit shardings; it consumes its state.
 
-    `num_steps` is the length of the learning rate schedule. `reference` is {} for objectives that need none. A step whose
-    loss or gradient is not finite leaves parameters and moments as they were and reports skipped = 1.
+    `num_steps` is the length of the learning rate schedule. `reference` is {} for objectives that need none; with LoRA it
+    is what lies under the adapters, whatever the objective. A step whose loss or gradient is not finite leaves parameters
+    and moments as they were and reports skipped = 1.
     """
     losses = make_losses(config, spec, mesh)
     divergence_of = make_divergence(config, spec, mesh, shape)
@@ -201,7 +219,7 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
 
         def add_gradients(totals: tuple[dict, GroupSums], rows: Batch) -> tuple[dict, GroupSums]:
             gradients, sums = totals
-            if config.model.remat == "full":  # layers are differentiated one by one, and join the total so
+            if config.model.remat == "full" and spec.lora is None:  # layers are differentiated one by one, and join so
                 gradients, new_sums = jax.grad(loss, argnums=1, has_aux=True)(state.parameters, gradients, rows)
             else:
                 new, new_sums = jax.grad(loss, has_aux=True)(state.parameters, None, rows)
@@ -245,18 +263,18 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
         add = lambda total, rows: jax.tree.map(jnp.add, total, sums_of(rows))  # noqa: E731
         return over_microbatches(add, zeros_of(lambda: sums_of(microbatch(batch, 0))), batch, shape)
 
-    weights, reference = parameter_shardings(spec, mesh), reference_shardings(config, spec, mesh)
+    weights, reference = trained_shardings(spec, mesh), reference_shardings(config, spec, mesh)
     shardings = (weights, reference, batch_shardings(mesh, shape))
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
 def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
-    return parameter_shardings(spec, mesh) if reference_is_resident(config) else {}
+    return parameter_shardings(spec, mesh) if weights_are_resident(config) else {}
 
 
 def make_logps_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Callable[[dict, Batch], Array]:
-    """(parameters, batch of one microbatch) -> summed log-probability of every response, float32 [B, P, C]."""
-    graph, forward = forward_pass(config, spec, mesh)
+    """(weights, batch of one microbatch) -> summed log-probability of every response without adapters, float32 [B, P, C]."""
+    graph, forward = forward_pass(config, spec.base, mesh)
 
     def logps(parameters: dict, batch: Batch) -> Array:
         return response_logps(graph, parameters, microbatch(batch, 0), remat="none", **forward)[0]

@@ -11,17 +11,18 @@ from jax import Array
 from jax.sharding import AxisType, Mesh
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE, Batch, Shape
-from rapo_jax.config import Config, from_dict
+from rapo_jax.config import Config, as_dict, from_dict
 from rapo_jax.data.groups import what_is_scored
 from rapo_jax.data.packing import Group, Plan, make_plan, materialise, shuffled_steps
-from rapo_jax.models.decoder import abstract_decoder, parameter_letters, plain_layout, shape_of
+from rapo_jax.models.decoder import abstract_decoder, parameter_letters, plain_layout, shape_of, trained_letters
 from rapo_jax.models.hf import place
+from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import Spec, spec_from_config
 from rapo_jax.parallel import AXES, my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import direction
 from rapo_jax.train.reference import resident_reference
-from rapo_jax.train.state import State, first_state, parameter_shardings
+from rapo_jax.train.state import State, first_state, parameter_shardings, trained_shardings
 from rapo_jax.train.step import TrainStep, make_train_step, response_logps
 from tests.parity.families import FAMILIES
 
@@ -36,8 +37,17 @@ def tiny_spec(family: str) -> Spec:
 
 def random_parameters(spec: Spec, *, seed: int = 0) -> dict:
     """Host arrays large enough that every flag of the spec shows in the result."""
+    return random_tree(spec, parameter_letters(spec), seed=seed)
+
+
+def random_trained(spec: Spec, *, seed: int) -> dict:
+    """The same of what is trained; with adapters, both factors of each differ from 0."""
+    return random_tree(spec, trained_letters(spec), seed=seed)
+
+
+def random_tree(spec: Spec, all_letters: dict, *, seed: int) -> dict:
     random, tree = np.random.default_rng(seed), {}
-    for path, letters in parameter_letters(spec).items():
+    for path, letters in all_letters.items():
         noise = random.normal(size=shape_of(spec, letters)).astype(np.float32)
         is_scale = path[-1].endswith("norm") and not spec.gemma
         place(tree, path, 0.15 * noise + np.float32(is_scale))
@@ -75,6 +85,12 @@ def tiny_config(**sections: dict) -> Config:
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
     return from_dict(tree)
+
+
+def with_lora(config: Config, family: str, **section) -> tuple[Config, Spec]:
+    """The configuration with a section `lora`, and a tiny family's spec with its adapters."""
+    config = from_dict(as_dict(config) | {"lora": {"rank": 3} | section})
+    return config, adapted_spec(tiny_spec(family), **vars(config.lora))
 
 
 def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
@@ -163,10 +179,13 @@ def on_mesh(parameters: dict, spec: Spec, mesh: Mesh) -> dict:
 def train_steps(
     config: Config, spec: Spec, mesh: Mesh, groups: list[Group], *, num_steps: int = 3, row_length: int = 128
 ) -> Trained:
-    """Optimizer steps from the parameters of seed 1 against the reference of seed 0, so that rewards are not 0."""
+    """Optimizer steps from the parameters of seed 1 against the reference of seed 0, so that rewards are not 0.
+
+    Adapters of seed 1 stand on the reference.
+    """
     plan = plan_of(groups, config, num_steps=num_steps, row_length=row_length, num_shards=num_row_shards(mesh))
     reference = resident_reference(on_mesh(random_parameters(spec), spec, mesh), config, spec, mesh)
-    start = on_mesh(random_parameters(spec, seed=1), spec, mesh)
+    start = jax.device_put(random_trained(spec, seed=1), trained_shardings(spec, mesh))
     state = first_state(start, spec, mesh, direction(config.optimizer, spec))
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=num_steps)
     metrics = []

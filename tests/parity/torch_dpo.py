@@ -57,10 +57,15 @@ def learning_rate_factor(step: int, *, recipe: Recipe, num_steps: int) -> float:
     return {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}[recipe.schedule]
 
 
+def trained(model) -> list:
+    """All parameters, or those that adapters left trainable."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def decay_groups(model, weight_decay: float) -> list[dict]:
     """Matrices decay; norms and biases do not."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    matrices = [p for p in trained(model) if p.ndim > 1]
+    vectors = [p for p in trained(model) if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
@@ -77,9 +82,9 @@ def train(model, steps: list[list[Pair]], recipe: Recipe) -> list[dict[str, floa
         loss, metrics = OBJECTIVES[recipe.objective](model, reference, pairs, recipe)
         optimizer.zero_grad()
         loss.backward()
-        norm = math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in model.parameters()))
+        norm = math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in trained(model)))
         if recipe.max_grad_norm is not None and norm > recipe.max_grad_norm:
-            for p in model.parameters():
+            for p in trained(model):
                 p.grad *= recipe.max_grad_norm / norm
         metrics |= {"loss": float(loss.detach()), "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
         history.append(metrics)

@@ -17,12 +17,13 @@ from rapo_jax.config import from_dict
 from rapo_jax.data import pipeline
 from rapo_jax.data.packing import Group, Plan
 from rapo_jax.models.hf import file_tensors
+from rapo_jax.models.peft import adapter_tensors
 from rapo_jax.parallel import AXES, my_rows, num_row_shards
 from rapo_jax.run import Setup, precision, set_up, starting_parameters
 from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import direction
 from rapo_jax.train.reference import resident_reference
-from rapo_jax.train.state import first_state
+from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_train_step
 from tests.data.conftest import SHAPES, build
 from tests.parity.families import GEMMA2, LLAMA, MISTRAL, QWEN2
@@ -100,7 +101,8 @@ def write_rows(path: Path, num_rows: int, *, system_turns: bool = True) -> Path:
 
 @dataclass(frozen=True)
 class Ours:
-    """A run of ours. `steps[s]` are the groups of optimizer step s; `weights` are named as in a Hugging Face file."""
+    """A run of ours. `steps[s]` are the groups of optimizer step s; `weights` are named as in a Hugging Face file, or as in
+    one of peft where adapters were trained."""
 
     setup: Setup
     plan: Plan
@@ -123,12 +125,20 @@ def run(tree: dict) -> Ours:
     plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(mesh))
     parameters = starting_parameters(setup)
     reference = resident_reference(parameters, config, setup.spec, mesh)
-    state = first_state(parameters, setup.spec, mesh, direction(config.optimizer, setup.spec))
+    state = first_state(
+        trainable(parameters, setup.spec, mesh, seed=config.seed),
+        setup.spec,
+        mesh,
+        direction(config.optimizer, setup.spec),
+    )
     step = make_train_step(config, setup.spec, mesh, plan.shape, num_steps=len(plan.steps))
     metrics = []
     with jax.set_mesh(mesh), precision(config):
         for batch in pipeline.batches(data.groups, plan, my_rows(mesh, plan.shape.B))(0):
             state, values = step(state, reference, to_device(batch, mesh, plan.shape.B))
             metrics.append({name: float(value) for name, value in jax.device_get(values).items()})
-    weights = dict(file_tensors(state.parameters, setup.spec, dtype=np.dtype(np.float32)))
+    if setup.spec.lora:
+        weights = dict(adapter_tensors(state.parameters, setup.spec))
+    else:
+        weights = dict(file_tensors(state.parameters, setup.spec, dtype=np.dtype(np.float32)))
     return Ours(setup, plan, data.groups, metrics, weights)

@@ -1,0 +1,95 @@
+"""Low-rank adapters: y = x W + scale * (x A) B with W frozen (Hu et al., "LoRA: Low-Rank Adaptation of Large Language
+Models", 2021, section 4.1).
+
+A target's adapter is two more parameters of its block, `q_lora_a` and `q_lora_b`, stacked over the layers like all
+others. B starts at 0, so that the adapted model starts as the model; without its adapters it always is the model, which is
+why it is its own reference. Nobody computes a gradient for W.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rapo_jax.errors import UserError
+from rapo_jax.models.contract import contract
+from rapo_jax.models.spec import Lora, Spec
+
+# The matrices that may have an adapter, and which of their dimensions are contracted with the input.
+TARGETS = {
+    "q": ("D", "NH"),
+    "k": ("D", "KH"),
+    "v": ("D", "KH"),
+    "o": ("NH", "D"),
+    "gate": ("D", "F"),
+    "up": ("D", "F"),
+    "down": ("F", "D"),
+}
+
+
+def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: Sequence[str], rslora: bool) -> Spec:
+    """The spec with adapters as the section `lora` of a configuration asks for them; the spec as it is without a rank.
+
+    Scale is alpha / rank, alpha = 2 * rank where None; with `rslora` alpha / sqrt(rank) (Kalajdzievski, "A Rank
+    Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, eq. 4). Raises UserError for a rank that is no low rank.
+    """
+    if rank is None:
+        return spec
+    spec = spec.base
+    sides = {name: tuple(math.prod(getattr(spec, c) for c in side) for side in TARGETS[name]) for name in targets}
+    narrow = {name: side for name, side in sides.items() if rank > min(side)}
+    if narrow:
+        listed = ", ".join(f"{name} ({rows} x {columns})" for name, (rows, columns) in narrow.items())
+        raise UserError(
+            f"lora.rank={rank} exceeds the smaller dimension of {listed}; lower lora.rank to "
+            f"{min(min(side) for side in narrow.values())} or less, or take them out of lora.targets."
+        )
+    alpha = 2.0 * rank if alpha is None else alpha
+    ordered = tuple(name for name in TARGETS if name in targets)
+    return replace(spec, lora=Lora(rank, alpha, ordered, rslora))
+
+
+def adapter_letters(spec: Spec) -> dict[str, str]:
+    """The adapters of one block and what their dimensions count: "q_lora_a" -> "DR", "q_lora_b" -> "RNH"."""
+    letters = {}
+    for name in spec.lora.targets if spec.lora else ():
+        into, out = TARGETS[name]
+        letters |= {f"{name}_lora_a": into + "R", f"{name}_lora_b": "R" + out}
+    return letters
+
+
+def product(x: Array, factors: tuple[Array, ...], equation: str, *, lora: Lora | None) -> Array:
+    """einsum(equation, x, W) in x's dtype, plus what an adapter adds; `factors` are W, or W, A and B.
+
+    Where there are adapters at all, W is frozen, and no gradient for it exists.
+    """
+    weight, *adapter = factors
+    if lora is None:
+        return contract(x, weight, equation)
+    y = jnp.einsum(equation, x, jax.lax.stop_gradient(weight).astype(x.dtype))
+    if not adapter:
+        return y
+    x_letters, out_letters = equation.split(",")[0], equation.split("->")[1]
+    into = "".join(letter for letter in x_letters if letter not in out_letters)
+    out = "".join(letter for letter in out_letters if letter not in x_letters)
+    low_BTR = contract(x, adapter[0], f"{x_letters},{into}R->BTR") * lora.scale
+    return y + contract(low_BTR, adapter[1], f"BTR,R{out}->{out_letters}")
+
+
+def with_adapters(base: dict, trained: dict) -> dict:
+    """The parameters of the adapted model: what is frozen, and what is trained over it (adapters, and a score head)."""
+    return base | trained | {"blocks": base["blocks"] | trained["blocks"]}
+
+
+def merged(base: dict, trained: dict, spec: Spec) -> dict:
+    """The parameters of a model without adapters that computes the same: W + scale * A B, in float32."""
+    blocks = dict(base["blocks"])
+    for name in spec.lora.targets:
+        into, out = TARGETS[name]
+        a, b = (trained["blocks"][f"{name}_lora_{side}"] for side in "ab")
+        added = jnp.einsum(f"L{into}R,LR{out}->L{into}{out}", a, b, precision="highest")
+        blocks[name] = blocks[name] + spec.lora.scale * added
+    return base | {name: leaf for name, leaf in trained.items() if name != "blocks"} | {"blocks": blocks}
