@@ -111,9 +111,7 @@ class Limits:
 class ScaleFit:
     """How rewards become scores from relabel.goal_min to relabel.goal_max; a linear map."""
 
-    fit: Literal["none", "range", "minmax", "quantile", "zscore"] = (
-        "none"  # what of the rewards the ends of the scale are
-    )
+    fit: Literal["none", "range", "minmax", "quantile", "zscore"] = "none"  # what the ends of the scale are
     by: Literal["all", "source"] = "all"  # source: a map for each, where their scores are of different ranges
     source_min: float | None = None  # for fit: range
     source_max: float | None = None

@@ -82,6 +82,8 @@ def prepare(
     records = [record for records in mixed for record in records]
     if config.relabel.goals and config.relabel.attributes:
         check_attributes(records, config.relabel.attributes)
+    if "{source}" in config.relabel.template:
+        check_sources(records)
     scales = fit_scales(records, config.relabel) if scales is None else scales
     scaled = [scales.record(record) for record in records]
     made_equal = sum(num_scores(after) < num_scores(before) for before, after in zip(records, scaled, strict=True))
@@ -203,6 +205,16 @@ def check_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
             "column that holds them with data.columns.attributes=..., or change relabel.attributes."
         )
         raise UserError("\n  ".join([complaint, *facts[:SHOWN], *more]))
+
+
+def check_sources(records: Sequence[Record]) -> None:
+    """Raises UserError where the prompt is to say a source that a row does not have."""
+    nameless = [record.row for record in records if not record.source]
+    if nameless:
+        raise UserError(
+            f"relabel.template says {{source}}, but {len(nameless)} of {len(records)} rows have none (the first is row "
+            f"{nameless[0]}); name their column with data.columns.source=..., or the sources with name in data.sources."
+        )
 
 
 def num_scores(record: Record) -> int:

@@ -10,7 +10,7 @@ from rapo_jax.config import Config
 from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import prompt_share
 from rapo_jax.data.records import Record
-from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, level, relabel, within
+from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, relabel, within
 
 NAN = float("nan")
 
@@ -47,11 +47,6 @@ class Relabelled:
     def rewards(self) -> tuple[float, ...]:
         rewards = self.record.rewards
         return tuple(NAN if rewards is None else rewards[i] for i in self.preference.order)
-
-    @property
-    def goal(self) -> float:
-        """The goal as one number (several attributes: their mean), NaN without one."""
-        return NAN if self.preference.goal is None else level(self.preference.goal)
 
     @property
     def weight(self) -> float:

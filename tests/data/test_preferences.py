@@ -129,6 +129,15 @@ def test_weights_and_sources_go_with_their_rows(config, tmp_path):
         read_part(config(rows, data={"source_weights": {"gpt5": 1.0}}), "train")
 
 
+def test_a_source_that_is_said_must_be_there(config):
+    """Breaks: "As , ..." in every prompt, and nobody notices."""
+    made = config([ROWS[0] | {"source": "web"}, ROWS[1]], relabel={"template": "As {source}: {goal}."})
+    with pytest.raises(
+        UserError, match=r"says \{source\}, but 1 of 2 rows have none \(the first is row 2\); name their"
+    ):
+        read_part(made, "train")
+
+
 def test_rewards_come_from_a_file_of_scores_and_are_mapped(config, tmp_path):
     """The second round of the paper: binary pairs relabelled by the first policy's implicit reward."""
     bare = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in ROWS]
