@@ -137,7 +137,10 @@ def ultrafeedback(values: dict[str, Any], columns: Columns, *, defect: Defect = 
             continue
         reward = score(entry.get(columns.rewards), f"{name}.{columns.rewards}")
         fine = entry.get("fine-grained_score")
-        fine = statistics.fmean(ratings.values()) if fine is None and ratings else fine
+        if fine is not None:
+            fine = score(fine, f"{name}.fine-grained_score")
+        elif ratings:
+            fine = statistics.fmean(ratings.values())
         if reward == 10 and fine is not None and fine <= 2:
             notes.append(f"score_10_for_1_{DEFECT_NOTES[defect]}")
             reward = 1.0 if defect == "repair" else reward
@@ -162,9 +165,10 @@ def _ratings(annotations: Any) -> dict[str, float] | None:
 
 def _rating(annotation: Any) -> float:
     try:
-        return float(annotation["Rating"])
-    except (KeyError, TypeError, ValueError):  # "N/A", or no annotation at all
+        rating = float(annotation["Rating"])
+    except (KeyError, TypeError, ValueError, OverflowError):  # "N/A", or no annotation at all
         return math.nan
+    return rating if math.isfinite(rating) else math.nan
 
 
 def several(given: tuple[Message, ...] | None, candidates: Sequence[Candidate]) -> Parsed:

@@ -95,6 +95,14 @@ def test_the_fine_grained_score_of_the_source_decides_where_there_is_one(read):
     assert source.records[0].rewards == (1.0, 6.0)
 
 
+@pytest.mark.parametrize("rating", ["N/A", None, "", "inf", 10**400, [3]])
+def test_a_rating_that_is_no_number_is_not_available(read, rating):
+    odd = completion("B", 6.5)
+    odd["annotations"]["honesty"]["Rating"] = rating
+    source = read(feedback(completion("A", 8.0), odd, completion("C", 2.0)))
+    assert source.notes == {"rating_not_available": 1}
+
+
 def test_hidden_instructions_are_counted(read):
     hidden = completion("A", 8.0, custom_system_prompt="Answer as a pirate.")
     assert read(feedback(hidden, completion("B", 6.5))).notes == {"written_under_a_hidden_instruction": 1}
