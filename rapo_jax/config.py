@@ -98,7 +98,9 @@ class Data:
         10.0,
         1.0,
     )  # of a chosen and of a rejected response, for data.rewards=constant
-    source_weights: dict[str, float] = field(default_factory=dict, hash=False)  # weight in the loss by source; others have 1
+    source_weights: dict[str, float] = field(
+        default_factory=dict, hash=False
+    )  # weight in the loss by source; others have 1
     drop_sources: tuple[str, ...] = ("truthful_qa",)  # rows that say they are from there are dropped
     drop_prompts: str = ""  # a file of questions, one a line or JSON lines; rows that ask one of them are dropped
     score_defect: Literal["repair", "drop", "keep"] = (

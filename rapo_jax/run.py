@@ -214,7 +214,8 @@ def cached_references(
                 config=config,
                 spec=setup.spec,
                 mesh=setup.mesh,
-                what=name,
+                what=f"reference of {name}",
+                where=config.reference.cache,
                 say=say,
             )
         if columns[name] is None:
@@ -346,7 +347,7 @@ def write_records(setup: Setup, data: pipeline.Dataset, held_out: pipeline.Datas
 def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restored | None) -> None:
     """What is about to happen, on one screen."""
     report, shape, config = data.report, plan.shape, setup.config
-    unit = "pairs" if shape.C == 2 else "responses"
+    unit = {"one": "responses", "pair": "pairs"}.get(config.objective.responses, "groups")
     axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
     size, lora = parameter_count(setup.spec), setup.spec.lora
     dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
