@@ -41,15 +41,28 @@ def first_step(config, spec, mesh, *, base_seed=0):
     return base, {name: np.asarray(value) for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("family", ["llama3", "gemma2"])
-def test_the_first_loss_is_ln_2_and_no_weight_changes(family, remat):
+@pytest.mark.parametrize(
+    ("family", "remat", "dtype"),
+    [("llama3", "none", "float32"), ("gemma2", "full", "float32"), ("qwen2", "full", "bfloat16")],
+)
+def test_the_first_loss_is_ln_2_and_no_weight_changes(family, remat, dtype):
     """When this fails, a run starts from another model than its reference, or its reference moves along with it."""
-    config, spec = tiny.with_lora(replace(CONFIG, model=replace(CONFIG.model, remat=remat)), family)
+    config, spec = tiny.with_lora(replace(CONFIG, model=replace(CONFIG.model, remat=remat, dtype=dtype)), family)
     base, metrics = first_step(config, spec, tiny.mesh_of(1, 1, 1))
     assert metrics["loss"] == np.float32(np.log(2))
     assert metrics["rewards/margins"] == 0 and metrics["grad_norm"] > 0
-    tiny.assert_same_trees(base, tiny.random_parameters(spec), atol=0)
+    before = jax.tree.map(lambda x: jnp.asarray(x, dtype), tiny.random_parameters(spec))
+    tiny.assert_same_trees(*(jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (base, before)), atol=0)
+
+
+def test_an_objective_without_a_reference_trains_adapters_too():
+    """When this fails, LoRA is an option of DPO alone."""
+    config, spec = tiny.with_lora(
+        tiny.tiny_config(objective={"name": "sft", "beta": 0.01}, relabel={"goals": []}), "llama3"
+    )
+    base, metrics = first_step(config, spec, tiny.mesh_of(1, 1, 1))
+    assert jax.tree.structure(base) == jax.tree.structure(tiny.random_parameters(spec))
+    assert metrics["grad_norm"] > 0 and metrics["skipped"] == 0
 
 
 @pytest.mark.parametrize("remat", ["none", "attention", "full"])
@@ -195,6 +208,15 @@ def test_a_run_with_the_cache_has_the_metrics_of_one_that_computes_the_reference
     run_dir = tmp_path / "run"
     assert runs.rapo(*world.train(run_dir, *LORA, f"reference.cache={tmp_path / 'cache'}")) == runs.DONE
     runs.assert_same_metrics(run_dir, lora_run, exact_ties=False)
+
+
+@pytest.mark.slow
+def test_a_run_from_random_weights_is_exported_merged_and_not_as_adapters(lora_run, tmp_path, capsys):
+    """When this fails, adapters are written for weights that no file holds."""
+    assert runs.rapo("export", lora_run, tmp_path / "out", "--adapter") == runs.USER_ERROR
+    assert "started from random weights (model.random_init)" in capsys.readouterr().err
+    assert runs.rapo("export", lora_run, tmp_path / "out") == runs.DONE
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
