@@ -270,10 +270,10 @@ class Decoder(nnx.Module):
         cap = self.spec.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def score(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+    def score(self, hidden_XD: Float[Array, "*X D"]) -> Float[Array, "*X"]:
         """float32 scores of a reward model, one a position, computed in float32; that of a text stands at its last token."""
         weight_D = self.score_head[...].astype(jnp.float32)
-        return jnp.einsum("BTD,D->BT", hidden_BTD.astype(jnp.float32), weight_D, precision="highest")
+        return jnp.einsum("...D,D->...", hidden_XD.astype(jnp.float32), weight_D, precision="highest")
 
 
 def plain_layout(tokens_BT: Array) -> Layout:

@@ -11,8 +11,9 @@ import pytest
 from rapo_jax.config import LORA_TARGETS
 from rapo_jax.data.packing import materialise
 from rapo_jax.errors import UserError
+from rapo_jax.generate.decode import Sampling, decode
 from rapo_jax.models.decoder import parameter_letters, trained_letters
-from rapo_jax.models.lora import TARGETS, adapted_spec, merged
+from rapo_jax.models.lora import TARGETS, adapted_spec, merged, with_adapters
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import direction
@@ -150,6 +151,17 @@ def test_what_is_recomputed_and_microbatches_change_no_step():
     whole, parts = one_device("llama3"), one_device("llama3", config=split)
     tiny.assert_same_metrics(whole.metrics, parts.metrics, atol=2e-6, rtol=1e-5)
     tiny.assert_same_trees(whole.state.parameters, parts.state.parameters, atol=5e-6)
+
+
+def test_the_cache_of_generation_sees_the_adapters():
+    """When this fails, a policy that is sampled while it trains is not the policy."""
+    _, spec = tiny.with_lora(CONFIG, "gemma2")
+    base, trained = tiny.random_parameters(spec), tiny.random_trained(spec, seed=1)
+    prompts = [np.arange(3, 30, dtype=np.int32), np.arange(40, 49, dtype=np.int32)]
+    options = {"sampling": Sampling(max_new_tokens=8), "stop_tokens": [], "mesh": tiny.mesh_of(1, 1, 1)}
+    adapted = list(decode(with_adapters(base, trained), spec, prompts, **options))
+    assert adapted == list(decode(merged(base, trained, spec), spec.base, prompts, **options))
+    assert adapted != list(decode(base, spec.base, prompts, **options))
 
 
 def test_only_what_is_asked_for_is_trained():
