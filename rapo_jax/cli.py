@@ -43,6 +43,7 @@ CONFIG is a YAML file (examples in configs/); any leaf can be overridden as key=
   objective.beta=0.1          optimizer.learning_rate=1e-6  train.batch_size=64    train.max_steps=100
   relabel.goals=[]            (plain baseline)              relabel.goals=[chosen] (goals of the chosen only)
   mesh.fsdp=8 mesh.tensor=1   model.dtype=float32           data.chat_template=chatml
+  lora.rank=16 lora.alpha=32  lora.targets=[q, v]           (adapters over frozen weights)
 """
 
 

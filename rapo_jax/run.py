@@ -66,11 +66,17 @@ def set_up(config: Config) -> Setup:
     """Resolves model, tokenizer and mesh. Raises UserError for the first thing that cannot be."""
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     model_dir = model_directory(config.model.path)
-    scored, said = config.objective.is_reward_model, f"model.path={config.model.path}"
-    spec = adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
+    spec = spec_of(config, model_dir)
     tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
     placement = resolve_placement(tokenizer, config.relabel.placement)
     return Setup(config, Path(config.run_dir), model_dir, spec, mesh, tokenizer, placement)
+
+
+def spec_of(config: Config, model_dir: Path) -> Spec:
+    """What a run computes and trains: the model of a directory, with a score head for reward models, with adapters where
+    the configuration asks for such."""
+    scored, said = config.objective.is_reward_model, f"model.path={config.model.path}"
+    return adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
 
 
 def open_run_dir(run_dir: Path) -> Config:
