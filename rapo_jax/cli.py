@@ -318,7 +318,7 @@ def parser() -> argparse.ArgumentParser:
             "relabel",
             relabel,
             "write goal-conditioned pairs",
-            "One JSON object a line, in the conversational format that TRL reads.\n\n" + OVERRIDES,
+            RELABEL_MORE + OVERRIDES,
         )
     )
     train_arguments(verb("train", train, "train, or resume where a run stopped", OVERRIDES + TRAIN_MORE))
@@ -333,7 +333,7 @@ def parser() -> argparse.ArgumentParser:
 
 def relabel_arguments(to: argparse.ArgumentParser) -> None:
     add_config(to)
-    to.add_argument("--out", required=True, metavar="FILE", help="JSON lines; must not exist yet")
+    to.add_argument("--out", required=True, metavar="FILE", help="JSON lines, or .parquet; must not exist yet")
 
 
 def train_arguments(to: argparse.ArgumentParser) -> None:
@@ -421,6 +421,11 @@ def plan_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 
 
+RELABEL_MORE = """\
+In the formats that TRL reads: pairs, labelled responses or single ones, whatever the objective compares. Beside FILE come a
+report in numbers and in a picture, and the scale where scores were mapped.
+
+"""
 TRAIN_MORE = """
 The run directory holds config.yaml, data_report.json, metrics.jsonl, tensorboard/ and checkpoints/. Ctrl-C saves and
 exits with 75; the same command goes on from there, also after a crash, with the metrics it would have had.

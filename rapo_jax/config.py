@@ -21,6 +21,7 @@ Remat = Literal["none", "attention", "full"]
 Schema = Literal[
     "auto", "pairs", "single", "labels", "lists", "numbered", "ultrafeedback", "sampled", "nectar", "helpsteer"
 ]
+Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -89,23 +90,14 @@ class Data:
     bad_rows: Literal["error", "drop"] = "error"
     schema: Schema = "auto"  # the shape of a row; auto = by its columns
     columns: Columns = field(default_factory=Columns)
-    pairs: Literal["auto", "best_random", "best_worst", "all", "each"] = (
-        "auto"  # of more than two responses; auto = best_random
-    )
+    pairs: Pairs = "auto"  # what is compared of more than two responses; auto = best_random
     rewards: str = ""  # "" = the source's own; constant; or a file of scores, .jsonl
     eval_rewards: str = ""  # of data.eval_path: "" = its own (or constant, as data.rewards); or a file of scores
-    constant_rewards: tuple[float, ...] = (
-        10.0,
-        1.0,
-    )  # of a chosen and of a rejected response, for data.rewards=constant
-    source_weights: dict[str, float] = field(
-        default_factory=dict, hash=False
-    )  # weight in the loss by source; others have 1
+    constant_rewards: tuple[float, ...] = (10.0, 1.0)  # of chosen and of rejected ones, for data.rewards=constant
+    source_weights: dict[str, float] = field(default_factory=dict, hash=False)  # in the loss; other sources have 1
     drop_sources: tuple[str, ...] = ("truthful_qa",)  # rows that say they are from there are dropped
     drop_prompts: str = ""  # a file of questions, one a line or JSON lines; rows that ask one of them are dropped
-    score_defect: Literal["repair", "drop", "keep"] = (
-        "repair"  # UltraFeedback's 10 that should be 1: 1, no response, 10
-    )
+    score_defect: Literal["repair", "drop", "keep"] = "repair"  # UltraFeedback's 10 that should be 1
     fine_grained_agree: bool = False  # drop pairs whose rejected response has the higher mean of attributes
 
 
@@ -119,9 +111,8 @@ class Limits:
 class ScaleFit:
     """How rewards become scores from relabel.goal_min to relabel.goal_max; a linear map."""
 
-    fit: Literal["none", "range", "minmax", "quantile", "zscore"] = (
-        "none"  # what of the rewards the ends of the scale are
-    )
+    fit: Literal["none", "range", "minmax", "quantile", "zscore"] = "none"  # what the ends of the scale are
+    by: Literal["all", "source"] = "all"  # source: a map for each, where their scores are of different ranges
     source_min: float | None = None  # for fit: range
     source_max: float | None = None
     quantile: float = 0.01  # this and 1 - this are the ends
@@ -476,6 +467,7 @@ def validate(config: Config) -> Config:
             f"raise the first or lower the second."
         )
     validate_data(data)
+    validate_pairs(config)
     validate_relabel(config.relabel)
     validate_lora(config.lora)
     return config
@@ -565,6 +557,25 @@ def validate_data(data: Data) -> None:
     for name, weight in data.source_weights.items():
         if not (weight >= 0 and math.isfinite(weight)):
             raise UserError(f"data.source_weights.{name}={weight} must be a finite number, not negative.")
+
+
+# Which of data.pairs an objective can use, by how many responses it compares; the first is the default.
+PAIRS_FOR = {
+    "one": ("auto", "each"),
+    "pair": ("auto", "best_random", "best_worst", "all"),
+    "labelled": ("auto", "best_random", "best_worst", "all", "each"),
+    "all": ("auto",),
+}
+
+
+def validate_pairs(config: Config) -> None:
+    wanted, pairs = config.objective.responses, config.data.pairs
+    compared = {"one": "learns from one response", "pair": "compares two", "all": "compares all responses of a row"}
+    if pairs not in PAIRS_FOR[wanted]:
+        raise UserError(
+            f"objective.name={config.objective.name} {compared[wanted]} and has no use for data.pairs={pairs}; choose one "
+            f"of {', '.join(PAIRS_FOR[wanted])}."
+        )
 
 
 def validate_relabel(relabel: Relabel) -> None:

@@ -236,6 +236,11 @@ SET = {"prompt": "Hi", "responses": ["A", "B", "C"], "rewards": [3, 1, 2]}
             ["relabel.attributes=[wit]"],
             "relabel.attributes=[wit]: 1 of 1 rows lack an attribute. Name the column that holds them",
         ),
+        (
+            SET | {"rewards": ...},
+            ["relabel.goals=[]", "objective.name=nca"],
+            "data.rewards=FILE.jsonl, or choose another objective.",
+        ),
         (SET, ["data.columns.rewards=reward"], "not data.columns.rewards='reward'; did you mean 'rewards'?"),
         (SET, ["data.rewards=none.jsonl"], "data.rewards=none.jsonl: no such file; it must be constant, or a .jsonl"),
         (SET, ["data.rewards=constant"], "row 1 has 3 responses in no order of preference; it suits chosen"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rapo_jax.config import as_dict, from_dict, load_config, to_yaml
 from rapo_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -465,6 +465,16 @@ def test_several_sources_are_a_list_of_keys_and_values(load):
         ("data: {source_weights: {a: -1}}", "data.source_weights.a=-1.0 must be a finite number, not negative."),
         ("data: {source_weights: [a]}", "data.source_weights=['a']: expected keys and values, such as {name: 0.5}."),
         ("data: {pairs: best}", "data.pairs='best': expected one of auto, best_random, best_worst, all, each."),
+        (
+            "data: {pairs: each}",
+            "objective.name=dpo compares two and has no use for data.pairs=each; choose one of auto, best_random, "
+            "best_worst, all.",
+        ),
+        (
+            "{data: {pairs: best_worst}, objective: {name: rrhf}}",
+            "objective.name=rrhf compares all responses of a row and has no use for data.pairs=best_worst; choose one of "
+            "auto.",
+        ),
         ("relabel: {goal_min: 10}", "relabel.goal_min=10.0 must be less than relabel.goal_max=10.0; change one."),
         ("relabel: {fraction: 0}", "relabel.fraction=0.0 must lie in (0, 1]."),
         ("relabel: {decimals: 16}", "relabel.decimals=16 must lie in [0, 15]."),

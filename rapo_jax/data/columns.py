@@ -18,6 +18,7 @@ SCORE_COLUMNS = (
     ("chosen_reward", "rejected_reward"),
     ("chosen_reward", "reject_reward"),
 )
+SINGLE_SCORES = ("score", "reward")
 # Where a single response is looked for.
 RESPONSE_COLUMNS = ("chosen", "messages", "response", "completion")
 LABELLED_COLUMNS = ("completion", "response")
@@ -32,12 +33,22 @@ SETS = {
 }
 INSIDE = {("ultrafeedback", "rewards"), ("nectar", "rewards")}  # not columns: they stand within each response
 
-# How many responses of a row are needed: the best one, every one by itself, two, one or two with labels, or all.
-Want = Literal["one", "each", "pair", "labelled", "all"]
+# How many responses of a row are needed: the best one, every one by itself, two, one or two with labels, all of two or
+# more, or all of one or more.
+Want = Literal["one", "each", "pair", "labelled", "all", "any"]
+# Why scores are needed, and how to do without.
+FOR_GOALS = ("goals come from scores", "or train without goals by relabel.goals=[]")
 
 
 def resolve(
-    said: str, columns: Columns, values: dict[str, Any], *, want: Want, scores_required: bool, schema: str = "auto"
+    said: str,
+    columns: Columns,
+    values: dict[str, Any],
+    *,
+    want: Want,
+    scores_required: bool,
+    schema: str = "auto",
+    scores_for: tuple[str, str] = FOR_GOALS,
 ) -> tuple[str, Columns]:
     """The schema of rows like this first one, and its columns. `said` is what the user calls the source."""
     present = f"{said} has the columns {', '.join(map(repr, values))}"
@@ -56,14 +67,13 @@ def resolve(
         resolved = _resolve_text(columns, values, present, schema)
         scores = _resolve_scores(columns, values, present, 2 if resolved.rejected else 1)
         if scores_required and not scores:
-            raise UserError(_without_scores(present, 2 if resolved.rejected else 1))
+            raise UserError(_without_scores(present, 2 if resolved.rejected else 1, scores_for))
         score_chosen, score_rejected = (*scores, "", "")[:2]
         resolved = replace(resolved, score_chosen=score_chosen, score_rejected=score_rejected)
     if scores_required and schema in (*SETS, "labels") and not resolved.rewards:
         raise UserError(
-            f"{present}, none of which is known as the scores of its responses; goals come from scores: name their "
-            "column with data.columns.rewards=..., give a file of them with data.rewards=FILE.jsonl, or train without "
-            "goals by relabel.goals=[]."
+            f"{present}, none of which is known as the scores of its responses; {scores_for[0]}: name their column "
+            f"with data.columns.rewards=..., give a file of them with data.rewards=FILE.jsonl, {scores_for[1]}."
         )
     return schema, replace(resolved, **optional)
 
@@ -72,7 +82,7 @@ def detect(values: dict[str, Any], columns: Columns, want: Want) -> str:
     """The schema's name. Published sets are known by columns that no other has."""
     alone = (
         "single"
-        if want == "one" or (want == "each" and not _first([columns.rejected, "rejected"], values))
+        if want == "one" or (want in ("each", "any") and not _first([columns.rejected, "rejected"], values))
         else "pairs"
     )
     if columns.responses:
@@ -126,7 +136,7 @@ def _resolve_label(columns: Columns, values: dict[str, Any], present: str) -> Co
             f"{present}; needed: one of {', '.join(LABELLED_COLUMNS)}, and label. Name them with "
             "data.columns.response=... and data.columns.label=..."
         )
-    rewards = columns.rewards or _first(["score", "reward"], values)
+    rewards = columns.rewards or _first(SINGLE_SCORES, values)
     return Columns(prompt=prompt, response=response, label=label, rewards=rewards)
 
 
@@ -158,14 +168,20 @@ def _resolve_scores(columns: Columns, values: dict[str, Any], present: str, num_
             f"{present}; data.columns.score_chosen={named[0]!r} and data.columns.score_rejected={named[1]!r} must be "
             "given together, or neither."
         )
-    pairs = (pair[:num_responses] for pair in SCORE_COLUMNS)
-    return next((pair for pair in pairs if all(name in values for name in pair)), ())
+    found = (names for names in _score_columns(num_responses) if all(name in values for name in names))
+    return next(found, ())
 
 
-def _without_scores(present: str, num_responses: int) -> str:
-    tried = ", ".join(" + ".join(pair[:num_responses]) for pair in SCORE_COLUMNS)
+def _without_scores(present: str, num_responses: int, scores_for: tuple[str, str]) -> str:
+    tried = ", ".join(" + ".join(names) for names in _score_columns(num_responses))
     return (
-        f"{present}, none of which is known as a score (tried {tried}); goals come from scores: name their columns "
+        f"{present}, none of which is known as a score (tried {tried}); {scores_for[0]}: name their columns "
         "with data.columns.score_chosen=... and data.columns.score_rejected=..., give a file of them with "
-        "data.rewards=FILE.jsonl, or train without goals by relabel.goals=[]."
+        f"data.rewards=FILE.jsonl, {scores_for[1]}."
     )
+
+
+def _score_columns(num_responses: int) -> list[tuple[str, ...]]:
+    """Names of as many scores as there are responses, in the order in which they are tried."""
+    pairs = dict.fromkeys(pair[:num_responses] for pair in SCORE_COLUMNS)
+    return [*pairs, *((name,) for name in SINGLE_SCORES if num_responses == 1)]

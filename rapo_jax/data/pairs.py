@@ -7,14 +7,12 @@ Chosen is the response with the highest reward, the first of several. Where the 
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
+from rapo_jax.config import Pairs
 from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import record_share
 from rapo_jax.data.records import Record
 from rapo_jax.errors import UserError
-
-Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
 
 
 def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> list[Record]:
@@ -34,7 +32,7 @@ def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> lis
     order = list(range(len(record.responses)))
     if not record.ranked:
         order.sort(key=lambda index: -scores(record)[index])
-    if want == "all":
+    if want in ("all", "any"):
         return [pick(record, order)]
     chosen, *others = order
     if pairs == "best_worst":

@@ -12,6 +12,7 @@ from rapo_jax.data.pipeline import read_part
 from rapo_jax.data.relabelled import Relabelled, relabel_records, responses_wanted
 from rapo_jax.data.report import report_of
 from rapo_jax.data.report_figure import draw_report
+from rapo_jax.data.scaling import write_scales
 from rapo_jax.errors import UserError
 
 
@@ -44,7 +45,7 @@ def write_preferences(config: Config, out: Path, *, placement: Placement) -> dic
     write_rows(temporary, rows, parquet=out.suffix == ".parquet")
     report_file.write_text(json.dumps(report, indent=2) + "\n")
     if report["scale"]:
-        scale_file.write_text(json.dumps(report["scale"], indent=2) + "\n")
+        write_scales(scale_file, report["scale"])
     draw_report(figure_file, prepared.records, report, title=str(out.name))
     temporary.replace(out)
     sides = Counter(one.preference.goal_of or "no goal" for one in relabelled)
@@ -77,7 +78,7 @@ def _bodies(relabelled: Relabelled, want: str) -> list[dict[str, Any]]:
     scored = relabelled.record.rewards is not None
     rewards = [reward if scored else None for reward in relabelled.rewards]
     answers = [[{"role": "assistant", "content": response}] for response in relabelled.responses]
-    if want == "all":
+    if want in ("all", "any"):
         return [{"responses": list(relabelled.responses), "rewards": rewards if scored else None}]
     if want == "labelled":
         triples = zip(answers, relabelled.labels, rewards, strict=True)

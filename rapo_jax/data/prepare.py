@@ -15,7 +15,7 @@ from typing import Literal
 from rapo_jax import config as settings
 from rapo_jax.config import Config
 from rapo_jax.data import mixture
-from rapo_jax.data.columns import Want
+from rapo_jax.data.columns import FOR_GOALS, Want
 from rapo_jax.data.pairs import fine_grained_agree, reduce_record
 from rapo_jax.data.records import Record
 from rapo_jax.data.rewards import CONSTANT, read_scores, told, with_constants, with_scores
@@ -73,53 +73,63 @@ def prepare(
 
     Raises UserError for everything that is wrong with them.
     """
-    data, relabel, seed = config.data, config.relabel, config.seed
-    dropped, read = Counter(), []
-    for option, source in sources:
-        found = read_source(config, source, option=option, want=want, scores_required=scores_required)
-        dropped.update(found.dropped)
-        capped = found.records if source.max_rows is None else mixture.sample(found.records, source.max_rows, seed=seed)
-        dropped["beyond_max_rows"] += len(found.records) - len(capped)
-        if data.eval_fraction and not data.eval_path:
-            kept = [r for r in capped if mixture.is_held_out(r, data.eval_fraction, seed=seed) == (part == "eval")]
-            dropped["held_out" if part == "train" else "not_held_out"] += len(capped) - len(kept)
-            capped = kept
-        read.append((source, found, capped))
-    sizes = mixture.mixture_sizes([len(kept) for _, _, kept in read], [source.weight for source, _, _ in read])
-    mixed = [mixture.sample(kept, size, seed=seed) for (_, _, kept), size in zip(read, sizes, strict=True)]
-    dropped["beyond_share"] += sum(len(kept) for _, _, kept in read) - sum(map(len, mixed))
-    records = [record for part_of in mixed for record in part_of]
-    if relabel.goals and relabel.attributes:
-        check_attributes(records, relabel.attributes)
-    scales = fit_scales(records, relabel) if scales is None else scales
+    dropped = Counter()
+    read = [
+        read_source(config, source, option=option, want=want, scores_required=scores_required)
+        for option, source in sources
+    ]
+    mixed = select(config, [source for _, source in sources], read, part=part, dropped=dropped)
+    records = [record for records in mixed for record in records]
+    if config.relabel.goals and config.relabel.attributes:
+        check_attributes(records, config.relabel.attributes)
+    if "{source}" in config.relabel.template:
+        check_sources(records)
+    scales = fit_scales(records, config.relabel) if scales is None else scales
     scaled = [scales.record(record) for record in records]
     made_equal = sum(num_scores(after) < num_scores(before) for before, after in zip(records, scaled, strict=True))
-    records = scaled
     if part == "train":
-        whole, records = records, [r for r in records if mixture.is_within(r, relabel.fraction, seed=seed)]
-        dropped["outside_fraction"] += len(whole) - len(records)
-    records = reduce_records(records, config, want=want, dropped=dropped)
+        scaled = [r for r in scaled if mixture.is_within(r, config.relabel.fraction, seed=config.seed)]
+        dropped["outside_fraction"] += len(records) - len(scaled)
     return Prepared(
         said=", ".join(f"{option}={source.path}" for option, source in sources),
-        records=records,
-        num_rows=sum(found.num_rows for _, found, _ in read),
+        records=reduce_records(scaled, config, want=want, dropped=dropped),
+        num_rows=sum(found.num_rows for found in read),
         dropped={reason: number for reason, number in dropped.items() if number},
-        notes=dict(sum((Counter(found.notes) for _, found, _ in read), Counter(scores_made_equal_by_scale=made_equal))),
-        merged=sum(found.merged for _, found, _ in read),
-        reward_source="; ".join(dict.fromkeys(found.reward_source for _, found, _ in read)),
+        notes=dict(sum((Counter(found.notes) for found in read), Counter(scores_made_equal_by_scale=made_equal))),
+        merged=sum(found.merged for found in read),
+        reward_source="; ".join(dict.fromkeys(found.reward_source for found in read)),
         scales=scales,
-        fingerprint=fingerprint_of_records([record for _, found, _ in read for record in found.records]),
+        fingerprint=fingerprint_of_records([record for found in read for record in found.records]),
         sources=[
-            {
-                "path": source.path,
-                "name": source.name,
-                "schema": found.schema,
-                "rows": found.num_rows,
-                "used": len(used),
-            }
-            for (source, found, _), used in zip(read, mixed, strict=True)
+            {"path": path, "name": name, "schema": found.schema, "rows": found.num_rows, "used": len(used)}
+            for path, name, found, used in zip(
+                [source.path for _, source in sources], [source.name for _, source in sources], read, mixed, strict=True
+            )
         ],
     )
+
+
+def select(
+    config: Config, sources: Sequence[settings.Source], read: Sequence[Source], *, part: Part, dropped: Counter
+) -> list[list[Record]]:
+    """Of every source the records that take part: at most max_rows, on this side of what is held out, in their share."""
+    data, seed, kept = config.data, config.seed, []
+    for source, found in zip(sources, read, strict=True):
+        dropped.update(found.dropped)
+        records = (
+            found.records if source.max_rows is None else mixture.sample(found.records, source.max_rows, seed=seed)
+        )
+        dropped["beyond_max_rows"] += len(found.records) - len(records)
+        if data.eval_fraction:
+            held = [mixture.is_held_out(record, data.eval_fraction, seed=seed) for record in records]
+            wanted = [record for record, out in zip(records, held, strict=True) if out == (part == "eval")]
+            dropped["held_out" if part == "train" else "not_held_out"] += len(records) - len(wanted)
+            records = wanted
+        kept.append(records)
+    sizes = mixture.mixture_sizes([len(records) for records in kept], [source.weight for source in sources])
+    mixed = [mixture.sample(records, size, seed=seed) for records, size in zip(kept, sizes, strict=True)]
+    dropped["beyond_share"] += sum(map(len, kept)) - sum(map(len, mixed))
+    return mixed
 
 
 def read_source(config: Config, source: settings.Source, *, option: str, want: Want, scores_required: bool) -> Source:
@@ -131,6 +141,7 @@ def read_source(config: Config, source: settings.Source, *, option: str, want: W
         split=source.split,
         columns=source.columns,
         scores_required=scores_required and not elsewhere and not config.relabel.attributes,
+        scores_for=FOR_GOALS if config.relabel.goals else for_objective(config),
         want="each" if data.pairs == "each" and want == "one" else want,
         schema=source.schema,
         bad_rows=data.bad_rows,
@@ -160,6 +171,10 @@ def read_source(config: Config, source: settings.Source, *, option: str, want: W
     if not kept:
         raise UserError(f"{option}={source.path}: none of {found.num_rows} rows is left; dropped: {counts(dropped)}.")
     return replace(found, records=kept, dropped=dict(dropped), reward_source=reward_source)
+
+
+def for_objective(config: Config) -> tuple[str, str]:
+    return (f"objective.name={config.objective.name} compares scores", "or choose another objective")
 
 
 def check_source_weights(config: Config, records: Sequence[Record]) -> None:
@@ -192,6 +207,16 @@ def check_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
         raise UserError("\n  ".join([complaint, *facts[:SHOWN], *more]))
 
 
+def check_sources(records: Sequence[Record]) -> None:
+    """Raises UserError where the prompt is to say a source that a row does not have."""
+    nameless = [record.row for record in records if not record.source]
+    if nameless:
+        raise UserError(
+            f"relabel.template says {{source}}, but {len(nameless)} of {len(records)} rows have none (the first is row "
+            f"{nameless[0]}); name their column with data.columns.source=..., or the sources with name in data.sources."
+        )
+
+
 def num_scores(record: Record) -> int:
     """How many different rewards there are, and different attributes."""
     different = [tuple(sorted(each.items())) for each in record.attributes or ()]
@@ -214,15 +239,14 @@ def reduce_records(records: Sequence[Record], config: Config, *, want: Want, dro
 
 
 def fingerprint_of_records(records: Sequence[Record]) -> str:
-    """sha256 of prompts, responses and rewards, and of whatever else a record has."""
+    """sha256 of prompts, responses and rewards, and of attributes, labels and weights where there are any."""
     digest = hashlib.sha256()
     for record in records:
         turns = [(message.role, message.content) for message in record.prompt]
         extra = {
             f.name: value
             for f in dataclasses.fields(Record)
-            if f.name in ("attributes", "labels", "source", "weight")
-            and (value := getattr(record, f.name)) != f.default
+            if f.name in ("attributes", "labels", "weight") and (value := getattr(record, f.name)) != f.default
         }
         content = [turns, record.responses, record.rewards] + ([extra] if extra else [])
         digest.update(json.dumps(content).encode())

@@ -10,7 +10,7 @@ from rapo_jax.config import Config
 from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import prompt_share
 from rapo_jax.data.records import Record
-from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, level, relabel, within
+from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, relabel, within
 
 NAN = float("nan")
 
@@ -49,18 +49,14 @@ class Relabelled:
         return tuple(NAN if rewards is None else rewards[i] for i in self.preference.order)
 
     @property
-    def goal(self) -> float:
-        """The goal as one number (several attributes: their mean), NaN without one."""
-        return NAN if self.preference.goal is None else level(self.preference.goal)
-
-    @property
     def weight(self) -> float:
         return self.record.weight * self.preference.weight
 
 
 def responses_wanted(config: Config) -> Want:
-    """How many responses of a row the objective compares."""
-    return config.objective.responses
+    """How many responses of a row the objective compares. One that scores the prompt too (DRO) needs no second one."""
+    wanted = config.objective.responses
+    return "any" if wanted == "all" and config.objective.needs("prompt") else wanted
 
 
 def rewards_wanted(config: Config) -> bool:
@@ -91,7 +87,7 @@ def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
     """Of a pair, what is preferred under a goal is desirable; data.pairs=each tells it of each response by itself.
 
     A single desirable response is desirable at its own reward; an undesirable one is so at its own, and undesirable at
-    the highest. Without goals the source's labels stand.
+    the highest (where these are one it says nothing). Without goals the source's labels stand.
     """
     if len(record.responses) > 1:
         pairs = [Relabelled(record, p, (True, False)[: len(p.order)]) for p in preferences_of(record, config)]
@@ -99,6 +95,8 @@ def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
     goals, (label,) = config.relabel.goals, record.labels or (True,)
     if not goals:
         return [Relabelled(record, Preference(goal=None, goal_of=None, order=(0,)), (label,))]
+    if is_tie(record, config):
+        return []
     (own,) = goal_rewards(record, config)
     told = {"chosen": (own, True) if label else (highest_goal(config), False), "rejected": (own, True)}
     sides = [side for side in goals if side == "chosen" or not label]
@@ -173,8 +171,11 @@ def rejected_goals(config: Config) -> tuple[float, float]:
 
 
 def is_tie(record: Record, config: Config) -> bool:
-    """Whether the rewards, or what goals are made of in their place, are the same for all of several responses."""
+    """Whether the rewards, or what goals are made of in their place, are the same for all of several responses, or, for a
+    single undesirable one, the highest."""
     rewards = goal_rewards(record, config)
+    if rewards is not None and record.labels == (False,) and config.relabel.goals:
+        return rewards[0] == highest_goal(config)
     directed = config.relabel.goals and config.relabel.goal_kind == "directions"
     if rewards is None or len(rewards) < 2:
         return False

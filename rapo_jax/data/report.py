@@ -1,9 +1,10 @@
 """What became of the data, in numbers: read, left out by reason, tied, and how scores, margins and goals are spread."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from rapo_jax.config import Config
 from rapo_jax.data.prepare import Prepared
@@ -15,6 +16,7 @@ from rapo_jax.relabel import SIDES, level
 def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: int, config: Config) -> dict:
     """The part of data_report.json that is known before anything is tokenized."""
     records, options = prepared.records, config.relabel
+    sides = by_side(records)
     goals = [r.preference.goal for r in relabelled if r.preference.goal is not None]
     report = {
         "path": ", ".join(source["path"] for source in prepared.sources),
@@ -25,6 +27,9 @@ def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: in
         "scores_from": prepared.reward_source,
         "scores": score_histogram(records),
         "margins": margin_histogram(records),
+        "rejected_above_half_of_scale": share(sides.get("rejected", []), lambda score: score > options.goal_max / 2),
+        "chosen_below_half_of_scale": share(sides.get("chosen", []), lambda score: score < options.goal_max / 2),
+        "length_follows_score": length_correlation(records),
         "label_against_scores": sum(r.rewards is not None and r.rewards[0] < r.rewards[-1] for r in records),
         "preferences": dict(Counter(r.preference.goal_of or "no_goal" for r in relabelled)),
         "goals": {
@@ -47,6 +52,20 @@ def by_side(records: Sequence[Record]) -> dict[str, list[float]]:
     scored = [record.rewards for record in records if record.rewards is not None]
     sides = zip(SIDES, ([r[0] for r in scored], [one for r in scored for one in r[1:]]), strict=True)
     return {side: scores for side, scores in sides if scores}
+
+
+def share(values: Sequence[float], holds: Callable[[float], bool]) -> float | None:
+    return round(sum(map(holds, values)) / len(values), 4) if values else None
+
+
+def length_correlation(records: Sequence[Record]) -> float | None:
+    """Spearman's rank correlation of a response's score and its number of characters; None where either is constant."""
+    scored = [r for r in records if r.rewards is not None]
+    scores = [reward for r in scored for reward in r.rewards]
+    lengths = [len(response) for r in scored for response in r.responses]
+    if len(set(scores)) < 2 or len(set(lengths)) < 2:
+        return None
+    return round(float(spearmanr(scores, lengths).statistic), 4)
 
 
 def score_histogram(records: Sequence[Record]) -> dict[str, dict[str, int]]:

@@ -23,7 +23,7 @@ def draw_report(path: Path, records: Sequence[Record], report: dict, *, title: s
     figure.suptitle(f"{title}: {report['rows_read']:,} rows, {sum(report['preferences'].values()):,} preferences")
     draw_scores(scores, records)
     draw_margins(spread, records)
-    draw_lengths(lengths, records)
+    draw_lengths(lengths, records, report["length_follows_score"])
     draw_fate(fate, report)
     for axes in (scores, spread, lengths, fate):
         axes.spines[["top", "right"]].set_visible(False)
@@ -44,29 +44,31 @@ def draw_scores(axes: Any, records: Sequence[Record]) -> None:
 
 def draw_margins(axes: Any, records: Sequence[Record]) -> None:
     found = drawable(margins(records))
-    axes.set(title="Margins", xlabel="score of the chosen less the last response's", ylabel="records")
+    axes.set(title="Margins", xlabel="score of the chosen response less that of the last", ylabel="records")
     if not len(found):
         return say(axes, "no two scores to compare")
     axes.hist(found, bins=bins(found), color=QUIET)
     axes.axvline(0, color="black", linewidth=0.8)
     against, ties = np.mean(found < 0), np.mean(found == 0)
-    note = f"mean {found.mean():.3g}\nties {ties:.1%}\nscores against the label {against:.1%}"
-    axes.text(0.98, 0.95, note, transform=axes.transAxes, ha="right", va="top")
+    axes.set_title(f"Margins: mean {found.mean():.3g}, {ties:.1%} ties, {against:.1%} against the label")
 
 
-def draw_lengths(axes: Any, records: Sequence[Record]) -> None:
+def draw_lengths(axes: Any, records: Sequence[Record], correlation: float | None) -> None:
     """Letters, on a logarithmic axis: a chosen response that is longer as a rule teaches length."""
     sides = {"chosen": [len(r.responses[0]) for r in records]}
     sides |= {"rejected": [len(one) for r in records for one in r.responses[1:]]}
     sides = {side: np.asarray(values) for side, values in sides.items() if values}
     longest = max((values.max() for values in sides.values()), default=10)
-    edges = np.geomspace(1, max(longest, 10), NUM_BINS + 1)
-    axes.set(title="Lengths of responses", xlabel="characters", ylabel="responses", xscale="log")
+    shortest = min((values.min() for values in sides.values()), default=1)
+    edges = np.geomspace(shortest, max(longest, shortest + 9), NUM_BINS + 1)
+    edges[-1] += 1  # rounding must not leave the longest out
+    follows = "" if correlation is None else f": rank correlation with the score {correlation:+.2f}"
+    axes.set(title=f"Lengths of responses{follows}", xlabel="characters", ylabel="responses", xscale="log")
     shown = sides if "rejected" in sides else {"response": sides["chosen"]} if sides else {}
     for side, values in shown.items():
         label = f"{side}, median {np.median(values):,.0f}"
         axes.hist(values, bins=edges, alpha=0.6, color=COLOUR.get(side, QUIET), label=label)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
 
 
 def draw_fate(axes: Any, report: dict) -> None:
@@ -79,7 +81,7 @@ def draw_fate(axes: Any, report: dict) -> None:
     drawn = axes.barh(range(len(bars)), numbers, color=colours)
     axes.bar_label(drawn, labels=[f"{number:,}" for number in numbers], padding=3)
     axes.set_yticks(range(len(bars)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(bars), 5) - 0.5, -0.5)  # the first on top, and no bar thicker than a fifth
     axes.margins(x=0.12)
     axes.set(title="What became of them", xlabel="records")
 
@@ -102,4 +104,5 @@ def bins(values: np.ndarray) -> np.ndarray:
 
 
 def say(axes: Any, what: str) -> None:
+    axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
     axes.text(0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=QUIET)

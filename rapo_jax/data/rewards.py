@@ -49,8 +49,7 @@ def read_scores(path: str, *, option: str = "data.rewards") -> Scores:
     if not file.is_file():
         raise UserError(f"{option}={path}: no such file; it must be {CONSTANT}, or a .jsonl file of scores.")
     rewards, attributes, facts = {}, {}, []
-    sidecar = file.with_suffix(".json")
-    origin = json.loads(sidecar.read_text()) if file.suffix == ".jsonl" and sidecar.is_file() else {}
+    origin = _origin(file.with_suffix(".json")) if file.suffix == ".jsonl" else {}
     for line in read_rows(str(file), split="", option=option):
         if line.number == 1 and "row" not in line.values:
             origin = line.values
@@ -67,6 +66,19 @@ def read_scores(path: str, *, option: str = "data.rewards") -> Scores:
                 kind[row] = values
     _refuse(facts, f"{option}={path} has lines that are no scores; each must be like {EXAMPLE}")
     return Scores(path, rewards, attributes, origin)
+
+
+def _origin(sidecar: Path) -> dict[str, Any]:
+    """What a file beside the scores tells of them; {} without one."""
+    if not sidecar.is_file():
+        return {}
+    try:
+        told = json.loads(sidecar.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{sidecar} stands beside a file of scores and is not JSON: {error}; fix or rename it."
+        ) from error
+    return told if isinstance(told, dict) else {}
 
 
 EXAMPLE = '{"row": 3, "rewards": [0.2, 1.7]}'

@@ -1,6 +1,6 @@
 """Rewards of any range -> scores on the goals' scale. The map is fitted once, kept beside the results, and shared.
 
-One map for the reward and one for each attribute. Later rounds, and the evaluation set, use the map of the first.
+One map for the reward and one for each attribute, of all records or of each source. Later rounds, and the evaluation set, use the map of the first.
 """
 
 import json
@@ -19,13 +19,16 @@ REWARD = "reward"
 
 @dataclass(frozen=True)
 class Scales:
-    """The map of the reward (None: as it is) and of every attribute that has one."""
+    """The map of the reward (None: as it is) and of every attribute that has one; or such maps for each source."""
 
     reward: Scale | None = None
     attributes: dict[str, Scale] = field(default_factory=dict)
+    sources: dict[str, "Scales"] = field(default_factory=dict)
 
     def record(self, record: Record) -> Record:
-        """The record on the goals' scale."""
+        """The record on the goals' scale. Raises UserError for a source without a map, where sources have their own."""
+        if self.sources:
+            return self._of(record).record(record)
         rewards, attributes = record.rewards, record.attributes
         if rewards is not None and self.reward is not None:
             rewards = tuple(map(self.reward, rewards))
@@ -39,12 +42,22 @@ class Scales:
             )
         return replace(record, rewards=rewards, attributes=attributes)
 
+    def _of(self, record: Record) -> "Scales":
+        if record.source not in self.sources:
+            raise UserError(
+                f"row {record.row} is of source {record.source!r}, for which relabel.scale.by=source has no map; known: "
+                f"{', '.join(map(repr, self.sources))}. Name sources alike in training and evaluation."
+            )
+        return self.sources[record.source]
+
     def tree(self) -> dict:
         """For the report and the sidecar; {} where nothing is mapped."""
-        reward = {REWARD: asdict(self.reward)} if self.reward else {}
-        return reward | (
-            {"attributes": {name: asdict(s) for name, s in self.attributes.items()}} if self.attributes else {}
-        )
+        tree = {REWARD: asdict(self.reward)} if self.reward else {}
+        if self.attributes:
+            tree["attributes"] = {name: asdict(scale) for name, scale in self.attributes.items()}
+        if self.sources:
+            tree["sources"] = {name: scales.tree() for name, scales in self.sources.items()}
+        return tree
 
 
 def fit_scales(records: Sequence[Record], relabel: Relabel) -> Scales:
@@ -54,14 +67,25 @@ def fit_scales(records: Sequence[Record], relabel: Relabel) -> Scales:
         return read_scales(options.file)
     if options.fit == "none" and relabel.decimals is None:
         return Scales()
+    if options.by == "all" or options.fit == "none":
+        return _fit_together(records, relabel, of="")
+    by_source: dict[str, list[Record]] = {}
+    for record in records:
+        by_source.setdefault(record.source, []).append(record)
+    return Scales(
+        sources={name: _fit_together(one, relabel, of=f" of source {name!r}") for name, one in by_source.items()}
+    )
+
+
+def _fit_together(records: Sequence[Record], relabel: Relabel, *, of: str) -> Scales:
     rewards = [reward for record in records for reward in record.rewards or ()]
     named = {
         name: [each[name] for record in records for each in record.attributes or () if name in each]
         for name in relabel.attributes
     }
     return Scales(
-        reward=_fit(rewards, relabel, "rewards") if rewards and not named else None,
-        attributes={name: _fit(values, relabel, f"values of {name}") for name, values in named.items() if values},
+        reward=_fit(rewards, relabel, f"rewards{of}") if rewards and not named else None,
+        attributes={name: _fit(values, relabel, f"values of {name}{of}") for name, values in named.items() if values},
     )
 
 
@@ -85,14 +109,20 @@ def _fit(values: Sequence[float], relabel: Relabel, what: str) -> Scale:
 def read_scales(path: str) -> Scales:
     file = Path(path).expanduser()
     try:
-        tree = json.loads(file.read_text())
-        reward = Scale(**tree[REWARD]) if REWARD in tree else None
-        return Scales(reward, {name: Scale(**scale) for name, scale in tree.get("attributes", {}).items()})
+        return _scales(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"relabel.scale.file={path} cannot be read as a scale ({error}); give a {SIDECAR} that a run or "
             "`rapo relabel` wrote."
         ) from error
+
+
+def _scales(tree: dict) -> Scales:
+    return Scales(
+        reward=Scale(**tree[REWARD]) if REWARD in tree else None,
+        attributes={name: Scale(**scale) for name, scale in tree.get("attributes", {}).items()},
+        sources={name: _scales(one) for name, one in tree.get("sources", {}).items()},
+    )
 
 
 def write_scales(path: Path, tree: dict) -> None:

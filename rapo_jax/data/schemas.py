@@ -136,7 +136,8 @@ def ultrafeedback(values: dict[str, Any], columns: Columns, *, defect: Defect = 
             notes.append("rating_not_available")
             continue
         reward = score(entry.get(columns.rewards), f"{name}.{columns.rewards}")
-        fine = entry.get("fine-grained_score", statistics.fmean(ratings.values()) if ratings else None)
+        fine = entry.get("fine-grained_score")
+        fine = statistics.fmean(ratings.values()) if fine is None and ratings else fine
         if reward == 10 and fine is not None and fine <= 2:
             notes.append(f"score_10_for_1_{DEFECT_NOTES[defect]}")
             reward = 1.0 if defect == "repair" else reward

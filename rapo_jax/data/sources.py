@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Literal
 
 from rapo_jax.config import Columns
-from rapo_jax.data.columns import Want, resolve
+from rapo_jax.data.columns import FOR_GOALS, Want, resolve
 from rapo_jax.data.files import read_rows
 from rapo_jax.data.records import BadRow, Message, Record
 from rapo_jax.data.schemas import Defect, reader
@@ -47,6 +47,7 @@ def read_records(
     split: str = "train",
     columns: Columns = DETECT,
     scores_required: bool,
+    scores_for: tuple[str, str] = FOR_GOALS,
     want: Want = "pair",
     schema: str = "auto",
     bad_rows: Literal["error", "drop"] = "error",
@@ -58,14 +59,22 @@ def read_records(
     `path` is a .jsonl, .json or .parquet file, a directory of them, a directory written by `save_to_disk`, or, if no
     such file exists, a hub data set. `schema` and `columns` override the detection, which looks at the first row. A row
     with fewer than two different responses is dropped and counted where two are wanted. `option` is what the user calls
-    `path`. Raises UserError, for bad rows once for all of them.
+    `path`, `scores_for` tells why scores are required. Raises UserError, for bad rows once for all of them.
     """
     rows = read_rows(path, split=split, option=option)
     first = next(rows, None)
     if first is None:
         raise UserError(f"{option}={path} has no rows; at least one is needed.")
     said = f"{option}={path}"
-    schema, resolved = resolve(said, columns, first.values, want=want, scores_required=scores_required, schema=schema)
+    schema, resolved = resolve(
+        said,
+        columns,
+        first.values,
+        want=want,
+        scores_required=scores_required,
+        scores_for=scores_for,
+        schema=schema,
+    )
     read = reader(schema, resolved, defect=defect)
     records, notes, dropped, facts, num_rows = [], Counter(), Counter(), [], 0
     for row in chain([first], rows):
@@ -104,7 +113,7 @@ def _too_few(record: Record, want: Want) -> str | None:
     """Why a record has nothing to compare; None if it has, or if nothing is to be compared."""
     if record.ranked and len(set(record.responses)) < len(record.responses):
         return "identical_responses"
-    enough = len(record.responses) > 1 or want in ("one", "each") or (want == "labelled" and record.labels)
+    enough = len(record.responses) > 1 or want in ("one", "each", "any") or (want == "labelled" and record.labels)
     return None if enough else "fewer_than_two_responses"
 
 

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from rapo_jax.config import load_config
-from rapo_jax.data import preferences, relabelled
 from rapo_jax.data.pipeline import read_part
 from rapo_jax.data.preferences import write_preferences
 from rapo_jax.data.sources import read_records
@@ -32,18 +31,6 @@ def config(tmp_path):
         return load_config(tmp_path / "run.yaml")
 
     return config
-
-
-@pytest.fixture
-def want(monkeypatch):
-    """A function that makes the objective compare so many responses."""
-
-    def want(what):
-        for module in (relabelled, preferences):
-            monkeypatch.setattr(module, "responses_wanted", lambda config: what)
-        monkeypatch.setattr("rapo_jax.data.pipeline.responses_wanted", lambda config: what)
-
-    return want
 
 
 def written(config, out):
@@ -78,9 +65,8 @@ def test_parquet_holds_what_json_lines_hold(config, tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "other.parquet").to_pylist() == rows
 
 
-def test_labelled_responses_are_a_line_each(config, want, tmp_path):
-    want("labelled")
-    _, rows = written(config(), tmp_path / "out.jsonl")
+def test_labelled_responses_are_a_line_each(config, tmp_path):
+    _, rows = written(config(objective={"name": "kto"}), tmp_path / "out.jsonl")
     assert len(rows) == 40
     assert list(rows[0])[:4] == ["prompt", "completion", "label", "score"]
     assert [(row["completion"], row["label"], row["goal"]) for row in rows[:4]] == [
@@ -97,9 +83,8 @@ def test_one_response_is_a_completion(config, tmp_path):
     assert [(row["completion"], row["goal"]) for row in rows[:2]] == [(answer("Yes."), 9), (answer("Who knows?"), 2.5)]
 
 
-def test_sets_keep_all_responses_in_the_order_of_the_goal(config, want, tmp_path):
-    want("all")
-    counts, rows = written(config(SETS), tmp_path / "out.jsonl")
+def test_sets_keep_all_responses_in_the_order_of_the_goal(config, tmp_path):
+    counts, rows = written(config(SETS, objective={"name": "rrhf"}), tmp_path / "out.jsonl")
     assert counts["chosen"] == 10 and counts["rejected"] == 20
     assert [(row["responses"], row["rewards"], row["goal"]) for row in rows[:3]] == [
         (["Yes.", "B", "A"], [4, 2, 1], 4), (["B", "A", "Yes."], [2, 1, 4], 2), (["A", "B", "Yes."], [1, 2, 4], 1)
@@ -142,6 +127,15 @@ def test_weights_and_sources_go_with_their_rows(config, tmp_path):
     assert [(line["source"], line.get("weight")) for line in lines[:2]] == [("gpt4", None), ("web", 0.1)]
     with pytest.raises(UserError, match=r"data.source_weights names gpt5, which no row is from; sources: gpt4, web"):
         read_part(config(rows, data={"source_weights": {"gpt5": 1.0}}), "train")
+
+
+def test_a_source_that_is_said_must_be_there(config):
+    """Breaks: "As , ..." in every prompt, and nobody notices."""
+    made = config([ROWS[0] | {"source": "web"}, ROWS[1]], relabel={"template": "As {source}: {goal}."})
+    with pytest.raises(
+        UserError, match=r"says \{source\}, but 1 of 2 rows have none \(the first is row 2\); name their"
+    ):
+        read_part(made, "train")
 
 
 def test_rewards_come_from_a_file_of_scores_and_are_mapped(config, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from rapo_jax.config import from_dict
 from rapo_jax.data import relabelled
 from rapo_jax.data.records import Message, Record
-from rapo_jax.data.relabelled import relabel_records
+from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
 
 HI = (Message("user", "Hi"),)
 PAIR = Record(1, HI, ("A", "B"), (9.0, 6.0), source="gpt4", weight=0.5)
@@ -15,22 +15,20 @@ MANY = Record(2, HI, ("A", "B", "C"), (9.0, 7.0, 4.0))
 MARKED = Record(3, HI, ("A", "B"), (9.0, 6.0), ({"wit": 3.0, "truth": 8.0}, {"wit": 5.0, "truth": 5.0}))
 
 
-@pytest.fixture
-def relabel(monkeypatch):
-    """A function (record, want, **relabel options) -> what is told of each preference."""
+OBJECTIVE = {"one": "sft", "pair": "dpo", "labelled": "kto", "all": "rrhf"}
 
-    def relabel(record, want="pair", pairs="auto", **options):
-        monkeypatch.setattr(relabelled, "responses_wanted", lambda config: want)
-        return relabel_records([record], from_dict({"relabel": options, "data": {"pairs": pairs}}))[0]
 
-    return relabel
+def relabel(record, want="pair", pairs="auto", **options):
+    """What an objective that compares so many responses is told of a record."""
+    tree = {"relabel": options, "data": {"pairs": pairs}, "objective": {"name": OBJECTIVE[want]}}
+    return relabel_records([record], from_dict(tree))[0]
 
 
 def told(found):
     return [(one.preference.goal, one.preference.goal_of, "".join(one.responses)) for one in found]
 
 
-def test_a_pair_becomes_two_goals_with_its_weight(relabel):
+def test_a_pair_becomes_two_goals_with_its_weight():
     found = relabel(PAIR)
     assert told(found) == [(9, "chosen", "AB"), (6, "rejected", "BA")]
     assert [(one.rewards, one.weight, one.labels) for one in found] == [((9, 6), 0.5, None), ((6, 9), 0.5, None)]
@@ -47,7 +45,7 @@ def test_a_pair_becomes_two_goals_with_its_weight(relabel):
         ({"goals": ["rejected"], "rejected_goals": {"min": 7}}, []),
     ],
 )
-def test_the_papers_ablations_are_settings(relabel, options, expected):
+def test_the_papers_ablations_are_settings(options, expected):
     assert ["".join(one.responses) for one in relabel(PAIR, **options)] == expected
 
 
@@ -60,12 +58,12 @@ def test_a_goal_that_is_filtered_away_is_not_a_tie():
     assert relabel_records([tied], config) == ([], 1)
 
 
-def test_all_responses_are_ordered_by_their_distance_to_each_ones_reward(relabel):
+def test_all_responses_are_ordered_by_their_distance_to_each_ones_reward():
     assert told(relabel(MANY, "all")) == [(9, "chosen", "ABC"), (7, "rejected", "BAC"), (4, "rejected", "CBA")]
     assert told(relabel(MANY, "all", goals=[])) == [(None, None, "ABC")]
 
 
-def test_one_response_is_asked_for_at_its_own_reward(relabel):
+def test_one_response_is_asked_for_at_its_own_reward():
     own = Record(1, HI, ("A",), (9.0,))
     assert told(relabel(own, "one", goals=["chosen"])) == [(9, "chosen", "A")]
     assert told(relabel(own, "one", goals=[])) == [(None, None, "A")]
@@ -74,58 +72,64 @@ def test_one_response_is_asked_for_at_its_own_reward(relabel):
 # Labels.
 
 
-def test_what_is_preferred_under_a_goal_is_desirable(relabel):
+def test_what_is_preferred_under_a_goal_is_desirable():
     assert [(one.preference.goal, one.responses, one.labels) for one in relabel(PAIR, "labelled")] == [
         (9, ("A", "B"), (True, False)),
         (6, ("B", "A"), (True, False)),
     ]
 
 
-def test_pairs_can_be_told_apart_into_single_responses(relabel):
+def test_pairs_can_be_told_apart_into_single_responses():
     found = relabel(PAIR, "labelled", pairs="each")
     assert [(one.preference.goal, one.responses, one.labels) for one in found] == [
         (9, ("A",), (True,)), (9, ("B",), (False,)), (6, ("B",), (True,)), (6, ("A",), (False,))
     ]  # fmt: skip
 
 
-def test_a_single_label_stands_without_goals(relabel):
+def test_a_single_label_stands_without_goals():
     for label in (True, False):
         (one,) = relabel(Record(1, HI, ("A",), None, labels=(label,)), "labelled", goals=[])
         assert (one.responses, one.labels, one.preference.goal) == (("A",), (label,), None)
 
 
-def test_a_single_undesirable_response_is_wrong_at_the_highest_goal_and_right_at_its_own(relabel):
+def test_a_single_undesirable_response_is_wrong_at_the_highest_goal_and_right_at_its_own():
     good, bad = (Record(1, HI, ("A",), (3.0,), labels=(label,)) for label in (True, False))
     assert [(one.preference.goal, one.labels) for one in relabel(good, "labelled")] == [(3, (True,))]
     assert [(one.preference.goal, one.labels) for one in relabel(bad, "labelled")] == [(10, (False,)), (3, (True,))]
     assert relabel(good, "labelled", goals=["rejected"]) == []
 
 
+def test_an_undesirable_response_of_the_highest_reward_contradicts_itself():
+    """Breaks: one response right and wrong under one goal."""
+    bad = Record(1, HI, ("A",), (10.0,), labels=(False,))
+    assert relabel(bad, "labelled") == []
+    assert relabel_records([bad], from_dict({"objective": {"name": "kto"}})) == ([], 1)
+
+
 # Several attributes.
 
 
-def test_a_goal_may_be_a_number_for_each_attribute(relabel):
+def test_a_goal_may_be_a_number_for_each_attribute():
     found = relabel(MARKED, attributes=["truth", "wit"])
     assert told(found) == [((8, 3), "chosen", "AB"), ((5, 5), "rejected", "BA")]
-    assert [one.goal for one in found] == [5.5, 5.0]
     config = from_dict({"relabel": {"attributes": ["truth", "wit"]}})
     assert found[0].goal_sentence(config).endswith("10 is highest):\nTruth: 8\nWit: 3")
 
 
-def test_attributes_of_one_response_can_be_written_as_in_steerlm(relabel):
+def test_attributes_of_one_response_can_be_written_as_in_steerlm():
     options = {"attributes": ["wit", "truth"], "goals": ["chosen"], "template": "quality:{wit},truth:{truth}"}
     one = Record(1, HI, ("A",), None, ({"wit": 3.0, "truth": 8.0},))
     (found,) = relabel(one, "one", **options)
     assert found.goal_sentence(from_dict({"relabel": options})) == "quality:3,truth:8"
 
 
-def test_a_tie_in_all_attributes_is_a_tie_whatever_the_rewards(relabel):
+def test_a_tie_in_all_attributes_is_a_tie_whatever_the_rewards():
     tied = Record(3, HI, ("A", "B"), (9.0, 6.0), ({"wit": 3.0}, {"wit": 3.0}))
     assert relabel(tied, attributes=["wit"]) == []
     assert len(relabel(tied)) == 2
 
 
-def test_a_direction_orders_responses_by_their_reward_along_it(relabel):
+def test_a_direction_orders_responses_by_their_reward_along_it():
     options = {"attributes": ["wit", "truth"], "goal_kind": "directions"}
     options["template"] = "Your response should maximize wit*{wit} + truth*{truth}."
     (found,) = relabel(MARKED, **options)
@@ -139,7 +143,7 @@ def test_a_direction_orders_responses_by_their_reward_along_it(relabel):
     assert sentence == f"Your response should maximize wit*{x} + truth*{y}."
 
 
-def test_another_prompt_has_another_direction(relabel):
+def test_another_prompt_has_another_direction():
     options = {"attributes": ["wit", "truth"], "goal_kind": "directions", "template": "{goals}"}
     records = [Record(1, (Message("user", f"{n}?"),), MARKED.responses, None, MARKED.attributes) for n in range(20)]
     assert len({relabel(record, **options)[0].preference.goal for record in records}) > 10
@@ -148,8 +152,24 @@ def test_another_prompt_has_another_direction(relabel):
 # Classes.
 
 
-def test_a_class_can_be_said_in_place_of_a_goal(relabel):
+def test_a_class_can_be_said_in_place_of_a_goal():
     """C-RLFT: the condition is where a response is from, and its loss is weighted by that."""
     options = {"goals": [], "template": "Answer as {source} would."}
     (found,) = relabel(PAIR, **options)
     assert found.goal_sentence(from_dict({"relabel": options})) == "Answer as gpt4 would."
+
+
+# What objectives want.
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "rewards"),
+    [
+        ("dpo", "pair", False), ("sft", "one", False), ("kto", "labelled", False), ("nca", "all", True),
+        ("rrhf", "all", False), ("dro_pointwise", "any", True),
+    ],
+)  # fmt: skip
+def test_an_objective_says_what_it_wants_of_a_row(name, wanted, rewards):
+    config = from_dict({"objective": {"name": name}, "relabel": {"goals": []}})
+    assert responses_wanted(config) == wanted
+    assert rewards_wanted(config) == rewards

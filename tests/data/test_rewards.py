@@ -41,6 +41,8 @@ def test_a_first_line_or_a_file_beside_it_tells_what_produced_them(write, tmp_pa
     assert told(read_scores(path)) == path
     (tmp_path / "scores.json").write_text('{"kind": "reward_model"}')
     assert read_scores(path).origin == {"kind": "reward_model"}
+    (tmp_path / "scores.json").write_text("{")
+    assert "scores.json stands beside a file of scores and is not JSON" in refusal(read_scores, path)
 
 
 def test_a_file_may_give_named_scores(write):

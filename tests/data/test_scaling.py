@@ -1,6 +1,7 @@
 """Rewards of any range on the goals' scale, by a map that is fitted once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -94,6 +95,19 @@ def test_every_attribute_has_a_map_of_its_own(tmp_path):
         {"wit": 1, "truth": 1, "other": 7},
     )
     assert scales.record(record).rewards == (0.3, 0.1)
+
+
+def test_sources_of_different_ranges_have_maps_of_their_own(tmp_path):
+    """Breaks: in a mixture the scores of one judge, 0 to 0.2, would all be the lowest goal beside another's 1 to 10."""
+    mixed = [replace(record, source=name) for record, name in zip(records((0.2, 0.0), (8, 4)), "ab", strict=True)]
+    scales = fit_scales(mixed, Relabel(scale=ScaleFit(fit="minmax", by="source")))
+    assert [scales.record(record).rewards for record in mixed] == [(10, 1), (10, 1)]
+    write_scales(tmp_path / "scale.json", scales.tree())
+    assert read_scales(str(tmp_path / "scale.json")) == scales
+    with pytest.raises(
+        UserError, match=r"row 1 is of source 'c', for which relabel.scale.by=source has no map; known: 'a', 'b'"
+    ):
+        scales.record(replace(mixed[0], source="c"))
 
 
 def test_a_later_round_shares_the_map_of_the_first(tmp_path):

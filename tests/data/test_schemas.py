@@ -231,3 +231,10 @@ def test_a_row_can_say_its_source_its_weight_and_named_scores(read):
 def test_bad_weights_and_named_scores_are_named(refusal, change, fact):
     row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "w": 1, **change}
     assert fact in refusal(row, columns=Columns(weight="w"), scores_required=False)
+
+
+def test_single_scored_responses_serve_where_one_is_enough(read, refusal):
+    rows = [{"prompt": "Hi", "response": text, "score": score} for text, score in (("A", 7), ("B", 2.5))]
+    for want in ("one", "any"):
+        assert [record.rewards for record in read(*rows, want=want).records] == [(7,), (2.5,)]
+    assert "needed: chosen and rejected" in refusal(*rows, want="all")
