@@ -146,14 +146,16 @@ def preferences_of(record: Record, config: Config) -> list[Preference]:
     if len(record.responses) == 1:
         goal = rewards[0] if options.goals else None
         return [Preference(goal=goal, goal_of="chosen" if options.goals else None, order=(0,))]
-    return relabel(
+    alone = responses_wanted(config) == "any"  # each response is learnt from by itself: a tie says something too
+    found = relabel(
         rewards,
         goals=options.goals,
-        ties=options.ties,
+        ties="keep" if alone else options.ties,
         rejected_goals=rejected_goals(config),
         best_goal=best_goal_of(config),
         num_responses=len(record.responses),
     )
+    return found[:1] if alone and is_tie(record, config) else found
 
 
 def directed_preferences(record: Record, config: Config) -> list[Preference]:

@@ -15,7 +15,7 @@ MANY = Record(2, HI, ("A", "B", "C"), (9.0, 7.0, 4.0))
 MARKED = Record(3, HI, ("A", "B"), (9.0, 6.0), ({"wit": 3.0, "truth": 8.0}, {"wit": 5.0, "truth": 5.0}))
 
 
-OBJECTIVE = {"one": "sft", "pair": "dpo", "labelled": "kto", "all": "rrhf"}
+OBJECTIVE = {"any": "dro_pointwise", "one": "sft", "pair": "dpo", "labelled": "kto", "all": "rrhf"}
 
 
 def relabel(record, want="pair", pairs="auto", **options):
@@ -67,6 +67,14 @@ def test_one_response_is_asked_for_at_its_own_reward():
     own = Record(1, HI, ("A",), (9.0,))
     assert told(relabel(own, "one", goals=["chosen"])) == [(9, "chosen", "A")]
     assert told(relabel(own, "one", goals=[])) == [(None, None, "A")]
+
+
+def test_a_tie_says_something_where_each_response_is_learnt_from_by_itself():
+    """Breaks: an objective of absolute rewards would lose every row whose responses are equally good."""
+    tied = Record(1, HI, ("A", "B"), (7.0, 7.0))
+    assert told(relabel(tied, "any")) == [(7, "chosen", "AB")]
+    assert told(relabel(tied, "any", goals=[])) == [(None, None, "AB")]
+    assert relabel(tied, "all") == []
 
 
 # Labels.
