@@ -43,6 +43,7 @@ CONFIG is a YAML file (examples in configs/); any leaf can be overridden as key=
   objective.beta=0.1          optimizer.learning_rate=1e-6  train.batch_size=64    train.max_steps=100
   relabel.goals=[]            (plain baseline)              relabel.goals=[chosen] (goals of the chosen only)
   mesh.fsdp=8 mesh.tensor=1   model.dtype=float32           data.chat_template=chatml
+  lora.rank=16 lora.alpha=32  lora.targets=[q, v]           (adapters over frozen weights)
 """
 
 
@@ -201,6 +202,28 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def score(options: argparse.Namespace) -> int:
+    from rapo_jax.config import load_config
+    from rapo_jax.score.responses import score_source
+    from rapo_jax.train.loop import INTERRUPTED
+
+    config = load_config(options.config, options.overrides)
+    require(config, "data.path")
+    keep_compilations()
+    out = Path(options.out)
+    scored = score_source(
+        config, options.model, out, reference=options.reference, say=lambda text: print(text, flush=True)
+    )
+    if scored is None:
+        return INTERRUPTED
+    flat = [reward for each in scored.rewards for reward in each]
+    origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
+    print(f"{out}: {len(flat):,} responses of {len(scored.rewards):,} rows ({origin})")
+    print(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
+    print(f"  next: rapo train CONFIG data.rewards={out} relabel.scale.fit=minmax")
+    return 0
+
+
 def plan(options: argparse.Namespace) -> int:
     import json
 
@@ -301,6 +324,7 @@ def parser() -> argparse.ArgumentParser:
     train_arguments(verb("train", train, "train, or resume where a run stopped", OVERRIDES + TRAIN_MORE))
     export_arguments(verb("export", export, "write a Hugging Face directory", EXPORT_MORE))
     generate_arguments(verb("generate", generate, "answer a file of prompts", GENERATE_MORE))
+    score_arguments(verb("score", score, "rewards for every response of a source", SCORE_MORE))
     plan_arguments(
         verb("plan", plan, "memory, work and time of a step on chips that need not be here", OVERRIDES + PLAN_MORE)
     )
@@ -375,6 +399,15 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
     )
 
 
+def score_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    to.add_argument("--model", required=True, metavar="DIR", help="a reward model, or a policy trained by preferences")
+    to.add_argument(
+        "--reference", metavar="DIR", help="what the policy was trained from (default: CONFIG's model.path)"
+    )
+    to.add_argument("--out", required=True, metavar="FILE", help="JSON lines for data.rewards; must not exist yet")
+
+
 def plan_arguments(to: argparse.ArgumentParser) -> None:
     add_config(to)
     where = to.add_mutually_exclusive_group()
@@ -405,6 +438,11 @@ behaviour of the highest score. Of a LoRA run, the adapters are merged into the 
 """
 GENERATE_MORE = """\
 Greedy by default. On a directory that rapo exported, --goal replaces the goal that its chat template carries.
+"""
+
+SCORE_MORE = """\
+A classifier of one label gives its scores; a language model its implicit rewards, objective.beta * (log pi - log pi_ref).
+No response is asked for a goal. What was computed survives an interruption (exit code 75); the same command goes on.
 """
 
 PLAN_MORE = """

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,17 +33,18 @@ def fill(
     spec: Spec,
     mesh: Mesh,
     what: str,
+    where: str | Path,
     say: Callable[[str], None],
 ) -> np.ndarray | None:
     """The log-probabilities of groups, float32 [groups, branches], computing those of `needed` that `column` lacks.
 
-    Process 0 has the column, the others None. None is returned when the pass was interrupted; what was computed is kept.
+    Process 0 has the column, the others None; `where` it is and `what` of, for messages. None is returned when the pass was interrupted; what was computed is kept.
     """
     known = column.values if column else np.empty((len(groups), num_branches(groups)), np.float32)
     known = everywhere(np.array(known))
     missing = needed[np.isnan(known[needed]).any(1)]
-    found = f"{len(needed) - len(missing):,} of {len(needed):,} log-probabilities found in {config.reference.cache}"
-    say(f"reference of {what}: {found}" + "; computing the others ..." * bool(len(missing)))
+    found = f"{len(needed) - len(missing):,} of {len(needed):,} found in {where}"
+    say(f"{what}: {found}" + "; computing the others ..." * bool(len(missing)))
     if len(missing):
         plan = pipeline.plan_reference(groups, missing, config, num_row_shards=num_row_shards(mesh))
         if not run_pass(column, known, groups, plan, parameters, config=config, spec=spec, mesh=mesh, say=say):

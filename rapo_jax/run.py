@@ -66,11 +66,17 @@ def set_up(config: Config) -> Setup:
     """Resolves model, tokenizer and mesh. Raises UserError for the first thing that cannot be."""
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     model_dir = model_directory(config.model.path)
-    scored, said = config.objective.is_reward_model, f"model.path={config.model.path}"
-    spec = adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
+    spec = spec_of(config, model_dir)
     tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
     placement = resolve_placement(tokenizer, config.relabel.placement)
     return Setup(config, Path(config.run_dir), model_dir, spec, mesh, tokenizer, placement)
+
+
+def spec_of(config: Config, model_dir: Path) -> Spec:
+    """What a run computes and trains: the model of a directory, with a score head for reward models, with adapters where
+    the configuration asks for such."""
+    scored, said = config.objective.is_reward_model, f"model.path={config.model.path}"
+    return adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
 
 
 def open_run_dir(run_dir: Path) -> Config:
@@ -214,7 +220,8 @@ def cached_references(
                 config=config,
                 spec=setup.spec,
                 mesh=setup.mesh,
-                what=name,
+                what=f"reference of {name}",
+                where=config.reference.cache,
                 say=say,
             )
         if columns[name] is None:
@@ -346,7 +353,7 @@ def write_records(setup: Setup, data: pipeline.Dataset, held_out: pipeline.Datas
 def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restored | None) -> None:
     """What is about to happen, on one screen."""
     report, shape, config = data.report, plan.shape, setup.config
-    unit = "pairs" if shape.C == 2 else "responses"
+    unit = {"one": "responses", "pair": "pairs"}.get(config.objective.responses, "groups")
     axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
     size, lora = parameter_count(setup.spec), setup.spec.lora
     dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())

@@ -260,6 +260,7 @@ class Decoder(nnx.Module):
     @property
     def vocabulary_VD(self) -> Array:
         """The matrix that turns hidden states into logits: the head, or the embedding where the two are tied."""
+        assert not self.spec.scored, "a reward model has no vocabulary"
         return (self.embed if self.spec.tied else self.head)[...]
 
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -269,10 +270,10 @@ class Decoder(nnx.Module):
         cap = self.spec.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def score(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-        """float32 scores of a reward model, one a position; that of a response stands at its last token."""
-        weight_D = self.score_head[...].astype(hidden_BTD.dtype)
-        return jnp.einsum("BTD,D->BT", hidden_BTD, weight_D, preferred_element_type=jnp.float32)
+    def score(self, hidden_XD: Float[Array, "*X D"]) -> Float[Array, "*X"]:
+        """float32 scores of a reward model, one a position, computed in float32; that of a text stands at its last token."""
+        weight_D = self.score_head[...].astype(jnp.float32)
+        return jnp.einsum("...D,D->...", hidden_XD.astype(jnp.float32), weight_D, precision="highest")
 
 
 def plain_layout(tokens_BT: Array) -> Layout:

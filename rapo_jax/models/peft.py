@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
@@ -18,7 +17,7 @@ from rapo_jax.models.decoder import shape_of, trained_letters
 from rapo_jax.models.hf import BLOCK, SCORE, Row, file_groups, pick, place, write_text
 from rapo_jax.models.lora import TARGETS
 from rapo_jax.models.spec import Spec
-from rapo_jax.parallel import host_slice, sharding
+from rapo_jax.parallel import from_slices, host_slice
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -82,8 +81,8 @@ def load_adapters(directory: Path, spec: Spec, *, mesh: Mesh) -> dict:
     for path, letters in trained_letters(spec).items():
         rows, shape = [row for row in adapter_table(spec) if row.path == path], shape_of(spec, letters)
         parts = [row.from_file(tensors[row.name], whole(spec, row.letters)) for row in rows]
-        array = parts[0] if rows[0].layer is None else np.stack(parts)
-        place(trained, path, jax.device_put(jnp.asarray(array, jnp.float32), sharding(mesh, letters, shape)))
+        array = (parts[0] if rows[0].layer is None else np.stack(parts)).astype(np.float32)
+        place(trained, path, from_slices(mesh, letters, shape, array.__getitem__))
     return trained
 
 

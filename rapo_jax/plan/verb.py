@@ -7,13 +7,13 @@ from math import prod
 from rapo_jax.config import Config
 from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
-from rapo_jax.models.lora import adapted_spec
-from rapo_jax.models.spec import Spec, read_config, spec_to_train
+from rapo_jax.models.spec import Spec
 from rapo_jax.plan.assess import Question, assess
 from rapo_jax.plan.lengths import Lengths, read_lengths
 from rapo_jax.plan.report import as_json, line, screen
 from rapo_jax.plan.suggest import nearest_that_fits
 from rapo_jax.plan.targets import SLICES, here, slice_target, split_topology
+from rapo_jax.run import spec_of
 
 DOES_NOT_FIT = 1
 
@@ -68,9 +68,7 @@ def smallest(config: Config, *, kind: str) -> Answer:
 def read_run(config: Config) -> tuple[Spec, Lengths]:
     """The model's shape and the lengths of the data, without weights."""
     model_dir = model_directory(config.model.path, weights=False)
-    scored, said = config.objective.is_reward_model, f"model.path={config.model.path}"
-    spec = adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
-    return spec, read_lengths(config, model_dir)
+    return spec_of(config, model_dir), read_lengths(config, model_dir)
 
 
 def divides(config: Config, num_devices: int) -> bool:

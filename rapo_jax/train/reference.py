@@ -57,7 +57,10 @@ class Column:
     writes. A column that belongs to something else is refused by `open`, one that is damaged is started anew.
     """
 
-    def __init__(self, directory: Path, name: str, *, shape: tuple[int, int], identity: dict):
+    def __init__(
+        self, directory: Path, name: str, *, shape: tuple[int, int], identity: dict, option: str = "reference.cache"
+    ):
+        self.option = option  # what the user calls the directory
         self.numbers, self.record = directory / f"{name}.npy", directory / f"{name}.json"
         self.shape, self.identity = shape, identity
 
@@ -68,12 +71,12 @@ class Column:
         """
         directory = self.record.parent
         if directory.exists() and not directory.is_dir():
-            raise UserError(f"reference.cache={directory} is a file; it must be a directory.")
+            raise UserError(f"{self.option}={directory} is a file; it must be a directory.")
         if self.record.exists():
             changed = differences(self.read_record()["identity"], self.identity)
             if changed:
                 raise UserError(
-                    f"reference.cache={directory} holds log-probabilities of something else; changed: "
+                    f"{self.option}={directory} holds log-probabilities of something else; changed: "
                     f"{'; '.join(changed)}. Choose another directory, or remove this one. Nothing was overwritten."
                 )
         directory.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -19,9 +20,12 @@ from rapo_jax.errors import UserError
 from rapo_jax.export import padding_token, write_model
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.hf import load_parameters, save_parameters
+from rapo_jax.models.lora import adapted_spec, merged, with_adapters
+from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import read_config, score_config, spec_from_config
 from rapo_jax.parallel import make_mesh
 from rapo_jax.run import set_up
+from tests.invariants.tiny import assert_same_trees, random_trained
 from tests.parity import trajectory
 from tests.parity.families import FAMILIES
 from tests.parity.test_transformers import random_checkpoint
@@ -133,6 +137,30 @@ def test_a_classifier_without_its_head_is_refused(tmp_path):
 def test_a_classifier_of_several_labels_is_refused():
     with pytest.raises(UserError, match=r"num_labels=2 \(only 1, a reward model's, is supported\)"):
         spec_from_config(classifier("llama3") | {"id2label": {"0": "bad", "1": "good"}})
+
+
+@pytest.mark.filterwarnings("ignore")  # other people's
+def test_adapters_of_a_reward_model_are_pefts_and_bring_their_head(tmp_path):
+    """If this fails, a reward model trained with LoRA scores with the random head it began with."""
+    write_classifier("qwen2", tmp_path / "base")
+    spec = adapted_spec(
+        spec_from_config(read_config(tmp_path / "base")), rank=3, alpha=5.0, targets=["q", "down"], rslora=False
+    )
+    base = load_parameters(tmp_path / "base", spec, mesh=make_mesh(fsdp=-1))
+    trained = jax.tree.map(jnp.asarray, random_trained(spec, seed=1))
+    (tmp_path / "adapter").mkdir()
+    save_adapters(trained, spec, tmp_path / "adapter", base=str(tmp_path / "base"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", attn_implementation="eager"
+    )
+    model = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    tokens_BT, last_B = padded_rows()
+    theirs = their_scores(model, tokens_BT)
+    ours = our_scores(with_adapters(base, trained), spec, tokens_BT, last_B)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(our_scores(merged(base, trained, spec), spec.base, tokens_BT, last_B), theirs, atol=1e-5)
+    assert np.abs(our_scores(base, spec.base, tokens_BT, last_B) - theirs).max() > 0.01
+    assert_same_trees(load_adapters(tmp_path / "adapter", spec, mesh=make_mesh(fsdp=-1)), trained, atol=0)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from rapo_jax.run import cached_references, identify, precision, set_up, startin
 from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import direction
 from rapo_jax.train.reference import resident_reference
-from rapo_jax.train.state import first_state
+from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_train_step
 
 NAN = float("nan")
@@ -63,7 +63,8 @@ def main(options: argparse.Namespace) -> None:
     reference = resident_reference(parameters, config, spec, mesh)
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=options.steps)
     batch = next(pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B), reference=column)(0))
-    state = first_state(parameters, spec, mesh, direction(config.optimizer, spec))
+    trained = trainable(parameters, spec, mesh, seed=config.seed)
+    state = first_state(trained, spec, mesh, direction(config.optimizer, spec))
     facts = {
         "versions": {"jax": jax.__version__},
         "device": jax.devices()[0].device_kind,

@@ -1,0 +1,1 @@
+"""Responses in, numbers out."""

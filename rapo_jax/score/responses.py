@@ -1,0 +1,173 @@
+"""Rewards for every response of a source, written as a file of scores: by a reward model, or implied by a trained policy.
+
+A policy's implicit reward is beta * (log pi(y | x) - log pi_ref(y | x)), which is what direct alignment trained
+(Rafailov et al., "Direct Preference Optimization", 2023, eq. 5). With it as rewards, preferences without scores become
+reward-augmented (Zhang et al., 2024, section 6.2: a second round). The model is asked for no goal.
+
+What was computed is kept beside the output until all of it is there, so that an interrupted pass goes on.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rapo_jax.checkpoint import fingerprint
+from rapo_jax.config import Config, Objective
+from rapo_jax.data.chat import load_tokenizer
+from rapo_jax.data.encode import Item, encode_all
+from rapo_jax.data.goal_prompt import read_goal_prompt
+from rapo_jax.data.groups import NAN, fingerprint_of_groups, padded
+from rapo_jax.data.packing import Group, num_branches
+from rapo_jax.data.prepare import read_source, sources_of
+from rapo_jax.data.records import Record
+from rapo_jax.errors import UserError
+from rapo_jax.models.directory import model_directory
+from rapo_jax.models.hf import load_parameters
+from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.parallel import make_mesh
+from rapo_jax.reference_pass import fill
+from rapo_jax.train.reference import Column
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rewards of each record's responses, in their order, and what they are in words."""
+
+    rewards: list[tuple[float, ...]]
+    origin: dict[str, str | float]
+
+
+def score_source(
+    config: Config, model: str, out: Path, *, reference: str | None, say: Callable[[str], None]
+) -> Scored | None:
+    """Scores data.path with the model (a directory or hub id) and writes `out` and, beside it, what made it.
+
+    A reward model (a classifier of one label) gives its scores; a language model its implicit rewards against `reference`
+    (default: model.path), with beta = objective.beta. None when it was interrupted. Raises UserError for models that do
+    not belong together, and for responses that do not fit data.max_length.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; nothing was written. Choose another --out.")
+    directory = model_directory(model, option="--model")
+    spec = spec_from_config(read_config(directory))
+    against = None if spec.scored else model_directory(reference or config.model.path, option="--reference")
+    if spec.scored and reference:
+        raise UserError(f"--model={model} is a reward model, whose scores need no reference; leave out --reference.")
+    if against:
+        refuse_strangers(directory, against, spec)
+    records = read_all(config)
+    groups = groups_to_score(records, config, directory if spec.scored else against)
+    beta = config.objective.options.get("beta")
+    if not spec.scored and beta is None:
+        raise UserError(
+            f"objective.name={config.objective.name} has no beta, by which implicit rewards are multiplied."
+        )
+    kept = out.with_name(out.name + ".unfinished")
+    how = replace(config, objective=Objective(name="bradley_terry" if spec.scored else "dpo"))
+    numbers = []
+    for name, place in {"policy": directory, "reference": against}.items():
+        if place is not None:
+            computed = one_pass(name, place, groups, kept, how, say=say)
+            if computed is None:
+                return None
+            numbers.append(computed[:, 1:])
+    rewards_GC = numbers[0] if spec.scored else beta * (numbers[0] - numbers[1])
+    rewards = [tuple(row[: len(record.responses)].tolist()) for row, record in zip(rewards_GC, records, strict=True)]
+    origin = {"kind": "reward_model", "model": model}
+    if not spec.scored:
+        origin = {"kind": "implicit_reward", "model": model, "reference": reference or config.model.path, "beta": beta}
+    if jax.process_index() == 0:
+        write(out, records, rewards, origin)
+        shutil.rmtree(kept)
+    return Scored(rewards, origin)
+
+
+def refuse_strangers(policy: Path, reference: Path, spec: Spec) -> None:
+    """Raises UserError unless the two directories hold models of one shape and one vocabulary."""
+    other = spec_from_config(read_config(reference))
+    differs = [f"{name} {getattr(spec, name)} and {getattr(other, name)}" for name in "VDLNKHF"
+               if getattr(spec, name) != getattr(other, name)]  # fmt: skip
+    if spec.family != other.family:
+        differs.insert(0, f"{spec.family} and {other.family}")
+    if not differs:
+        vocabularies = [load_tokenizer(str(d), chat_template="plain").get_vocab() for d in (policy, reference)]
+        differs = ["another vocabulary"] if vocabularies[0] != vocabularies[1] else []
+    if differs:
+        raise UserError(
+            f"{policy} was not trained from {reference} ({'; '.join(differs)}): an implicit reward compares a policy with "
+            f"the model that it started from. Name that one with --reference, or with model.path."
+        )
+
+
+def read_all(config: Config) -> list[Record]:
+    """Every usable row of data.path with all its responses."""
+    if config.data.sources:
+        raise UserError("data.sources: scores are made for one source at a time; give data.path=... in its place.")
+    ((option, source),) = sources_of(replace(config, data=replace(config.data, rewards="")), "train")
+    plain = replace(config, relabel=replace(config.relabel, goals=(), attributes=()))
+    return read_source(plain, source, option=option, want="each", scores_required=False).records
+
+
+def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:
+    """The records as they are, without goals, in the words of the model's own chat template."""
+    known = read_goal_prompt(tokenizer_of)
+    tokenizer = load_tokenizer(str(tokenizer_of), chat_template=config.data.chat_template)
+    if known and config.data.chat_template is None:
+        tokenizer.chat_template = known.chat_template  # the exported one asks for a goal by itself
+    items = [Item(record.row, record.prompt, None, record.responses) for record in records]
+    limits = {"max_length": config.data.max_length, "max_prompt_length": config.data.max_prompt_length}
+    encoded, _ = encode_all(tokenizer, items, placement="user", progress=jax.process_index() == 0, **limits)
+    unfit = [record.row for record, each in zip(records, encoded, strict=True) if each is None]
+    if unfit:
+        raise UserError(
+            f"{len(unfit)} of {len(records)} rows do not fit data.max_length={config.data.max_length} and would have no "
+            f"scores (the first: row {unfit[0]}); raise it."
+        )
+    width = max(len(record.responses) for record in records)
+    return [
+        padded(Group(each.prompt, each.responses, (NAN,) * len(each.responses), 0, record.row), width)
+        for record, each in zip(records, encoded, strict=True)
+    ]
+
+
+def one_pass(
+    name: str, directory: Path, groups: list[Group], kept: Path, config: Config, *, say: Callable[[str], None]
+) -> np.ndarray | None:
+    """What one model says of all branches, [G, A]; None when interrupted."""
+    spec, mesh = spec_from_config(read_config(directory)), mesh_of(config)
+    parameters = load_parameters(directory, spec, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
+    identity = {
+        "weights": fingerprint(parameters),
+        "tokens": fingerprint_of_groups(groups),
+        "dtype": config.model.dtype,
+    }
+    column = None
+    if jax.process_index() == 0:
+        column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity, option="unfinished")
+        column.open(lambda before, now: [key for key in now if before[key] != now[key]])
+    everything = np.arange(len(groups))
+    with jax.default_matmul_precision("highest" if config.model.dtype == "float32" else None):
+        return fill(
+            column, groups, everything, parameters, config=config, spec=spec, mesh=mesh, what=name, where=kept, say=say
+        )
+
+
+def mesh_of(config: Config) -> Mesh:
+    return make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+
+
+def write(out: Path, records: list[Record], rewards: list[tuple[float, ...]], origin: dict) -> None:
+    """One line a row, {"row": n, "rewards": [...]}, and OUT.json with what made them; the file appears whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".tmp")
+    lines = (json.dumps({"row": record.row, "rewards": each}) for record, each in zip(records, rewards, strict=True))
+    temporary.write_text("".join(line + "\n" for line in lines))
+    out.with_suffix(".json").write_text(json.dumps(origin, indent=2) + "\n")
+    temporary.replace(out)
