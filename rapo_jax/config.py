@@ -68,6 +68,7 @@ class Source:
 
     path: str = ""  # .jsonl, .parquet, a datasets directory, or a hub id
     split: str = "train"  # where the source has splits
+    revision: str = ""  # of a hub id: a branch, tag or commit
     name: str = ""  # "" = what the column `source` says
     weight: float | None = None  # its share of the mixture, relative to the others'; null = all of its rows
     max_rows: int | None = None  # at most so many, chosen by a hash of their prompts
@@ -82,6 +83,7 @@ class Data:
     sources: tuple[Source, ...] = ()  # several of them, in place of data.path
     eval_path: str = ""  # one more, to evaluate on; "" = no evaluation, unless data.eval_fraction is set
     split: str = "train"  # where the source has splits
+    revision: str = ""  # of data.path, where that is a hub id: a branch, tag or commit
     eval_split: str = "test"
     eval_fraction: float = 0.0  # of the prompts, by a hash, held out of the training data to evaluate on
     max_length: int = 1024  # tokens of prompt and one response

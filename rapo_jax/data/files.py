@@ -19,8 +19,9 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def read_rows(path: str, *, split: str, option: str = "data.path") -> Iterator[Row]:
-    """The rows of a file, of a directory, or, where neither exists, of a hub data set. `split` is not asked of a file.
+def read_rows(path: str, *, split: str, revision: str = "", option: str = "data.path") -> Iterator[Row]:
+    """The rows of a file, of a directory, or, where neither exists, of a hub data set. `split` is not asked of a file,
+    `revision` of nothing but a hub data set.
 
     `option` is what the user calls `path`, for messages. Raises UserError for what does not exist and what is not JSON,
     parquet or a data set.
@@ -33,7 +34,7 @@ def read_rows(path: str, *, split: str, option: str = "data.path") -> Iterator[R
         return _number_rows(path, _from_disk(said, of_split, local, split))
     if local.is_dir():
         return _read_files(_files_of_split(said, of_split, local, split))
-    return _number_rows(path, _from_hub(said, of_split, path, split))
+    return _number_rows(path, _from_hub(said, of_split, path, split=split, revision=revision))
 
 
 def _number_rows(place: str, rows: Any) -> Iterator[Row]:
@@ -112,7 +113,7 @@ def _from_disk(said: str, of_split: str, directory: Path, split: str) -> Any:
     return data[split]
 
 
-def _from_hub(said: str, of_split: str, path: str, split: str) -> Any:
+def _from_hub(said: str, of_split: str, path: str, *, split: str, revision: str) -> Any:
     missing = (
         f"{said}: no such file or directory, and no data set that can be loaded from the hub with "
         f"{of_split}; give a .jsonl, .json or .parquet file, a directory of them, one written by save_to_disk, "
@@ -123,6 +124,6 @@ def _from_hub(said: str, of_split: str, path: str, split: str) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(path, split=split)
+        return datasets.load_dataset(path, split=split, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{missing} The hub said: {error}") from error

@@ -50,11 +50,21 @@ def sources_of(config: Config, part: Part) -> tuple[tuple[str, settings.Source],
     """(what the user calls it, the source) for every source of the training or of the evaluation."""
     data = config.data
     common = settings.Source(
-        path=data.path, split=data.split, schema=data.schema, rewards=data.rewards, columns=data.columns
+        path=data.path,
+        split=data.split,
+        revision=data.revision,
+        schema=data.schema,
+        rewards=data.rewards,
+        columns=data.columns,
     )
     if part == "eval" and data.eval_path:
         rewards = data.eval_rewards or (CONSTANT if data.rewards == CONSTANT else "")
-        return (("data.eval_path", replace(common, path=data.eval_path, split=data.eval_split, rewards=rewards)),)
+        return (
+            (
+                "data.eval_path",
+                replace(common, path=data.eval_path, split=data.eval_split, revision="", rewards=rewards),
+            ),
+        )
     if data.sources:
         return tuple((f"data.sources[{index}].path", source) for index, source in enumerate(data.sources))
     return (("data.path", common),)
@@ -139,6 +149,7 @@ def read_source(config: Config, source: settings.Source, *, option: str, want: W
     found = read_records(
         source.path,
         split=source.split,
+        revision=source.revision,
         columns=source.columns,
         scores_required=scores_required and not elsewhere and not config.relabel.attributes,
         scores_for=FOR_GOALS if config.relabel.goals else for_objective(config),

@@ -45,6 +45,7 @@ def read_records(
     path: str,
     *,
     split: str = "train",
+    revision: str = "",
     columns: Columns = DETECT,
     scores_required: bool,
     scores_for: tuple[str, str] = FOR_GOALS,
@@ -61,7 +62,7 @@ def read_records(
     with fewer than two different responses is dropped and counted where two are wanted. `option` is what the user calls
     `path`, `scores_for` tells why scores are required. Raises UserError, for bad rows once for all of them.
     """
-    rows = read_rows(path, split=split, option=option)
+    rows = read_rows(path, split=split, revision=revision, option=option)
     first = next(rows, None)
     if first is None:
         raise UserError(f"{option}={path} has no rows; at least one is needed.")

@@ -293,15 +293,16 @@ def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(path, monkeypatch):
 def test_a_hub_id_is_loaded_and_its_failure_is_told(monkeypatch):
     asked = []
 
-    def load_dataset(path, *, split):
-        asked.append((path, split))
+    def load_dataset(path, *, split, revision="newest"):
+        asked.append((path, split, revision))
         if path == "org/absent":
             raise ConnectionError("Couldn't reach the Hub")
         return datasets.Dataset.from_list([PAIR])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_one("org/pairs", split="train_prefs").responses == ("Good", "Bad")
-    assert asked == [("org/pairs", "train_prefs")]
+    assert read_one("org/pairs", revision="40b4365").responses == ("Good", "Bad")
+    assert asked == [("org/pairs", "train_prefs", "newest"), ("org/pairs", "train", "40b4365")]
     message = error("org/absent")
     assert message.startswith("data.path=org/absent: no such file or directory")
     assert message.endswith("The hub said: Couldn't reach the Hub")
