@@ -1,0 +1,121 @@
+"""Every configuration that comes with the project trains: two steps of a tiny model on rows of the shape that it reads."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+
+from rapo_jax import run
+from rapo_jax.config import load_config
+from rapo_jax.parallel import make_mesh
+from tests import tiny
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+ARMO = yaml.safe_load((CONFIGS / "ablations/llama3-8b-attributes.yaml").read_text())["relabel"]["attributes"]
+
+
+def ultrafeedback(n: int) -> dict:
+    """A raw row: four completions with an overall score and four ratings."""
+    rate = lambda k: {name: {"Rating": str(1 + (n + k + i) % 5)} for i, name in enumerate(ASPECTS)}  # noqa: E731
+    completions = [
+        {"response": f"Answer {k} to {n}", "overall_score": 1.0 + (3 * n + 2 * k) % 9, "annotations": rate(k)}
+        | {"fine-grained_score": 3.0, "model": f"model-{k}", "critique": "", "custom_system_prompt": "", "principle": ""}
+        for k in range(4)
+    ]
+    return {"source": "evol_instruct", "instruction": f"What is {n} plus one?", "completions": completions}
+
+
+def helpsteer(n: int) -> dict:
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    return {"prompt": f"Why {n // 2}?", "response": f"Because {n}"} | {name: (n + i) % 5 for i, name in enumerate(names)}
+
+
+ROWS = {  # what a configuration names as its data: rows of that shape
+    "HuggingFaceH4/ultrafeedback_binarized": tiny.PAIRS,
+    "": tiny.PAIRS,  # given on the command line: scored pairs
+    "openbmb/UltraFeedback": [ultrafeedback(n) for n in range(12)],
+    "nvidia/HelpSteer2": [helpsteer(n) for n in range(24)],
+    "HuggingFaceH4/ultrachat_200k": [
+        {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n}!"}]} for n in range(12)
+    ],
+}
+SPECIAL = {
+    "ablations/c-rlft.yaml": [
+        {"prompt": f"Say {n}", "response": f"{n}!", "source": ("expert", "other")[n % 2]} for n in range(12)
+    ],
+    "ablations/llama3-8b-attributes.yaml": [
+        {"prompt": f"Say {n}", "responses": [f"{n}!", f"{n}?", "Nothing", f"Well, {n}", "No"]} for n in range(12)
+    ],
+}  # fmt: skip
+SCORES = {  # by what the file must hold
+    "ablations/llama3-8b-attributes.yaml": [
+        {"row": n, "rewards": [5.0, 4.0, 3.0, 2.0, 1.0]}
+        | {"attributes": [{name: 0.1 * ((n + k + i) % 7) for i, name in enumerate(ARMO)} for k in range(5)]}
+        for n in range(1, 13)
+    ],
+}
+TWO_NUMBERS = [{"row": n, "rewards": [0.3 * n, -0.2 * n]} for n in range(1, 13)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model directory, whose runs share their compilations."""
+    directory = tmp_path_factory.mktemp("world")
+    tiny.write_model(directory / "model")
+    settings = {
+        "jax_compilation_cache_dir": str(directory / "compilations"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(run, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+
+
+def overrides(name: str, world: Path, directory: Path) -> list[str]:
+    """What makes a paper's run a tiny one, and leaves its data path, objective and goals alone."""
+    config = load_config(CONFIGS / name)
+    rows = SPECIAL.get(name) or ROWS[config.data.path]
+    changes = {
+        "model": {"path": str(world / "model"), "dtype": "float32", "remat": "none"},
+        "data": {"path": str(tiny.write_rows(directory / "rows.jsonl", rows)), "split": "train", "eval_path": ""},
+        "train": {"batch_size": 4, "max_steps": 2, "log_every": 1, "eval_every": None, "save_every": None},
+        "rows": {"length": 512, "per_shard": 2},
+        "run_dir": str(directory / "run"),
+    }
+    changes["data"] |= {"max_length": 384, "max_prompt_length": 256, "chat_template": None}
+    if config.data.eval_fraction:
+        changes["data"]["eval_fraction"] = 0.3
+    if config.data.rewards or name in SCORES or "implicit-reward" in name:
+        scores = SCORES.get(name, TWO_NUMBERS)
+        changes["data"]["rewards"] = str(tiny.write_rows(directory / "scores.jsonl", scores))
+    leaves = []
+    for key, value in changes.items():
+        pairs = value.items() if isinstance(value, dict) else [(None, value)]
+        leaves += [f"{key}.{sub}={json.dumps(v)}" if sub else f"{key}={json.dumps(v)}" for sub, v in pairs]
+    return leaves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_every_configuration_trains_for_two_steps(name, world, one_device, tmp_path, capsys):
+    """When this fails, a system that the papers compare can be read about here and not be run."""
+    assert tiny.rapo("train", CONFIGS / name, *overrides(name, world, tmp_path)) == 0, capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(abs(line["loss"]) < 1e7 for line in lines)
+    if load_config(CONFIGS / name).objective.name in ("dpo",) and "best-goal" not in name and "quickstart" not in name:
+        assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
