@@ -4,6 +4,7 @@ Nothing is written before everything has been checked.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -97,10 +98,10 @@ def train_or_resume(config: Config) -> int:
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, data)
     transform = direction(config.optimizer, setup.spec)
-    train_column, eval_column = cached_references(setup, parameters, identity, plan, data, held_out)
-    if config.reference.cache and (train_column is None or (held_out and eval_column is None)):
+    columns = cached_references(setup, parameters, identity, plan, data, held_out)
+    if columns is None:
         return INTERRUPTED
-    evaluation = evaluation_of(setup, held_out, eval_column)
+    evaluations = {name: evaluation_of(setup, dataset, columns.get(name)) for name, dataset in held_out.items()}
     store = Store(setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if held_out else 0)
     reference = resident_reference(parameters, config, setup.spec, setup.mesh)
     trained = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
@@ -122,12 +123,12 @@ def train_or_resume(config: Config) -> int:
         config=config,
         mesh=setup.mesh,
         train_step=make_train_step(config, setup.spec, setup.mesh, plan.shape, num_steps=len(plan.steps)),
-        batches=pipeline.batches(data.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=train_column),
+        batches=pipeline.batches(data.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=columns.get("train")),
         num_rows=plan.shape.B,
         num_steps=len(plan.steps),
         num_groups=len(data.groups),
         costs=step_costs(data, plan, setup),
-        evaluation=evaluation,
+        evaluations=evaluations,
         identity=identity,
     )
     journal = Journal(setup.run_dir, config, num_steps=run.num_steps, first_step=restored.step if restored else 0)
@@ -170,10 +171,15 @@ def load_training(setup: Setup) -> pipeline.Dataset:
     return pipeline.load_training(setup.config, setup.tokenizer, **how)
 
 
-def load_held_out(setup: Setup, training: pipeline.Dataset) -> pipeline.Dataset | None:
-    """What is evaluated, on the training's scale of scores; None without an evaluation."""
-    how = {"placement": setup.placement, "progress": jax.process_index() == 0}
-    return pipeline.load_held_out(setup.config, setup.tokenizer, scales=training.scales, **how)
+def load_held_out(setup: Setup, training: pipeline.Dataset) -> dict[str, pipeline.Dataset]:
+    """What is evaluated, on the training's scale of scores, by what its metrics begin with: "eval", relabelled like the
+    training data, and, where goals are asked for, "eval_plain", the same rows without. {} without an evaluation."""
+    how = {"placement": setup.placement, "progress": jax.process_index() == 0, "scales": training.scales}
+    load = functools.partial(pipeline.load_held_out, setup.config, setup.tokenizer, **how)
+    relabelled = load()
+    if relabelled is None:
+        return {}
+    return {"eval": relabelled} | ({"eval_plain": load(plain=True)} if setup.config.relabel.goals else {})
 
 
 def starting_parameters(setup: Setup) -> dict:
@@ -195,21 +201,16 @@ def cached_references(
     identity: dict,
     plan: Plan,
     data: pipeline.Dataset,
-    held_out: pipeline.Dataset | None,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The reference's log-probabilities of training and held-out groups from the cache, which is filled first.
+    held_out: dict[str, pipeline.Dataset],
+) -> dict[str, np.ndarray] | None:
+    """The reference's log-probabilities of training ("train") and held-out groups from the cache, which is filled first.
 
-    None without a cache, and where filling it was interrupted. Raises UserError when the cache belongs to something else.
+    {} without a cache, None where filling it was interrupted. Raises UserError when the cache belongs to something else.
     """
-    config = setup.config
-    if not config.reference.cache:
-        return None, None
-    columns = {"train": None, "eval": None}
+    config, columns = setup.config, {}
     needed = {"train": np.unique([member for rows in plan.steps for row in rows for member in row])}
-    needed |= {"eval": np.arange(len(held_out.groups))} if held_out else {}
-    for name, dataset in {"train": data, "eval": held_out}.items():
-        if name not in needed:
-            continue
+    needed |= {name: np.arange(len(dataset.groups)) for name, dataset in held_out.items()}
+    for name, dataset in ({"train": data} | held_out).items() if config.reference.cache else ():
         column = open_column(config, name, dataset, identity) if jax.process_index() == 0 else None
         with precision(config):
             columns[name] = fill(
@@ -225,8 +226,8 @@ def cached_references(
                 say=say,
             )
         if columns[name] is None:
-            break
-    return columns["train"], columns["eval"]
+            return None
+    return columns
 
 
 def open_column(config: Config, name: str, data: pipeline.Dataset, identity: dict) -> Column:
@@ -246,9 +247,7 @@ def reference_identity(identity: dict, data: pipeline.Dataset, config: Config) -
     return identity | {"data": data.source_fingerprint, "tokens": data.fingerprint, "settings": kept}
 
 
-def evaluation_of(setup: Setup, held_out: pipeline.Dataset | None, reference: np.ndarray | None) -> Evaluation | None:
-    if held_out is None:
-        return None
+def evaluation_of(setup: Setup, held_out: pipeline.Dataset, reference: np.ndarray | None) -> Evaluation:
     plan = pipeline.plan_evaluation(held_out.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=reference)
 
@@ -334,10 +333,10 @@ def refuse_foreign_directory(run_dir: Path) -> None:
         raise UserError(f"run_dir={run_dir} exists and is not a run of rapo_jax; choose another run_dir.")
 
 
-def write_records(setup: Setup, data: pipeline.Dataset, held_out: pipeline.Dataset | None, plan: Plan) -> None:
+def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipeline.Dataset], plan: Plan) -> None:
     if jax.process_index() != 0:
         return
-    report = {"train": data.report, "eval": held_out.report if held_out else None}
+    report = {"train": data.report, "eval": held_out["eval"].report if held_out else None}
     report["plan"] = vars(plan.shape) | {
         "steps": len(plan.steps),
         "real_token_fraction": round(plan.real_token_fraction, 4),

@@ -51,6 +51,7 @@ def test_every_step_is_one_record_with_every_name(records):
     """Breaks: plots and sweeps read these names; one that goes missing is noticed weeks later."""
     names = OF_STEPS | {prefix + name for prefix in SIDES for name in OF_GROUPS}
     names |= {f"eval_{prefix}{name}" for prefix in SIDES for name in OF_GROUPS}
+    names |= {f"eval_plain_{name}" for name in OF_GROUPS}  # the same rows without goals
     assert [record["step"] for record in records] == [1, 2]
     for record in records:
         assert set(record) == names

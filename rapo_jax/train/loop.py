@@ -60,7 +60,7 @@ class Run:
     num_steps: int
     num_groups: int  # in one epoch
     costs: Callable[[int], Cost]
-    evaluation: Evaluation | None
+    evaluations: dict[str, Evaluation]  # by what their metrics begin with, such as "eval"
     identity: dict
 
 
@@ -90,7 +90,7 @@ def train(run: Run, state: State, reference: dict, store: Store, journal: Journa
             report(run, progress, journal)
             progress.pending = (step, metrics)
             last, stop = step == run.num_steps, interrupted(step)
-            evaluates = run.evaluation and (last or due(step, config.train.eval_every))
+            evaluates = run.evaluations and (last or due(step, config.train.eval_every))
             if evaluates:
                 jax.block_until_ready(metrics)
                 progress.evaluation = evaluate(run, state, reference, progress)
@@ -211,18 +211,21 @@ def watch_skipped(skipped: float, step: int, progress: Progress, config: Config,
 
 
 def evaluate(run: Run, state: State, reference: dict, progress: Progress) -> dict[str, float]:
-    """Metrics over the whole evaluation set, exact means over groups, under names with eval_ before them.
+    """Metrics over whole evaluation sets, exact means over groups, under names with eval_ before them.
 
     The time it takes is not counted in pairs_per_s.
     """
-    started, total = time.monotonic(), None
-    for batch in run.evaluation.batches():
-        batch = to_device(batch, run.mesh, run.evaluation.num_rows)
-        sums = jax.device_get(run.evaluation.step(state.parameters, reference, batch))
-        total = sums if total is None else jax.tree.map(np.add, total, sums)
+    started, metrics = time.monotonic(), {}
+    for prefix, evaluation in run.evaluations.items():
+        total = None
+        for batch in evaluation.batches():
+            batch = to_device(batch, run.mesh, evaluation.num_rows)
+            sums = jax.device_get(evaluation.step(state.parameters, reference, batch))
+            total = sums if total is None else jax.tree.map(np.add, total, sums)
+        with np.errstate(invalid="ignore"):
+            metrics |= {f"{prefix}_{name}": float(value) for name, value in total.means().items()}
     progress.clock += time.monotonic() - started
-    with np.errstate(invalid="ignore"):
-        return {f"eval_{name}": float(value) for name, value in total.means().items()}
+    return metrics
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
         )
 
     def metrics_of(evaluation):
-        run = Run(CONFIG, mesh, None, None, 0, 0, 0, None, evaluation, {})
+        run = Run(CONFIG, mesh, None, None, 0, 0, 0, None, {"eval": evaluation}, {})
         with jax.set_mesh(mesh):
             return evaluate(run, state, reference, Progress())
 
