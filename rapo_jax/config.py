@@ -378,6 +378,8 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         return {str(key): convert(item, options[1], name=f"{name}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where=f"{name}.")
+    if hint is str and value is None:  # `data.eval_path=` on a command line
+        return ""
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)

@@ -202,6 +202,11 @@ def test_options_that_the_objective_does_not_read_are_refused(refusal):
     )
 
 
+def test_nothing_after_the_equals_sign_is_an_empty_text(load):
+    """Breaks: who extends a configuration could not take its evaluation away."""
+    assert load("data: {eval_path: some.jsonl}", "data.eval_path=").data.eval_path == ""
+
+
 def test_an_objective_takes_the_defaults_of_its_function(load):
     assert load("", "objective.name=simpo").objective.options == {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0}
     assert load("objective: {name: simpo, gamma: 1.0}").objective.options["gamma"] == 1.0
