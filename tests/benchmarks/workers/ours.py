@@ -59,10 +59,10 @@ def main(options: argparse.Namespace) -> None:
     config, spec, mesh = setup.config, setup.spec, setup.mesh
     plan = pipeline.pack_steps(groups, [np.arange(len(groups))], config, num_row_shards=num_row_shards(mesh))
     parameters = starting_parameters(setup)
-    column, _ = cached_references(setup, parameters, identify(setup, parameters, data), plan, data, None)
+    columns = cached_references(setup, parameters, identify(setup, parameters, data), plan, data, {})
     reference = resident_reference(parameters, config, spec, mesh)
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=options.steps)
-    batch = next(pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B), reference=column)(0))
+    batch = next(pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B), reference=columns.get("train"))(0))
     trained = trainable(parameters, spec, mesh, seed=config.seed)
     state = first_state(trained, spec, mesh, direction(config.optimizer, spec))
     facts = {
