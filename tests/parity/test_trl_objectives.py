@@ -163,7 +163,9 @@ def write_labelled(path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("weights", [{}, {"desirable_weight": 1.5, "undesirable_weight": 0.7}], ids=["plain", "weighted"])
+@pytest.mark.parametrize(
+    "weights", [{}, {"desirable_weight": 1.5, "undesirable_weight": 0.7}], ids=["plain", "weighted"]
+)
 def test_kto_on_a_batch_that_is_the_whole_source_is_that_of_trl(weights, tmp_path):
     """If this fails, labelled responses train another model here than there, or the divergence that they are compared with is
     of other answers."""
@@ -177,7 +179,9 @@ def test_kto_on_a_batch_that_is_the_whole_source_is_that_of_trl(weights, tmp_pat
     trainer = trl.KTOTrainer(
         model=load(ours.setup.model_dir),
         ref_model=load(ours.setup.model_dir),
-        args=trl.KTOConfig(**plain(tmp_path / "trl") | {"num_train_epochs": NUM_STEPS}, loss_type="kto", beta=0.1, **weights),
+        args=trl.KTOConfig(
+            **plain(tmp_path / "trl") | {"num_train_epochs": NUM_STEPS}, loss_type="kto", beta=0.1, **weights
+        ),
         train_dataset=datasets.Dataset.from_list(in_source_order),
         processing_class=transformers.AutoTokenizer.from_pretrained(ours.setup.model_dir),
     )
