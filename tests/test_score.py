@@ -119,18 +119,18 @@ def torch_model(directory: Path, kind: str):
     )
 
 
-def torch_logp(directory: Path, prompt: str, response: str) -> float:
-    """log p(response, its end of turn included | prompt), of one unpadded text."""
-    tokens, start = tokens_of(directory, prompt, response)
+def torch_logp(directory: Path, tokens: list[int], start: int) -> float:
+    """log p(tokens[start:] | those before), of one unpadded text."""
     with torch.no_grad():
         logits = torch_model(directory, "AutoModelForCausalLM")(torch.tensor([tokens])).logits[0].double()
     logps = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
     return logps[start - 1 :].sum().item()
 
 
-def torch_implicit_reward(world, prompt: str, response: str) -> float:
-    policy, reference = (torch_logp(world / name, prompt, response) for name in ("policy", "model"))
-    return BETA * (policy - reference)
+def torch_implicit_reward(world, prompt: str, response: str, *, reference: Path | None = None) -> float:
+    """Of world/policy, by the plain template."""
+    text = tokens_of(world / "model", prompt, response)
+    return BETA * (torch_logp(world / "policy", *text) - torch_logp(reference or world / "model", *text))
 
 
 def torch_score(directory: Path, prompt: str, response: str) -> float:
@@ -206,6 +206,20 @@ def test_a_reward_model_learns_to_prefer_what_is_chosen(world, reward_model, tmp
     assert len(rewards) == 12 and all(chosen > rejected for chosen, rejected in rewards)
 
 
+@pytest.mark.slow
+def test_no_response_is_asked_for_a_goal(world, tmp_path):
+    """Breaks: a second round is scored under the goal that the first one's export asks for by itself."""
+    scored = write_rows(tmp_path / "scored.jsonl")
+    assert rapo("train", *settings(world, tmp_path / "run", data=scored)) == DONE
+    assert rapo("export", tmp_path / "run", tmp_path / "first") == DONE
+    assert len(tokens_of(tmp_path / "first", "Hi", "A")[0]) > len(tokens_of(world / "model", "Hi", "A")[0])
+    assert score(world, tmp_path / "scores.jsonl", "--reference", tmp_path / "first", data="lists.jsonl") == DONE
+    for row, line in zip(LISTS, scores_of(tmp_path / "scores.jsonl"), strict=True):
+        for response, reward in zip(row["responses"], line["rewards"], strict=True):
+            expected = torch_implicit_reward(world, row["prompt"], response, reference=tmp_path / "first")
+            assert reward == pytest.approx(expected, abs=1e-5)
+
+
 # What becomes of them.
 
 
@@ -217,15 +231,13 @@ def test_unscored_pairs_with_implicit_rewards_are_relabelled_and_trained_on(worl
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())
     assert f"{implicit} (kind implicit_reward, model {world / 'policy'}" in json.dumps(report)
     assert rapo("relabel", *arguments, "--out", tmp_path / "rows.jsonl") == DONE
-    goals = [row["goal"] for row in scores_of(tmp_path / "rows.jsonl")]
-    assert (min(goals), max(goals)) == (1, 10)
+    rows = scores_of(tmp_path / "rows.jsonl")
     rewards = np.array([line["rewards"] for line in scores_of(implicit)])
-    num_ties = sum(row["rewards"][0] == row["rewards"][1] for row in scores_of(implicit))
-    low, high = rewards.min(), rewards.max()
-    first = scores_of(tmp_path / "rows.jsonl")[0]
-    expected = 1 + 9 * (rewards[first["source_row"] - 1] - low) / (high - low)
-    assert round(float(expected.max() if first["goal_of"] == "chosen" else expected.min()), 1) == first["goal"]
-    assert num_ties == 0
+    on_scale = 1 + 9 * (rewards - rewards.min()) / np.ptp(rewards)
+    assert len(rows) == 24 and {row["goal_of"] for row in rows} == {"chosen", "rejected"}
+    for row in rows:
+        end = np.max if row["goal_of"] == "chosen" else np.min
+        assert row["goal"] == pytest.approx(end(on_scale[row["source_row"] - 1]), abs=0.0501)  # to one decimal
 
 
 @pytest.mark.slow
