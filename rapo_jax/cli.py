@@ -33,6 +33,7 @@ the score it is asked for, and export a Hugging Face checkpoint that answers at 
   rapo train    CONFIG                train; the same command resumes
   rapo export   RUN_DIR OUT_DIR       a Hugging Face directory that answers at the highest goal
   rapo generate MODEL_DIR --prompts FILE --out FILE
+  rapo score    CONFIG --model DIR --out FILE    rewards for every response, for data.rewards
   rapo plan     CONFIG --topology v5e:4x4   what it would need and take on chips that are not here
 """
 
@@ -208,7 +209,7 @@ def score(options: argparse.Namespace) -> int:
     from rapo_jax.train.loop import INTERRUPTED
 
     config = load_config(options.config, options.overrides)
-    require(config, "data.path")
+    require_data(config)
     keep_compilations()
     out = Path(options.out)
     scored = score_source(

@@ -13,6 +13,7 @@ VERBS = {
     "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal", "--adapter"],
     "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
                  "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],
+    "score": ["CONFIG", "--model", "--reference", "--out", "objective.beta"],
     "plan": ["CONFIG", "key=value", "--topology", "--devices", "--smallest", "--json"],
 }  # fmt: skip
 

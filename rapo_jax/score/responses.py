@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config import Config, Objective
 from rapo_jax.data.chat import load_tokenizer
-from rapo_jax.data.encode import Item, encode_all
+from rapo_jax.data.encode import Encoded, Item, encode_all
 from rapo_jax.data.goal_prompt import read_goal_prompt
 from rapo_jax.data.groups import NAN, fingerprint_of_groups, padded
 from rapo_jax.data.packing import Group, num_branches
@@ -30,7 +30,7 @@ from rapo_jax.data.records import Record
 from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.hf import load_parameters
-from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.models.spec import Spec, read_config, require_vocabulary, spec_from_config
 from rapo_jax.parallel import make_mesh
 from rapo_jax.reference_pass import fill
 from rapo_jax.train.reference import Column
@@ -53,8 +53,8 @@ def score_source(
     (default: model.path), with beta = objective.beta. None when it was interrupted. Raises UserError for models that do
     not belong together, and for responses that do not fit data.max_length.
     """
-    if out.exists():
-        raise UserError(f"{out} exists; nothing was written. Choose another --out.")
+    kept = out.with_name(out.name + ".unfinished")
+    refuse_output(out, goes_on=kept.exists())
     directory = model_directory(model, option="--model")
     spec = spec_from_config(read_config(directory))
     against = None if spec.scored else model_directory(reference or config.model.path, option="--reference")
@@ -63,13 +63,12 @@ def score_source(
     if against:
         refuse_strangers(directory, against, spec)
     records = read_all(config)
-    groups = groups_to_score(records, config, directory if spec.scored else against)
+    groups = groups_to_score(records, config, directory if spec.scored else against, say=say)
     beta = config.objective.options.get("beta")
     if not spec.scored and beta is None:
         raise UserError(
             f"objective.name={config.objective.name} has no beta, by which implicit rewards are multiplied."
         )
-    kept = out.with_name(out.name + ".unfinished")
     how = replace(config, objective=Objective(name="bradley_terry" if spec.scored else "dpo"))
     numbers = []
     for name, place in {"policy": directory, "reference": against}.items():
@@ -89,9 +88,22 @@ def score_source(
     return Scored(rewards, origin)
 
 
+def refuse_output(out: Path, *, goes_on: bool) -> None:
+    """Raises UserError for an output that is no file of scores, or in whose place something is.
+
+    A pass that goes on may have been stopped after its first file, which tells what made the scores.
+    """
+    if out.suffix != ".jsonl":
+        raise UserError(f"--out={out}: scores are JSON lines; give a name that ends with .jsonl.")
+    for path in (out,) if goes_on else (out, out.with_suffix(".json")):
+        if path.exists():
+            raise UserError(f"{path} exists; nothing was written. Choose another --out.")
+
+
 def refuse_strangers(policy: Path, reference: Path, spec: Spec) -> None:
-    """Raises UserError unless the two directories hold models of one shape and one vocabulary."""
+    """Raises UserError unless the two directories hold language models of one shape and one vocabulary."""
     other = spec_from_config(read_config(reference))
+    require_vocabulary(other, path=f"the reference {reference}")
     differs = [f"{name} {getattr(spec, name)} and {getattr(other, name)}" for name in "VDLNKHF"
                if getattr(spec, name) != getattr(other, name)]  # fmt: skip
     if spec.family != other.family:
@@ -107,34 +119,61 @@ def refuse_strangers(policy: Path, reference: Path, spec: Spec) -> None:
 
 
 def read_all(config: Config) -> list[Record]:
-    """Every usable row of data.path with all its responses."""
+    """Every usable row of data.path with all its responses, also those that training leaves out: it does so after it has
+    read the scores, and by settings that may change."""
     if config.data.sources:
         raise UserError("data.sources: scores are made for one source at a time; give data.path=... in its place.")
-    ((option, source),) = sources_of(replace(config, data=replace(config.data, rewards="")), "train")
-    plain = replace(config, relabel=replace(config.relabel, goals=(), attributes=()))
+    data = replace(config.data, rewards="", drop_sources=(), drop_prompts="")
+    plain = replace(config, data=data, relabel=replace(config.relabel, goals=(), attributes=()))
+    ((option, source),) = sources_of(plain, "train")
     return read_source(plain, source, option=option, want="each", scores_required=False).records
 
 
-def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:
+def groups_to_score(
+    records: list[Record], config: Config, tokenizer_of: Path, *, say: Callable[[str], None]
+) -> list[Group]:
     """The records as they are, without goals, in the words of the model's own chat template."""
-    known = read_goal_prompt(tokenizer_of)
-    tokenizer = load_tokenizer(str(tokenizer_of), chat_template=config.data.chat_template)
-    if known and config.data.chat_template is None:
+    known, data = read_goal_prompt(tokenizer_of), config.data
+    tokenizer = load_tokenizer(str(tokenizer_of), chat_template=data.chat_template)
+    if known and data.chat_template is None:
         tokenizer.chat_template = known.chat_template  # the exported one asks for a goal by itself
+
+    def encode(items: list[Item], *, progress: bool = False) -> list[Encoded | None]:
+        limits = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
+        return encode_all(tokenizer, items, placement="user", progress=progress, **limits)[0]
+
     items = [Item(record.row, record.prompt, None, record.responses) for record in records]
-    limits = {"max_length": config.data.max_length, "max_prompt_length": config.data.max_prompt_length}
-    encoded, _ = encode_all(tokenizer, items, placement="user", progress=jax.process_index() == 0, **limits)
+    encoded = encode(items, progress=jax.process_index() == 0)
+    encoded = [one_by_one(item, encode) if each is None else each for item, each in zip(items, encoded, strict=True)]
     unfit = [record.row for record, each in zip(records, encoded, strict=True) if each is None]
     if unfit:
         raise UserError(
-            f"{len(unfit)} of {len(records)} rows do not fit data.max_length={config.data.max_length} and would have no "
+            f"{len(unfit)} of {len(records)} rows do not fit data.max_length={data.max_length} and would have no "
             f"scores (the first: row {unfit[0]}); raise it."
+        )
+    num_cut = sum(any(each.response_tokens_cut) for each in encoded)
+    if num_cut:
+        say(
+            f"{num_cut:,} of {len(records):,} rows have responses that are scored up to data.max_length={data.max_length} "
+            "tokens only."
         )
     width = max(len(record.responses) for record in records)
     return [
         padded(Group(each.prompt, each.responses, (NAN,) * len(each.responses), 0, record.row), width)
         for record, each in zip(records, encoded, strict=True)
     ]
+
+
+def one_by_one(item: Item, encode: Callable[[list[Item]], list[Encoded | None]]) -> Encoded | None:
+    """A row that training drops because two of its responses are the same tokens: it asks for its scores all the same.
+
+    None where the prompt does not fit, or is not the same beside every response.
+    """
+    alone = encode([item._replace(responses=(response,)) for response in item.responses])
+    if any(each is None or not np.array_equal(each.prompt, alone[0].prompt) for each in alone):
+        return None
+    responses, cut = (tuple(getattr(each, name)[0] for each in alone) for name in ("responses", "response_tokens_cut"))
+    return replace(alone[0], responses=responses, response_tokens_cut=cut)
 
 
 def one_pass(

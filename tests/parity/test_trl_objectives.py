@@ -1,8 +1,14 @@
 """Every loss that TRL has is TRL's: three steps on the same rows, the same metrics, the same weights.
 
+KTO compares responses with answers to other prompts: TRL takes those of a device's microbatch, in turn, we those of the whole
+source. The two agree where one microbatch is the whole source, in its order, which is what is compared.
+
 Not compared, and why: TRL's `aot` and `aot_unpaired` sort a whole batch, so their loss is none of single pairs (not offered
 here); its `sft`, and the likelihood terms of its CPO and ORPO, are means over the tokens of a microbatch (ORPO's prompt
-included), ours are means over responses, so that packing and microbatches change nothing.
+included), ours are means over responses, so that packing and microbatches change nothing; `rewards/margins` of its KTO is the
+mean over desirable responses minus that over undesirable ones, ours the mean over rows that have both (none of these);
+its RewardTrainer drops what is longer than max_length, we cut it (nothing here is), and leaves the embedding of the padding
+token as it was, which matters where texts have that token (none here has).
 """
 
 import json
@@ -20,6 +26,8 @@ from tests.parity import trajectory
 from tests.parity.test_trl import METRICS
 
 NUM_STEPS, BATCH_SIZE = 3, 6
+# A divergence is a difference of two log-probabilities of about -150, whose float32 spacing is 1.5e-5.
+TOLERANCES = trajectory.TOLERANCES | {"kl": {"rtol": 1e-5, "atol": 1e-4}}
 EPS = 1e-4  # far above rounding errors: Adam otherwise divides noise by noise where a gradient is nearly 0
 
 # our objective section: TRL's name and settings
@@ -66,16 +74,19 @@ def in_order(trainer_class):
     return InOrder
 
 
-def our_run(tmp_path, section, **data):
+def our_run(tmp_path, section, **sections):
+    """A run of ours, and the rows that its steps took, in this order, as TRL reads them."""
     tree = {
         "run_dir": str(tmp_path / "run"),
         "model": {"path": str(trajectory.write_model(tmp_path / "model", "llama")), "dtype": "float32"},
-        "data": {"path": str(trajectory.write_rows(tmp_path / "rows.jsonl", 9))} | data,
+        "data": {"path": str(trajectory.write_rows(tmp_path / "rows.jsonl", 9))},
         "objective": section,
         "optimizer": {"learning_rate": 1e-3, "eps": EPS, "schedule": "constant", "warmup_ratio": 0.0},
         "train": {"batch_size": BATCH_SIZE, "max_steps": NUM_STEPS},
         "rows": {"length": 512, "per_shard": 4},
     }
+    for name, changes in sections.items():
+        tree[name] = tree.get(name, {}) | changes
     ours = trajectory.run(tree)
     write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", placement=ours.setup.placement)
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
@@ -88,14 +99,16 @@ def load(model_dir):
 
 
 def assert_same_run(ours, trainer, metrics, *, size=1.0):
-    """`size` is how much larger losses and gradients are than those of the sigmoid family."""
+    """`metrics` are names, or pairs of our name and TRL's; `size` is how much larger losses and gradients are than those of
+    the sigmoid family."""
     trainer.train()
     theirs = [step for step in trainer.state.log_history if "loss" in step]
     assert len(theirs) == NUM_STEPS
     for metric in metrics:
+        metric, name = (metric, metric) if isinstance(metric, str) else metric
         start = 1 if metric == "rewards/accuracies" else 0  # margins are 0 up to rounding until the first update
-        mine, expected = ([step[metric] for step in steps[start:]] for steps in (ours.metrics, theirs))
-        tolerance = dict(trajectory.TOLERANCES.get(metric, {"rtol": 1e-6}))
+        mine, expected = [m[metric] for m in ours.metrics[start:]], [m[name] for m in theirs[start:]]
+        tolerance = dict(TOLERANCES.get(metric, {"rtol": 1e-6}))
         tolerance["atol"] = tolerance.get("atol", 0) * size
         np.testing.assert_allclose(mine, expected, **tolerance, err_msg=metric)
     for name, tensor in trainer.model.named_parameters():
@@ -108,15 +121,18 @@ def assert_same_run(ours, trainer, metrics, *, size=1.0):
 def test_losses_with_a_reference_are_those_of_trl(case, tmp_path):
     """If this fails, an objective under TRL's name trains another model here than there."""
     section, name, options = CASES[case]
-    ours, rows = our_run(tmp_path, section)
+    size = 10.0 if case in ("sppo_hard", "ipo") else 1.0
+    ours, rows = our_run(tmp_path, section, optimizer={"eps": EPS * size})
     trainer = in_order(trl.DPOTrainer)(
         model=load(ours.setup.model_dir),
         ref_model=load(ours.setup.model_dir),
-        args=trl.DPOConfig(**plain(tmp_path / "trl"), loss_type=[name], beta=0.1, **options),
+        args=trl.DPOConfig(
+            **plain(tmp_path / "trl") | {"adam_epsilon": EPS * size}, loss_type=[name], beta=0.1, **options
+        ),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=transformers.AutoTokenizer.from_pretrained(ours.setup.model_dir),
     )
-    assert_same_run(ours, trainer, METRICS, size=10.0 if case in ("sppo_hard", "ipo") else 1.0)
+    assert_same_run(ours, trainer, METRICS, size=size)
 
 
 @pytest.mark.slow
@@ -135,3 +151,103 @@ def test_losses_without_a_reference_are_those_of_trl(case, tmp_path):
         processing_class=tokenizer,
     )
     assert_same_run(ours, trainer, ("loss", "grad_norm"))
+
+
+def write_labelled(path):
+    """Six responses and whether they are desirable, of unequal numbers, to prompts of their own."""
+    labels, rows = [True, True, False, True, False, True], []
+    pairs = [json.loads(line) for line in trajectory.write_rows(path, BATCH_SIZE).read_text().splitlines()]
+    for label, pair in zip(labels, pairs, strict=True):
+        completion = (pair["chosen"] if label else pair["rejected"])[-1:]
+        rows.append({"prompt": pair["prompt"], "completion": completion, "label": label})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "weights", [{}, {"desirable_weight": 1.5, "undesirable_weight": 0.7}], ids=["plain", "weighted"]
+)
+def test_kto_on_a_batch_that_is_the_whole_source_is_that_of_trl(weights, tmp_path):
+    """If this fails, labelled responses train another model here than there, or the divergence that they are compared with is
+    of other answers."""
+    section = {"name": "kto", "beta": 0.1} | weights
+    source = {"path": str(write_labelled(tmp_path / "labelled.jsonl"))}
+    ours, rows = our_run(tmp_path, section, data=source, relabel={"goals": []})
+    in_source_order = rows_of(tmp_path)
+    for step in range(NUM_STEPS):
+        each = slice(BATCH_SIZE * step, BATCH_SIZE * (step + 1))
+        assert sorted(map(json.dumps, rows[each])) == sorted(map(json.dumps, in_source_order))
+    trainer = trl.KTOTrainer(
+        model=load(ours.setup.model_dir),
+        ref_model=load(ours.setup.model_dir),
+        args=trl.KTOConfig(
+            **plain(tmp_path / "trl") | {"num_train_epochs": NUM_STEPS}, loss_type="kto", beta=0.1, **weights
+        ),
+        train_dataset=datasets.Dataset.from_list(in_source_order),
+        processing_class=transformers.AutoTokenizer.from_pretrained(ours.setup.model_dir),
+    )
+    names = ("loss", "grad_norm", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "kl")
+    assert_same_run(ours, trainer, names)
+    assert max(step["kl"] for step in ours.metrics) > 0.01, "a divergence that is clamped to 0 would prove nothing"
+
+
+def rows_of(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+
+
+def write_reward_model(directory, loudness=10.0):
+    """transformers' classifier of one label on the tiny model, its fresh head made louder so that the layers move too.
+
+    Its padding is a token that no text has: torch does not train the embedding of a padding token.
+    """
+    base = trajectory.write_model(directory.with_name("language_model"), "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token  # turns end with <|eot|>
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(base)
+    config.update({"num_labels": 1, "pad_token_id": tokenizer.pad_token_id})
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, config=config)
+    with torch.no_grad():
+        model.score.weight *= loudness
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+REWARD_MODELS = {
+    "plain": ({}, {}, 0.0),
+    "centred": ({"centre_weight": 0.01}, {"center_rewards_coefficient": 0.01}, 0.0),
+    "margins": ({"margin_weight": 0.3}, {}, 0.3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", REWARD_MODELS)
+def test_reward_models_are_those_of_trl(case, tmp_path):
+    """If this fails, a reward model trained here scores otherwise than TRL's from the same pairs, and with it everything that
+    is relabelled by its scores."""
+    section, options, margin = REWARD_MODELS[case]
+    start = write_reward_model(tmp_path / "start")
+    section = {"name": "bradley_terry"} | section
+    ours, rows = our_run(tmp_path, section, model={"path": str(start)}, relabel={"goals": []})
+    pairs = [{"chosen": row["prompt"] + row["chosen"], "rejected": row["prompt"] + row["rejected"]} for row in rows]
+    if margin:
+        gaps = [row["score_chosen"] - row["score_rejected"] for row in rows]
+        pairs = [pair | {"margin": margin * gap} for pair, gap in zip(pairs, gaps, strict=True)]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(start, attn_implementation="eager")
+    trainer = in_order(trl.RewardTrainer)(
+        model=model,
+        args=trl.RewardConfig(**plain(tmp_path / "trl"), **options),
+        train_dataset=datasets.Dataset.from_list(pairs),
+        processing_class=transformers.AutoTokenizer.from_pretrained(start),
+    )
+    for seen, member in zip(trainer.train_dataset, [member for step in ours.steps for member in step], strict=True):
+        group = ours.groups[member]
+        whole = [[*group.prompt.tolist(), *response.tolist()] for response in group.responses]
+        assert [seen["chosen_ids"], seen["rejected_ids"]] == whole
+    assert_same_run(
+        ours, trainer, ("loss", "grad_norm", ("rewards/margins", "margin"), ("rewards/accuracies", "accuracy"))
+    )
