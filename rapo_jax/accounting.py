@@ -130,11 +130,11 @@ def step_flops(spec: Spec, work: Work, *, reference: bool) -> float:
     return policy + forward * reference
 
 
-def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 0, logits_again: bool = True) -> float:
+def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 0) -> float:
     """What the backward pass computes a second time.
 
-    The logits, where they are not kept; by `remat`, of each layer, whatever its backward pass needs again: all of it but
-    the last matrix ("full"), or what follows the attention ("attention"). `scores_again` are the products of queries and keys (or values)
+    The logits always; by `remat`, of each layer, whatever its backward pass needs again: all of it but the last matrix
+    ("full"), or what follows the attention ("attention"). `scores_again` are the products of queries and keys (or values)
     that a kernel repeats because it kept no scores: 1 in a fused backward pass, 3 where two kernels share the work.
     """
     matmuls, adapters = layer_matmuls(spec), adapter_matmuls(spec)
@@ -144,7 +144,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     again = {"none": (), "attention": ("o", "gate", "up", "down"), "full": tuple(matmuls)}[remat]
     layers = work.tokens * spec.L * sum(matmuls[name] + adapters.get(name, 0.0) for name in again)
     attention = work.pairs * attention_matmuls(spec) * ((remat == "full") + scores_again / 2)
-    return layers + work.scored * vocabulary_matmul(spec) * logits_again + attention
+    return layers + work.scored * vocabulary_matmul(spec) + attention
 
 
 def layer_matmuls(spec: Spec) -> dict[str, float]:

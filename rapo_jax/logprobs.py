@@ -2,8 +2,7 @@
 
 The vocabulary is walked in chunks, forward and backward. The forward pass keeps one float32 logsumexp a position; the
 backward pass recomputes each chunk's logits and turns them into gradients at once. Memory is positions * chunk, whatever
-the size of the vocabulary (beyond the gradient of the vocabulary matrix itself). Where all logits are few, they may be
-kept instead of recomputed: `kept_bytes` bounds what that takes.
+the size of the vocabulary (beyond the gradient of the vocabulary matrix itself).
 """
 
 from functools import partial
@@ -15,7 +14,6 @@ from jaxtyping import Float, Int
 
 CHUNK = 8192  # vocabulary entries at a time, over all shards
 CHUNK_IN_CACHE = 1024  # the same for a processor whose caches are small and whose loops cost nothing
-KEPT_IN_MEMORY = 2**29  # bytes of logits that a processor keeps: it has more memory than arithmetic
 
 
 def token_logps(
@@ -26,26 +24,21 @@ def token_logps(
     softcap: float | None = None,
     num_shards: int = 1,
     chunk: int = CHUNK,
-    kept_bytes: int = 0,
 ) -> Float[Array, "B S"]:
     """log softmax(softcap(hidden @ weight.T))[target], float32.
 
     `num_shards` is the number of pieces in which the mesh holds V; each chunk takes an equal part of every piece, so that
-    no chunk has to be fetched from one device. The backward pass reads the forward pass's logits where B * S * V float32 are
-    no more than `kept_bytes`. Matrix products run in hidden's dtype and accumulate in float32; the
+    no chunk has to be fetched from one device. Matrix products run in hidden's dtype and accumulate in float32; the
     gradient of the weight keeps the float32 sums.
     """
     num_chunks = max(1, -(-weight_VD.shape[0] // max(chunk, num_shards)))
     hidden_XD, targets_X = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), targets_BS.reshape(-1)
-    keep = 4 * targets_X.size * weight_VD.shape[0] <= kept_bytes
-    return _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, keep).reshape(
-        targets_BS.shape
-    )
+    return _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks).reshape(targets_BS.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, keep):
-    return _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, False)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks):
+    return _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks)[0]
 
 
 def _chunks(weight_VD: Array, num_shards: int, num_chunks: int) -> tuple[Array, Array]:
@@ -71,7 +64,7 @@ def _chunk_logits(
     return logits if padded == V else jnp.where(ids_c < V, logits, -jnp.inf)
 
 
-def _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, keep):
+def _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks):
     V, D = weight_VD.shape
 
     def step(carry, chunk):
@@ -83,24 +76,22 @@ def _forward(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, k
         total_X += jnp.exp(logits_Xc - new_top_X[:, None]).sum(-1)
         is_target = ids_c == targets_X[:, None]
         target_X += jnp.where(is_target, logits_Xc, 0.0).sum(-1)
-        return (new_top_X, total_X, target_X), logits_Xc if keep else None
+        return (new_top_X, total_X, target_X), None
 
     zeros_X = jnp.zeros(targets_X.shape, jnp.float32)
     start = (jnp.full_like(zeros_X, jnp.finfo(jnp.float32).min), zeros_X, zeros_X)
-    (top_X, total_X, target_X), kept = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))
+    (top_X, total_X, target_X), _ = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))
     normalizer_X = top_X + jnp.log(total_X)
-    return target_X - normalizer_X, (hidden_XD, weight_VD, targets_X, normalizer_X, kept)
+    return target_X - normalizer_X, (hidden_XD, weight_VD, targets_X, normalizer_X)
 
 
-def _backward(softcap, num_shards, num_chunks, keep, residuals, cotangent_X):
-    hidden_XD, weight_VD, targets_X, normalizer_X, kept = residuals
+def _backward(softcap, num_shards, num_chunks, residuals, cotangent_X):
+    hidden_XD, weight_VD, targets_X, normalizer_X = residuals
     V, D = weight_VD.shape
 
     def step(hidden_gradient_XD, chunk):
-        (weight, ids_c), logits_Xc = chunk
-        weight_cD = weight.astype(hidden_XD.dtype).reshape(-1, D)
-        if logits_Xc is None:
-            logits_Xc = _chunk_logits(hidden_XD, weight_cD, ids_c, softcap=softcap, V=V, padded=num_chunks * ids_c.size)
+        weight_cD, ids_c = chunk[0].astype(hidden_XD.dtype).reshape(-1, D), chunk[1]
+        logits_Xc = _chunk_logits(hidden_XD, weight_cD, ids_c, softcap=softcap, V=V, padded=num_chunks * ids_c.size)
         probability_Xc = jnp.exp(logits_Xc - normalizer_X[:, None])
         is_target = ids_c == targets_X[:, None]
         gradient_Xc = cotangent_X[:, None] * (is_target.astype(jnp.float32) - probability_Xc)
@@ -111,10 +102,10 @@ def _backward(softcap, num_shards, num_chunks, keep, residuals, cotangent_X):
         accumulate = {"preferred_element_type": jnp.float32}
         hidden_gradient_XD += jnp.einsum("Xc,cD->XD", gradient_Xc, weight_cD, **accumulate)
         weight_gradient_Dc = jnp.einsum("XD,Xc->Dc", hidden_XD, gradient_Xc, **accumulate)
-        return hidden_gradient_XD, weight_gradient_Dc.T.reshape(weight.shape).astype(weight_VD.dtype)
+        return hidden_gradient_XD, weight_gradient_Dc.T.reshape(chunk[0].shape).astype(weight_VD.dtype)
 
     start = jnp.zeros(hidden_XD.shape, jnp.float32)
-    hidden_gradient_XD, weight_gradient = jax.lax.scan(step, start, (_chunks(weight_VD, num_shards, num_chunks), kept))
+    hidden_gradient_XD, weight_gradient = jax.lax.scan(step, start, _chunks(weight_VD, num_shards, num_chunks))
     weight_gradient_VD = weight_gradient.swapaxes(0, 1).reshape(-1, D)[:V]
     return hidden_gradient_XD.astype(hidden_XD.dtype), weight_gradient_VD, None
 

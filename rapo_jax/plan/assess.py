@@ -20,7 +20,7 @@ from rapo_jax.plan.lengths import Lengths
 from rapo_jax.plan.program import Program, read_program
 from rapo_jax.plan.targets import Target
 from rapo_jax.train.reference import reference_is_resident
-from rapo_jax.train.step import attention_kernel, kept_logit_bytes
+from rapo_jax.train.step import attention_kernel
 
 MATMUL_SHARE = 0.6  # of the peak, that matrix products of this size reach; well-tuned trainers report 0.5 to 0.7
 
@@ -185,10 +185,7 @@ def count_flops(
     num_rows = packing.mean_microbatches * shape.B
     rows = Work(num_rows * shape.T, num_rows * shape.S, num_rows * spec.L * attention.pairs_per_row)
     useful = step_flops(spec, real, reference=reference)
-    logits_again = kept_logit_bytes(config, question.target.devices) < 4 * shape.B * shape.S * spec.V
-    recomputed = recomputed_flops(
-        spec, rows, remat=config.model.remat, scores_again=attention.scores_again, logits_again=logits_again
-    )
+    recomputed = recomputed_flops(spec, rows, remat=config.model.remat, scores_again=attention.scores_again)
     return Flops(
         compiled=(program.matmul_flops + attention.kernel_flops(program, T=shape.T)) * num_devices,
         useful=useful,

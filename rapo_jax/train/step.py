@@ -5,7 +5,7 @@ turns those into a loss per group; groups are summed and divided by the number o
 that neither packing, nor microbatches, nor the mesh changes the result.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.batch import BEST_SIDE, LETTERS, Batch, Shape
 from rapo_jax.config import Config, Objective
-from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, KEPT_IN_MEMORY, token_logps
+from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
 from rapo_jax.models.attention import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder
@@ -46,7 +46,6 @@ def response_logps(
     num_vocabulary_shards: int,
     kernel: str | None = None,
     chunk: int = CHUNK,
-    kept_bytes: int = 0,
     totals: dict | None = None,
 ) -> tuple[Array, Array]:
     """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, A].
@@ -74,7 +73,6 @@ def response_logps(
             softcap=decoder.spec.final_softcap,
             num_shards=num_vocabulary_shards,
             chunk=chunk,
-            kept_bytes=kept_bytes,
         )
     )
     branches = rows.num_responses + 1
@@ -93,20 +91,12 @@ def attention_kernel(config: Config, spec: Spec, mesh: Mesh) -> str:
 def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, dict]:
     """The decoder's structure, and the options of `response_logps` that follow from configuration and machine."""
     graph, _ = abstract_decoder(spec)
-    devices = list(mesh.devices.flat)
     return graph, {
         "dtype": jnp.dtype(config.model.dtype),
         "num_vocabulary_shards": mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
         "kernel": attention_kernel(config, spec, mesh),
-        "chunk": CHUNK_IN_CACHE if devices[0].platform == "cpu" else CHUNK,
-        "kept_bytes": kept_logit_bytes(config, devices),
+        "chunk": CHUNK_IN_CACHE if mesh.devices.flat[0].platform == "cpu" else CHUNK,
     }
-
-
-def kept_logit_bytes(config: Config, devices: Sequence[jax.Device]) -> int:
-    """How large all logits of a microbatch may be to be kept for the backward pass; larger ones are computed again."""
-    on_processor = devices[0].platform == "cpu"
-    return KEPT_IN_MEMORY * len(devices) if on_processor and config.model.remat != "full" else 0
 
 
 def make_logps(config: Config, spec: Spec, mesh: Mesh) -> Callable[..., Logps]:
