@@ -115,7 +115,7 @@ def quiet() -> None:
 
 
 def relabel(options: argparse.Namespace) -> int:
-    from rapo_jax.config import load_config
+    from rapo_jax.config_file import load_config
     from rapo_jax.data.chat import load_tokenizer, resolve_placement
     from rapo_jax.data.preferences import write_preferences
     from rapo_jax.models.directory import model_directory
@@ -134,7 +134,7 @@ def relabel(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    from rapo_jax.config import load_config
+    from rapo_jax.config_file import load_config
     from rapo_jax.run import train_or_resume
 
     config = load_config(options.config, options.overrides)
@@ -204,7 +204,7 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def score(options: argparse.Namespace) -> int:
-    from rapo_jax.config import load_config
+    from rapo_jax.config_file import load_config
     from rapo_jax.score.responses import score_source
     from rapo_jax.train.loop import INTERRUPTED
 
@@ -229,7 +229,7 @@ def plan(options: argparse.Namespace) -> int:
     import json
 
     without_chips(options)
-    from rapo_jax.config import load_config
+    from rapo_jax.config_file import load_config
     from rapo_jax.plan import verb
 
     config = load_config(options.config, options.overrides)

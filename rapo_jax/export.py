@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rapo_jax import __version__
 from rapo_jax.checkpoint import Restored
-from rapo_jax.config import Config, to_yaml
+from rapo_jax.config import Config
+from rapo_jax.config_file import to_yaml
 from rapo_jax.data.chat import bake_goal, end_of_turn
 from rapo_jax.data.goal_prompt import SIDECAR, GoalPrompt
 from rapo_jax.errors import UserError

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from rapo_jax import __version__
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.checkpoint import Restored, Store, fingerprint
-from rapo_jax.config import Config, as_dict, load_config, to_yaml
+from rapo_jax.config import Config
+from rapo_jax.config_file import as_dict, load_config, to_yaml
 from rapo_jax.data import pipeline
 from rapo_jax.data.chat import Placement, load_tokenizer, resolve_placement
 from rapo_jax.data.groups import what_is_scored

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.config import as_dict, from_dict, load_config, to_yaml
+from rapo_jax.config_file import as_dict, from_dict, load_config, to_yaml
 from rapo_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rapo_jax import run
-from rapo_jax.config import load_config
+from rapo_jax.config_file import load_config
 from rapo_jax.parallel import make_mesh
 from tests import tiny
 

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from rapo_jax.config import Config, load_config
+from rapo_jax.config import Config
+from rapo_jax.config_file import load_config
 from rapo_jax.train.journal import Journal, cut_back, duration
 from tests.tiny import PAIRS, RUN, rapo, write_model, write_rows
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from rapo_jax.accounting import Work, mfu, real_work, recomputed_flops, step_flops
-from rapo_jax.config import Config, as_dict, from_dict, insert, parse_yaml
+from rapo_jax.config import Config
+from rapo_jax.config_file import as_dict, from_dict, insert, parse_yaml
 from rapo_jax.data import pipeline
 from rapo_jax.data.packing import Plan, group_lengths
 from rapo_jax.errors import UserError

@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 from tensorboardX import SummaryWriter
 
-from rapo_jax.config import Config, as_dict
+from rapo_jax.config import Config
+from rapo_jax.config_file import as_dict
 from rapo_jax.errors import UserError
 
 PRINT_EVERY = 2.0  # seconds between progress lines

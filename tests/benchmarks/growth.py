@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rapo_jax.config import from_dict
+from rapo_jax.config_file import from_dict
 from rapo_jax.data import pipeline
 from rapo_jax.data.packing import Group
 from rapo_jax.models.spec import Spec, spec_from_config

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
-from rapo_jax.config import from_dict
+from rapo_jax.config_file import from_dict
 from rapo_jax.data.pipeline import load_held_out, load_training
 from tests.tiny import build_tokenizer
 

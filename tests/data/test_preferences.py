@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from rapo_jax.config import load_config
+from rapo_jax.config_file import load_config
 from rapo_jax.data.pipeline import read_part
 from rapo_jax.data.preferences import write_preferences
 from rapo_jax.data.sources import read_records

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rapo_jax.config import from_dict
+from rapo_jax.config_file import from_dict
 from rapo_jax.data import relabelled
 from rapo_jax.data.records import Message, Record
 from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted

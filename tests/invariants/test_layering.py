@@ -15,6 +15,8 @@ FLOORS = [
     ["errors"],
     ["relabel", "objectives", "logprobs", "batch"],
     ["config"],
+    ["constraints"],
+    ["config_file"],
     ["parallel"],
     ["data", "models"],
     ["generate", "checkpoint", "accounting"],

@@ -11,7 +11,8 @@ from jax import Array
 from jax.sharding import AxisType, Mesh
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE, Batch, Shape
-from rapo_jax.config import Config, as_dict, from_dict
+from rapo_jax.config import Config
+from rapo_jax.config_file import as_dict, from_dict
 from rapo_jax.data.groups import what_is_scored
 from rapo_jax.data.packing import Group, Plan, make_plan, materialise, shuffled_steps
 from rapo_jax.models.decoder import abstract_decoder, parameter_letters, plain_layout, shape_of, trained_letters

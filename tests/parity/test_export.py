@@ -20,7 +20,7 @@ from flax import nnx
 from safetensors import safe_open
 
 from rapo_jax.checkpoint import Store
-from rapo_jax.config import load_config
+from rapo_jax.config_file import load_config
 from rapo_jax.data import pipeline
 from rapo_jax.data.packing import Group
 from rapo_jax.generate.decode import Sampling, answer_tokens

@@ -14,7 +14,7 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from rapo_jax.config import from_dict
+from rapo_jax.config_file import from_dict
 from rapo_jax.data.goal_prompt import GoalPrompt
 from rapo_jax.errors import UserError
 from rapo_jax.export import padding_token, write_model

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jax.sharding import AxisType, Mesh
 
-from rapo_jax.config import from_dict
+from rapo_jax.config_file import from_dict
 from rapo_jax.data import pipeline
 from rapo_jax.data.packing import Group, Plan
 from rapo_jax.models.hf import file_tensors

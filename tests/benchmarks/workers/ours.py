@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 from turns import Turns, pairs, settings, worker_parser
 
-from rapo_jax.config import Config, load_config
+from rapo_jax.config import Config
+from rapo_jax.config_file import load_config
 from rapo_jax.data import pipeline
 from rapo_jax.data.groups import fingerprint_of_groups
 from rapo_jax.data.packing import Group

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rapo_jax.accounting import real_work, step_flops
-from rapo_jax.config import from_dict
+from rapo_jax.config_file import from_dict
 from rapo_jax.data import pipeline
 from rapo_jax.data.chat import load_tokenizer, resolve_placement
 from rapo_jax.data.files import read_rows
