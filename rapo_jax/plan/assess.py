@@ -180,11 +180,12 @@ def count_flops(
     """By hand, for an average step: the useful work of its groups, and all that its rows compute besides."""
     spec, shape, num_devices = question.spec, plan.shape, len(question.target.devices)
     prompts, responses = group_lengths(question.lengths.groups)
-    real = real_work(prompts, responses, spec.windows)
+    real = real_work(prompts, responses, spec.windows, scored=shape.scored)
     share = packing.batch_size / len(prompts)
     real = Work(real.tokens * share, real.scored * share, real.pairs * share)
     num_rows = packing.mean_microbatches * shape.B
-    rows = Work(num_rows * shape.T, num_rows * shape.S, num_rows * spec.L * attention.pairs_per_row)
+    positions = 0 if shape.scored == "last" else num_rows * shape.S  # that meet the vocabulary
+    rows = Work(num_rows * shape.T, positions, num_rows * spec.L * attention.pairs_per_row)
     useful = step_flops(spec, real, reference=reference)
     recomputed = recomputed_flops(spec, rows, remat=config.model.remat, scores_again=attention.scores_again)
     return Flops(

@@ -42,7 +42,7 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
 def like_ultrafeedback(config: Config) -> list[Group]:
     """One group a record and goal, lognormal lengths, cut to the config's limits; the same for the same seed."""
     random, data = np.random.default_rng(0), config.data
-    num_responses = {"one": 1, "labelled": 3}.get(config.objective.responses, 2)
+    num_responses = {"one": 1, "pair": 2, "labelled": 3, "all": 4}[config.objective.responses]
     num_goals = len(config.relabel.goals) or 1
 
     def lengths(mean: float, shape: tuple[int, ...]) -> np.ndarray:
