@@ -99,7 +99,7 @@ def test_a_command_that_is_none_is_answered_with_how_to_write_it(capsys, argumen
     [
         ("seed", "'seed' is not an override; write key=value, such as optimizer.learning_rate=1e-6."),
         ("objective.betta=1", "unknown key objective.betta; did you mean 'beta'?"),
-        ("run_dir=", "run_dir=None: expected a text (in quotes, if it looks like something else)."),
+        ("run_dir=", "run_dir is not set; add it to CONFIG or to the command line: run_dir=..."),
         ("run_dir=''", "run_dir is not set; add it to CONFIG or to the command line: run_dir=..."),
         (
             "relabel.template=Be good.",

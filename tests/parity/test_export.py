@@ -19,6 +19,7 @@ import transformers
 from flax import nnx
 from safetensors import safe_open
 
+from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE
 from rapo_jax.checkpoint import Store
 from rapo_jax.config_file import load_config
 from rapo_jax.data import pipeline
@@ -68,7 +69,8 @@ class Trained:
 
     def prompt(self, goal: float) -> list[int]:
         """The token ids by which training asked QUESTION under `goal`."""
-        return next(group.prompt.tolist() for group in self.groups if group.row == 1 and group.goal == goal)
+        side = {10: CHOSEN_SIDE, 7: REJECTED_SIDE}[goal]
+        return next(group.prompt.tolist() for group in self.groups if group.row == 1 and group.side == side)
 
     def parameters(self) -> dict:
         """The last checkpoint, float32."""
