@@ -97,6 +97,8 @@ def overrides(name: str, world: Path, directory: Path) -> list[str]:
         "run_dir": str(directory / "run"),
     }
     changes["data"] |= {"max_length": 384, "max_prompt_length": 256, "chat_template": None}
+    if config.lora.rank:
+        changes["lora"] = {"rank": 4}  # the tiny model's smallest matrix is 16 x 8
     if config.data.eval_fraction:
         changes["data"]["eval_fraction"] = 0.3
     if config.data.rewards or name in SCORES or "implicit-reward" in name:
