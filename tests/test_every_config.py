@@ -67,17 +67,8 @@ def world(tmp_path_factory):
     """A model directory, whose runs share their compilations."""
     directory = tmp_path_factory.mktemp("world")
     tiny.write_model(directory / "model")
-    settings = {
-        "jax_compilation_cache_dir": str(directory / "compilations"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield directory
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with tiny.compilations_kept(directory / "compilations"):
+        yield directory
 
 
 @pytest.fixture

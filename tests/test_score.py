@@ -15,7 +15,7 @@ from rapo_jax import run
 from rapo_jax.parallel import make_mesh
 from rapo_jax.score import responses as scoring
 from rapo_jax.train.reference import Column
-from tests.tiny import CHAT_TEMPLATE, CONFIG, PAIRS, RUN, rapo, write_model, write_rows
+from tests.tiny import CHAT_TEMPLATE, CONFIG, PAIRS, RUN, compilations_kept, rapo, write_model, write_rows
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 BETA = 0.1  # of RUN
@@ -37,17 +37,8 @@ def world(tmp_path_factory):
     with_padding(write_model(world / "policy", seed=1))
     write_rows(world / "pairs.jsonl", UNSCORED)
     write_rows(world / "lists.jsonl", LISTS)
-    settings = {
-        "jax_compilation_cache_dir": str(world / "compilations"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield world
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compilations_kept(world / "compilations"):
+        yield world
 
 
 @pytest.fixture(autouse=True)

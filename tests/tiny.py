@@ -1,8 +1,11 @@
 """A model of 9,808 parameters, a dozen scored pairs, and the command line in this process: what whole runs are tested on."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -81,6 +84,22 @@ def write_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE, s
 def write_rows(path: Path, rows: list[dict] = PAIRS) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@contextmanager
+def compilations_kept(directory: Path) -> Iterator[None]:
+    """Within it every compilation is kept in the directory: the second run of a kind starts in seconds."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def rapo(*arguments: object) -> int:

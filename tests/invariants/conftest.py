@@ -1,26 +1,17 @@
 """One tiny world, and one run in it that nothing disturbed, for all tests that start whole runs."""
 
-import jax
 import pytest
 
 from tests.invariants import runs
+from tests.tiny import compilations_kept
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Runs in it share their compilations: the second one of a kind starts in seconds instead of half a minute."""
     world = runs.make_world(tmp_path_factory.mktemp("runs"))
-    settings = {
-        "jax_compilation_cache_dir": str(world.cache),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield world
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compilations_kept(world.cache):
+        yield world
 
 
 @pytest.fixture(scope="session")
