@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rapo_jax import __version__
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.checkpoint import Restored, Store, fingerprint
-from rapo_jax.config import Config
+from rapo_jax.config import Config, Objective
 from rapo_jax.config_file import as_dict, load_config, to_yaml
 from rapo_jax.data import pipeline
 from rapo_jax.data.chat import Placement, load_tokenizer, resolve_placement
@@ -377,9 +377,16 @@ def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restore
         f"  plan   {len(plan.steps)} steps of {config.train.batch_size}; {shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens"
     )
     resuming = f", resuming after step {restored.step}" if restored else ""
-    say(f"  loss   {config.objective.name}; into {setup.run_dir}{resuming}")
+    say(f"  loss   {loss_in_words(config.objective)}; into {setup.run_dir}{resuming}")
     if not restored or restored.step < len(plan.steps):
         say("compiling the step ...")
+
+
+def loss_in_words(objective: Objective) -> str:
+    """dpo + 2 sft"""
+    terms = [term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in objective.terms]
+    best = objective.best_goal_weight
+    return " + ".join(terms + ([f"{best:g} likelihood at the highest goal"] if best else []))
 
 
 def parameter_count(spec: Spec) -> int:
