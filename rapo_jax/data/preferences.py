@@ -34,7 +34,8 @@ def write_preferences(config: Config, out: Path, *, placement: Placement) -> dic
     prepared = read_part(config, "train")
     relabelled, num_ties = relabel_records(prepared.records, config)
     report = report_of(prepared, relabelled, num_ties, config)
-    rows = [row for one in relabelled for row in as_rows(one, config, placement)]
+    written = [(one, rows) for one in relabelled if (rows := as_rows(one, config, placement))]
+    rows = [row for _, each in written for row in each]
     if not rows:
         raise UserError(
             f"{prepared.said}: nothing is left of its {prepared.num_rows} rows; {num_ties} records are ties, which "
@@ -48,7 +49,7 @@ def write_preferences(config: Config, out: Path, *, placement: Placement) -> dic
         write_scales(scale_file, report["scale"])
     draw_report(figure_file, prepared.records, report, title=str(out.name))
     temporary.replace(out)
-    sides = Counter(one.preference.goal_of or "no goal" for one in relabelled)
+    sides = Counter(one.preference.goal_of or "no goal" for one, _ in written)
     return {"rows": prepared.num_rows, "dropped": sum(prepared.dropped.values()), "ties": num_ties, **sides}
 
 
