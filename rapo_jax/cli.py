@@ -175,7 +175,7 @@ def export(options: argparse.Namespace) -> int:
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
     goal = options.goal
-    if goal is None and options.bake and config.relabel.goals:
+    if goal is None and options.bake and config.relabel.has_highest_goal:
         goal = config.relabel.goal_max
     goal_prompt = GoalPrompt(
         template=config.relabel.template,

@@ -130,6 +130,11 @@ class Relabel:
     scale: ScaleFit = field(default_factory=ScaleFit)
     decimals: int | None = None  # scores are rounded to; null = 1 where relabel.scale maps them, else as they are
 
+    @property
+    def has_highest_goal(self) -> bool:
+        """Whether one sentence asks for the best: not where goals are directions, or where it names the row's source."""
+        return bool(self.goals) and self.goal_kind == "levels" and "{source}" not in self.template
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -175,7 +180,10 @@ class Objective:
         return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}
 
     def needs(self, what: str) -> bool:
-        """Whether any term needs `what`: "reference", "rewards", "prompt", "divergence" or "weight"."""
+        """Whether any term needs `what`: "reference", "rewards", "prompt", "divergence" or "weight".
+
+        Weights multiply the loss of whatever objective; only one that needs them asks that there be some.
+        """
         return any(needed_by(term, what) for term in self.terms)
 
     @property

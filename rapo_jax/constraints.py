@@ -15,9 +15,9 @@ def validate(config: Config) -> Config:
     objective, data, train, optimizer = config.objective, config.data, config.train, config.optimizer
     if config.reference.cache and not objective.needs("reference"):
         raise UserError(f"objective.name={objective.name} has no reference; remove reference.cache.")
-    if objective.best_goal_weight and not config.relabel.goals:
+    if objective.best_goal_weight and not config.relabel.has_highest_goal:
         raise UserError(
-            f"objective.best_goal_weight={objective.best_goal_weight} asks for the highest goal, but relabel.goals=[]; "
+            f"objective.best_goal_weight={objective.best_goal_weight} asks for the highest goal, but {no_highest_goal(config.relabel)}; "
             "name the goals or remove the weight."
         )
     goals = f"relabel.goals=[{', '.join(config.relabel.goals)}]"
@@ -80,6 +80,13 @@ def validate(config: Config) -> Config:
     validate_relabel(config.relabel)
     validate_lora(config.lora)
     return config
+
+
+def no_highest_goal(relabel: Relabel) -> str:
+    """Why no one sentence asks for the best."""
+    if not relabel.goals:
+        return "relabel.goals=[]"
+    return "relabel.goal_kind=directions" if relabel.goal_kind == "directions" else "relabel.template names {source}"
 
 
 POSITIVE = ("beta", "temperature", "eta", "calibration", "reward_scale")

@@ -406,7 +406,7 @@ class Objective:
     needs_rewards: bool | str = False
     needs_prompt: bool = False  # the log-probabilities of the prompt itself
     needs_divergence: bool = False  # responses to other prompts, as a last response of each group
-    needs_weight: bool = False  # a weight of each group from the data, by which the step multiplies every loss
+    needs_weight: bool = False  # weights from the data, by which the step multiplies the loss of whatever objective
     is_reward_model: bool = False  # scores of a scalar head in place of log-probabilities
 
     @property

@@ -48,13 +48,11 @@ class Preference:
 
     `order` lists indices into the row's responses, most preferred first. `goal` is None where no goal is asked for
     (the plain baseline), a number, or one number per attribute; `goal_of` says which side's reward became the goal.
-    `weight` multiplies the loss.
     """
 
     goal: Goal | None
     goal_of: GoalOf | None
     order: tuple[int, ...]
-    weight: float = 1.0
 
 
 def goal_reward(goal: Goal, reward: Goal) -> float:

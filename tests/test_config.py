@@ -276,10 +276,21 @@ def test_an_objective_that_cannot_be_is_refused(refusal, objective, message):
     assert refusal(f"objective: {objective}") == message
 
 
-def test_the_best_goals_term_needs_goals(refusal):
-    assert refusal("", "objective.best_goal_weight=0.1", "relabel.goals=[]") == (
-        "objective.best_goal_weight=0.1 asks for the highest goal, but relabel.goals=[]; name the goals or remove the weight."
+@pytest.mark.parametrize(
+    ("relabel", "why"),
+    [
+        ("{goals: []}", "relabel.goals=[]"),
+        ("{goal_kind: directions, attributes: [a, b], goals: [chosen]}", "relabel.goal_kind=directions"),
+        ("{template: 'As {source}: {goal}'}", "relabel.template names {source}"),
+    ],
+)
+def test_the_best_goals_term_needs_a_highest_goal(load, refusal, relabel, why):
+    """Breaks: the export's chat template, too, would ask for something that is no highest goal."""
+    assert refusal(f"{{relabel: {relabel}, objective: {{best_goal_weight: 0.1}}}}") == (
+        f"objective.best_goal_weight=0.1 asks for the highest goal, but {why}; name the goals or remove the weight."
     )
+    assert not load(f"relabel: {relabel}").relabel.has_highest_goal
+    assert load().relabel.has_highest_goal
 
 
 @pytest.mark.parametrize("goals", ["[chosen, rejected]", "[rejected]"])

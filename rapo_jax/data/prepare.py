@@ -179,6 +179,11 @@ def read_source(config: Config, source: settings.Source, *, option: str, want: W
             weight = record.weight * data.source_weights.get(record.source, 1.0)
             kept.append(replace(record, weight=weight))
     check_source_weights(config, kept)
+    if config.objective.needs("weight") and not (found.columns.weight or data.source_weights):
+        raise UserError(
+            f"objective.name={config.objective.name} weighs responses, and {option}={source.path} has no weights: name "
+            "their column with data.columns.weight=..., give data.source_weights={SOURCE: WEIGHT, ...}, or use sft."
+        )
     if not kept:
         raise UserError(f"{option}={source.path}: none of {found.num_rows} rows is left; dropped: {counts(dropped)}.")
     return replace(found, records=kept, dropped=dict(dropped), reward_source=reward_source)

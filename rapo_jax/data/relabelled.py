@@ -10,6 +10,7 @@ from rapo_jax.config import Config
 from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import prompt_share
 from rapo_jax.data.records import Record
+from rapo_jax.errors import UserError
 from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, relabel, within
 
 NAN = float("nan")
@@ -50,7 +51,7 @@ class Relabelled:
 
     @property
     def weight(self) -> float:
-        return self.record.weight * self.preference.weight
+        return self.record.weight
 
 
 def responses_wanted(config: Config) -> Want:
@@ -65,17 +66,25 @@ def rewards_wanted(config: Config) -> bool:
 
 
 def best_goal_of(config: Config) -> Goal | None:
-    """The goal of Algorithm 1's additional term; None for objectives without it."""
-    return highest_goal(config) if config.objective.best_goal_weight else None
+    """The goal of Algorithm 1's additional term; None for objectives without it, and where no goals are asked for."""
+    return highest_goal(config) if config.objective.best_goal_weight and config.relabel.goals else None
 
 
 def relabel_records(records: Sequence[Record], config: Config) -> tuple[list[Relabelled], int]:
-    """All preferences of all records in order, and the number of tied records that were dropped."""
+    """All preferences of all records in order, and the number of tied records that were dropped.
+
+    Raises UserError where the term of Algorithm 1 is asked for and no record gives it.
+    """
     relabelled, num_ties, want = [], 0, responses_wanted(config)
     for record in records:
         found = relabel_labelled(record, config) if want == "labelled" else relabel_record(record, config)
         num_ties += not found and is_tie(record, config)
         relabelled += found
+    if relabelled and best_goal_of(config) is not None and all(r.preference.goal_of != "best" for r in relabelled):
+        raise UserError(
+            f"objective.best_goal_weight={config.objective.best_goal_weight} is of the responses that were chosen over "
+            "others, and this data has none; remove it."
+        )
     return relabelled, num_ties
 
 

@@ -129,6 +129,16 @@ def test_weights_and_sources_go_with_their_rows(config, tmp_path):
         read_part(config(rows, data={"source_weights": {"gpt5": 1.0}}), "train")
 
 
+def test_an_objective_that_weighs_needs_weights(config):
+    """Breaks: weighted_sft would be sft under another name."""
+    rows = [{"prompt": "Hi", "response": f"{n}", "w": n} for n in range(3)]
+    tree = {"relabel": {"goals": []}, "objective": {"name": "weighted_sft"}}
+    with pytest.raises(UserError, match=r"weighted_sft weighs responses, and data.path=.* has no weights: name their col"):
+        read_part(config(rows, **tree), "train")
+    prepared = read_part(config(rows, data={"columns": {"weight": "w"}}, **tree), "train")
+    assert [record.weight for record in prepared.records] == [0, 1, 2]
+
+
 def test_a_source_that_is_said_must_be_there(config):
     """Breaks: "As , ..." in every prompt, and nobody notices."""
     made = config([ROWS[0] | {"source": "web"}, ROWS[1]], relabel={"template": "As {source}: {goal}."})

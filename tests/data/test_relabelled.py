@@ -6,8 +6,10 @@ import pytest
 
 from rapo_jax.config_file import from_dict
 from rapo_jax.data import relabelled
+from rapo_jax.data.pipeline import without_goals
 from rapo_jax.data.records import Message, Record
 from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
+from rapo_jax.errors import UserError
 
 HI = (Message("user", "Hi"),)
 PAIR = Record(1, HI, ("A", "B"), (9.0, 6.0), source="gpt4", weight=0.5)
@@ -32,6 +34,21 @@ def test_a_pair_becomes_two_goals_with_its_weight():
     found = relabel(PAIR)
     assert told(found) == [(9, "chosen", "AB"), (6, "rejected", "BA")]
     assert [(one.rewards, one.weight, one.labels) for one in found] == [((9, 6), 0.5, None), ((6, 9), 0.5, None)]
+
+
+def test_the_highest_goal_joins_the_goals_and_leaves_plain_data_plain():
+    """Breaks: an evaluation that is called plain would ask for a score of 10 in a third of its rows."""
+    config = from_dict({"objective": {"name": "dpo", "best_goal_weight": 0.5}})
+    assert told(relabel_records([PAIR], config)[0]) == [(9, "chosen", "AB"), (6, "rejected", "BA"), (10, "best", "A")]
+    assert told(relabel_records([PAIR], without_goals(config))[0]) == [(None, None, "AB")]
+
+
+def test_a_term_that_the_data_cannot_give_is_refused():
+    """Breaks: a weight that is asked for, and that nothing reads, because no response was chosen over another."""
+    config = from_dict({"objective": {"name": "kto", "best_goal_weight": 0.5}})
+    alone = Record(1, HI, ("A",), (9.0,), labels=(True,))
+    with pytest.raises(UserError, match=r"best_goal_weight=0\.5 is of the responses that were chosen over others, and this"):
+        relabel_records([alone], config)
 
 
 @pytest.mark.parametrize(
