@@ -105,6 +105,7 @@ def start(name: str, system: System, options: argparse.Namespace, directory: Pat
 
 def prepare(options: argparse.Namespace, directory: Path) -> dict:
     """The directory that all workers read, made in the environment of `ours`; returns the facts of its batch."""
+    directory.mkdir(parents=True, exist_ok=True)
     command = [options.python.get("ours", sys.executable), str(WORKERS / "prepare.py"), "--directory", str(directory)]
     names = ("data", "pairs", "max_length", "seed", "size", "model", "chat_template")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -169,7 +170,7 @@ def summary(options: argparse.Namespace, facts: dict, workers: dict[str, Worker]
         "options": {
             key: value
             for key, value in vars(options).items()
-            if key not in ("data", "model", "out", "picture", "python")
+            if key not in ("data", "model", "directory", "out", "picture", "python")
         },
         "model": Path(options.model).name
         if options.model
@@ -310,6 +311,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which pairs (default %(default)s)")
     parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PATH", help="where it is installed")
     parser.add_argument("--options", action="append", default=[], metavar="SYSTEM=ARGUMENTS", help="of its worker")
+    parser.add_argument("--directory", type=Path, help="new; where model, batch and logs are left (default: nowhere)")
     parser.add_argument("--out", type=Path, help="where the figures go as JSON")
     parser.add_argument("--picture", type=Path, help="where the picture goes")
     options = parser.parse_args(arguments)
@@ -326,9 +328,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options, load = parse(), os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as directory:
-        facts = prepare(options, Path(directory))
-        figures = summary(options, facts, measure(options, Path(directory)), load=load)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = options.directory or Path(temporary)
+        facts = prepare(options, directory)
+        figures = summary(options, facts, measure(options, directory), load=load)
     show(figures)
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -11,6 +11,8 @@ computes with 1e6.
 
 import argparse
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
@@ -44,7 +46,7 @@ SIZES = {
 
 
 def random_llama(directory: Path, size: str) -> None:
-    """Config and weights drawn from a fixed seed, one file a layer; large ones in bfloat16."""
+    """Config and weights drawn from fixed seeds, one file a layer, several at a time; large ones in bfloat16."""
     V, D, L, N, K, H, F = SIZES[size]
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -65,16 +67,17 @@ def random_llama(directory: Path, size: str) -> None:
         "dtype": "float32" if size == "25m" else "bfloat16",
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    rng, index, files = np.random.default_rng(0), {}, L + 1
+    index, num_files = {}, L + 1
     dtype = np.float32 if size == "25m" else bfloat16
 
-    def write(number: int, shapes: dict[str, tuple[int, ...]]) -> None:
-        name = f"model-{number:05d}-of-{files:05d}.safetensors"
+    def write(number: int) -> None:
+        rng, name = np.random.default_rng(number), f"model-{number:05d}-of-{num_files:05d}.safetensors"
         draw = lambda shape: 0.02 * rng.standard_normal(shape, np.float32) if len(shape) > 1 else np.ones(shape)  # noqa: E731
-        save_file({key: draw(shape).astype(dtype) for key, shape in shapes.items()}, directory / name, {"format": "pt"})
-        index.update(dict.fromkeys(shapes, name))
+        tensors = {key: draw(shape).astype(dtype) for key, shape in shapes[number].items()}
+        save_file(tensors, directory / name, {"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
 
-    write(1, {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,), "lm_head.weight": (V, D)})
+    shapes = {1: {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,), "lm_head.weight": (V, D)}}
     for layer in range(L):
         block = {
             "self_attn.q_proj": (N * H, D),
@@ -87,7 +90,9 @@ def random_llama(directory: Path, size: str) -> None:
             "input_layernorm": (D,),
             "post_attention_layernorm": (D,),
         }
-        write(layer + 2, {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()})
+        shapes[layer + 2] = {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(write, shapes))
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 

@@ -65,22 +65,23 @@ def make_trainer(options: argparse.Namespace, rows: list[dict]) -> trl.DPOTraine
         torch_compile=options.compile,
         precompute_ref_log_probs=options.cached,
         bf16=options.dtype == "bfloat16",
+        use_liger_kernel=options.liger,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    load = lambda: transformers.AutoModelForCausalLM.from_pretrained(  # noqa: E731
-        model_dir, dtype=torch.float32, attn_implementation=options.attention
+    load = lambda dtype: transformers.AutoModelForCausalLM.from_pretrained(  # noqa: E731
+        model_dir, dtype=getattr(torch, dtype), attn_implementation=options.attention
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     turn = lambda role: [{"role": role, "content": "?"}]  # noqa: E731
     placeholder = {"prompt": turn("user"), "chosen": turn("assistant"), "rejected": turn("assistant")}
     trainer = trl.DPOTrainer(
-        model=load(),
-        ref_model=load(),
+        model=load("float32"),  # what is trained; autocast computes in --dtype
+        ref_model=load(options.dtype),
         args=arguments,
         train_dataset=datasets.Dataset.from_list([placeholder]),
         processing_class=tokenizer,
@@ -101,7 +102,7 @@ def main(options: argparse.Namespace) -> None:
     facts = {
         "versions": {name: module.__version__ for name, module in modules.items()},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads",
-        "options": {name: getattr(options, name) for name in ("batch_size", "order", "attention", "compile")},
+        "options": {name: getattr(options, name) for name in ("batch_size", "order", "attention", "compile", "liger")},
     }
     trainer.add_callback(TakesTurns(turns, facts))
     trainer.train()
@@ -113,6 +114,7 @@ if __name__ == "__main__":
     parser.add_argument("--order", default="length", choices=("length", "given"), help="of the pairs in the batch")
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager, flash_attention_2, ... (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--liger", action="store_true", help="Liger's kernels for norms, rotations and the MLP")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     parser.add_argument("--cached", action="store_true", help="precompute_ref_log_probs, outside the timed step")
     main(parser.parse_args())
