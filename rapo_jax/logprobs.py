@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-CHUNK = 8192  # vocabulary entries at a time, over all shards
+CHUNK = 16_384  # vocabulary entries at a time, over all shards
 CHUNK_IN_CACHE = 1024  # the same for a processor whose caches are small and whose loops cost nothing
 
 
