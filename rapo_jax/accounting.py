@@ -133,18 +133,25 @@ def step_flops(spec: Spec, work: Work, *, reference: bool) -> float:
 def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 0) -> float:
     """What the backward pass computes a second time.
 
-    The logits always; by `remat`, of each layer, whatever its backward pass needs again: all of it but the last matrix
-    ("full"), or what follows the attention ("attention"). `scores_again` are the products of queries and keys (or values)
-    that a kernel repeats because it kept no scores: 1 in a fused backward pass, 3 where two kernels share the work.
+    The logits always; by `remat`, of each layer, whatever its backward pass needs again of what was not kept (see
+    rapo_jax/models/decoder.py). `scores_again` are the products of queries and keys (or values) that a kernel repeats
+    because it kept no scores: 1 in a fused backward pass, 3 where two kernels share the work.
     """
-    matmuls, adapters = layer_matmuls(spec), adapter_matmuls(spec)
+    matmuls, adapters, narrow = layer_matmuls(spec), adapter_matmuls(spec), adapter_matmuls(spec, sides="a")
     if not spec.gemma:  # the residual stream's next value is the next layer's input, which is kept
         matmuls["down"] = 0
-        adapters |= {name: flops for name, flops in adapter_matmuls(spec, sides="a").items() if name == "down"}
-    again = {"none": (), "attention": ("o", "gate", "up", "down"), "full": tuple(matmuls)}[remat]
-    layers = work.tokens * spec.L * sum(matmuls[name] + adapters.get(name, 0.0) for name in again)
-    attention = work.pairs * attention_matmuls(spec) * ((remat == "full") + scores_again / 2)
-    return layers + work.scored * vocabulary_matmul(spec) + attention
+        adapters |= {name: flops for name, flops in narrow.items() if name == "down"}
+    again = {
+        "none": (),
+        "mlp": ("q", "k", "v", "o", "down"),
+        "attention": ("o", "gate", "up", "down"),
+        "full": tuple(matmuls),
+    }[remat]
+    each = sum(matmuls[name] + adapters.get(name, 0.0) for name in again)
+    if again:  # where a product is kept, the narrow inside of its adapter is not
+        each += sum(flops for name, flops in narrow.items() if name not in again)
+    attention = work.pairs * attention_matmuls(spec) * ((remat in ("mlp", "full")) + scores_again / 2)
+    return work.tokens * spec.L * each + work.scored * vocabulary_matmul(spec) + attention
 
 
 def layer_matmuls(spec: Spec) -> dict[str, float]:

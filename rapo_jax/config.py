@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.relabel import SIDES, Side
 
-Remat = Literal["none", "attention", "full"]
+Remat = Literal["none", "mlp", "attention", "full"]
 Schema = Literal[
     "auto", "pairs", "single", "labels", "lists", "numbered", "ultrafeedback", "sampled", "nectar", "helpsteer"
 ]
@@ -21,8 +21,8 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 class Model:
     path: str = ""  # a Hugging Face model directory, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
-    remat: Remat = "full"  # what of a layer the backward pass recomputes: none, all but attention, or full
-    attention: Literal["auto", "einsum", "tiles", "splash", "tokamax", "cudnn"] = "auto"  # the kernel
+    remat: Remat = "full"  # products that the backward pass computes again: none, all but the mlp's, all but attention's, or all
+    attention: Literal["auto", "einsum", "tiles", "splash", "triton"] = "auto"  # the kernel
     random_init: bool = False  # start from random weights: model.path then needs no safetensors
 
 

@@ -131,7 +131,7 @@ def test_a_key_that_is_not_a_text_is_unknown_too(refusal):
         ("train.batch_size=", "train.batch_size=None: expected an integer."),
         ("objective.beta=high", "objective.beta='high': expected a number."),
         ("objective.beta=true", "objective.beta=True: expected a number."),
-        ("model.remat=1", "model.remat=1: expected one of none, attention, full."),
+        ("model.remat=1", "model.remat=1: expected one of none, mlp, attention, full."),
         ("model.random_init=1", "model.random_init=1: expected true or false."),
         ("model.dtype=float16", "model.dtype='float16': expected one of float32, bfloat16."),
         ("relabel.goals=chosen", "relabel.goals='chosen': expected a list, such as [chosen, rejected]."),

@@ -1,20 +1,22 @@
 """Attention over shared-prompt rows and over a key/value cache: one rule for who sees whom, one function that attends.
 
-`attend_einsum` is the truth that every faster kernel is compared with; `kernel_for` picks one, `attend` calls it.
+`attend_einsum` is the truth that every faster kernel is compared with; `kernel_for` picks one, `visible` makes a mask
+ready for it, `attend` calls it.
 """
 
-import importlib.util
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from rapo_jax.models.accelerator_attention import SPLASH_MULTIPLE, attend_cudnn, attend_splash, attend_tokamax
-from rapo_jax.models.block_attention import TILE, attend_tiles
+from rapo_jax.models.cpu_attention import TILE, attend_tiles, tile_schedule
+from rapo_jax.models.gpu_attention import GPU_MULTIPLE, attend_triton, triton_schedule
 from rapo_jax.models.spec import FULL_ATTENTION, Rope
+from rapo_jax.models.tpu_attention import SPLASH_MULTIPLE, attend_splash
 from rapo_jax.parallel import ROW_AXES
 
 
@@ -56,63 +58,63 @@ def in_window(queries: Layout, keys: Layout, window: Array | int) -> Array:
     return queries.position[:, :, None] - keys.position[:, None, :] < window
 
 
-def kernel_for(
-    platform: str, *, asked: str = "auto", dtype: jnp.dtype = jnp.float32, softcap: float | None = None
-) -> str:
-    """The name in KERNELS of the kernel that a platform ("cpu", "tpu", "gpu" or "cuda") attends with.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Visible:
+    """What queries see: a mask, bool [B, T, S], and what a kernel derives from it, the same for all layers that share it.
 
-    `asked` overrules the choice. On GPUs tokamax is taken where it is installed, then cuDNN for what it can do.
+    All arrays of the schedule lead with B. `kernel` is a name in KERNELS.
     """
-    if asked != "auto":
-        return asked
-    if platform in ("cpu", "tpu"):
-        return {"cpu": "tiles", "tpu": "splash"}[platform]
-    if importlib.util.find_spec("tokamax"):
-        return "tokamax"
-    return "cudnn" if softcap is None and jnp.dtype(dtype).itemsize == 2 else "einsum"
+
+    mask_BTS: Array
+    schedule: tuple[Array, ...]
+    kernel: str = field(metadata={"static": True})
+
+
+def visible(mask_BTS: Array, *, kernel: str, H: int) -> Visible:
+    """A mask made ready for a kernel, or for `attend_einsum` where the kernel does not take its shape."""
+    T, S = mask_BTS.shape[1:]
+    kernel = kernel if takes(kernel, T=T, S=S, H=H) else "einsum"
+    return Visible(mask_BTS, SCHEDULES[kernel](mask_BTS) if kernel in SCHEDULES else (), kernel)
+
+
+def kernel_for(platform: str, *, asked: str = "auto") -> str:
+    """The name in KERNELS of the kernel that a platform ("cpu", "tpu", "gpu" or "cuda") attends with, unless one is asked for."""
+    return {"cpu": "tiles", "tpu": "splash"}.get(platform, "triton") if asked == "auto" else asked
 
 
 def attend(
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
-    *,
-    mask_BTS: Array,
-    scale: float,
-    softcap: float | None,
-    kernel: str | None = None,
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, visible: Visible, scale: float, softcap: float | None
 ) -> Array:
-    """What `attend_einsum` computes, by a kernel of KERNELS (default: that of this machine).
+    """What `attend_einsum` computes, by the kernel that the mask was made ready for -> [B, T, N, H].
 
-    A kernel that does not take these shapes (a single query against a cache, a row of odd length) leaves them to
-    `attend_einsum`. Every device attends for its own rows and heads; nothing is communicated.
+    Every device attends for its own rows and heads; nothing is communicated.
     """
-    (_, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    kernel = kernel or kernel_for(jax.default_backend(), dtype=q_BTNH.dtype, softcap=softcap)
-    if not takes(kernel, T=T, S=S):
-        kernel = "einsum"
-    function = partial(KERNELS[kernel], scale=scale, softcap=softcap)
+    N, K = q_BTNH.shape[2], k_BSKH.shape[2]
+
+    def function(q: Array, k: Array, v: Array, seen: Visible) -> Array:
+        schedule = {"schedule": seen.schedule} if seen.schedule else {}
+        return KERNELS[seen.kernel](q, k, v, mask_BTS=seen.mask_BTS, scale=scale, softcap=softcap, **schedule)
+
     mesh = jax.sharding.get_abstract_mesh()
-    if kernel == "einsum" or mesh.empty or mesh.size == 1:
-        return function(q_BTNH, k_BSKH, v_BSKH, mask_BTS=mask_BTS)
+    if visible.kernel == "einsum" or mesh.empty or mesh.size == 1:
+        return function(q_BTNH, k_BSKH, v_BSKH, visible)
     heads = "tensor" if N % mesh.shape["tensor"] == 0 and K % mesh.shape["tensor"] == 0 else None
     by_head, by_row = PartitionSpec(ROW_AXES, None, heads), PartitionSpec(ROW_AXES)
     return jax.shard_map(
-        lambda q, k, v, mask: function(q, k, v, mask_BTS=mask),
-        mesh=mesh,
-        in_specs=(by_head, by_head, by_head, by_row),
-        out_specs=by_head,
-        check_vma=False,
-    )(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+        function, mesh=mesh, in_specs=(by_head, by_head, by_head, by_row), out_specs=by_head, check_vma=False
+    )(q_BTNH, k_BSKH, v_BSKH, visible)
 
 
-def takes(kernel: str, *, T: int, S: int) -> bool:
-    """Whether a kernel takes T queries and S keys a row."""
+def takes(kernel: str, *, T: int, S: int, H: int) -> bool:
+    """Whether a kernel takes T queries and S keys a row, in heads of width H."""
     if kernel == "tiles":
         return T % TILE == 0 and S % TILE == 0
     if kernel == "splash":
         return T == S and T % SPLASH_MULTIPLE == 0
-    return T > 1
+    if kernel == "triton":
+        return T % GPU_MULTIPLE == 0 and S % GPU_MULTIPLE == 0 and H >= 16 and H & (H - 1) == 0
+    return True
 
 
 def attend_einsum(
@@ -130,23 +132,26 @@ def attend_einsum(
         scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+    out_BTNH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+    return checkpoint_name(out_BTNH, "attention_out")
 
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., Array]] = {
     "einsum": attend_einsum,
     "tiles": attend_tiles,
     "splash": attend_splash,
-    "tokamax": attend_tokamax,
-    "cudnn": attend_cudnn,
+    "triton": attend_triton,
 }
+SCHEDULES: dict[str, Callable[[Array], tuple[Array, ...]]] = {"tiles": tile_schedule, "triton": triton_schedule}
 
 
-def layer_mask(mask_BTS: Array, queries: Layout, keys: Layout, *, window: Array, windows: tuple[int, ...]) -> Array:
-    """The mask of one scanned layer: `window` is this layer's, `windows` (static) says whether any layer has one."""
+def of_layer(
+    everywhere: Visible, queries: Layout, keys: Layout, *, window: Array, windows: tuple[int, ...], kernel: str, H: int
+) -> Visible:
+    """What queries see in one scanned layer: `window` is this layer's, `windows` (static) says whether any layer has one."""
     if all(width == FULL_ATTENTION for width in windows):
-        return mask_BTS
-    return mask_BTS & in_window(queries, keys, window)
+        return everywhere
+    return visible(everywhere.mask_BTS & in_window(queries, keys, window), kernel=kernel, H=H)
 
 
 def rotary_angles(position_BT: Array, *, rope: Rope, H: int) -> tuple[Array, Array]:

@@ -14,14 +14,26 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from rapo_jax.models.accumulate import scan_layers
-from rapo_jax.models.attention import Layout, attend, layer_mask, rotary_angles, rotate, sees
+from rapo_jax.models.attention import (
+    Layout,
+    Visible,
+    attend,
+    kernel_for,
+    of_layer,
+    rotary_angles,
+    rotate,
+    sees,
+    visible,
+)
 from rapo_jax.models.lora import adapter_letters, product
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
 
 KEPT = {  # by `remat`: what the forward pass keeps of a layer besides its input
-    "attention": jax.checkpoint_policies.save_only_these_names("attention_in", "attention_out"),
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "none": ("attention_in", "attention_out", "branch", "hidden", "adapter"),  # all that costs a product
+    "mlp": ("hidden",),
+    "attention": ("attention_in", "attention_out"),
+    "full": (),
 }
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
@@ -134,11 +146,11 @@ class Block(nnx.Module):
             setattr(self, name, nnx.Param(initial(spec, name, "L" + letters, rngs)))
 
     def __call__(
-        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, kernel
+        self, x_BTD: Array, *, queries: Layout, seen: Visible, angles, window: Array, cache: Cache | None, kernel: str
     ):
         branch, cache = self.attention(
             rms_norm(x_BTD, self.attention_norm[...], self.spec),
-            queries=queries, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, kernel=kernel,
+            queries=queries, seen=seen, angles=angles, window=window, cache=cache, kernel=kernel,
         )  # fmt: skip
         x_BTD = x_BTD + self.leave(branch, "attention_out_norm")
         branch = self.mlp(rms_norm(x_BTD, self.mlp_norm[...], self.spec))
@@ -148,7 +160,7 @@ class Block(nnx.Module):
         return rms_norm(branch_BTD, getattr(self, norm)[...], self.spec) if self.spec.gemma else branch_BTD
 
     def attention(
-        self, x_BTD: Array, *, queries: Layout, mask_BTS: Array, angles, window: Array, cache: Cache | None, kernel
+        self, x_BTD: Array, *, queries: Layout, seen: Visible, angles, window: Array, cache: Cache | None, kernel: str
     ):
         spec = self.spec
         q_BTNH = rotate(self.project(x_BTD, "q", "BTD,DNH->BTNH"), angles)
@@ -163,19 +175,15 @@ class Block(nnx.Module):
                 cache.v.at[row, queries.index].set(v_BTKH, mode="drop"),
             )
             k_BTKH, v_BTKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
-        mask_BTS = layer_mask(mask_BTS, queries, keys, window=window, windows=spec.windows)
-        out_BTNH = attend(
-            q_BTNH, k_BTKH, v_BTKH, mask_BTS=mask_BTS, scale=spec.query_scale, softcap=spec.attention_softcap,
-            kernel=kernel,
-        )  # fmt: skip
-        return self.project(out_BTNH, "o", "BTNH,NHD->BTD"), cache
+        seen = of_layer(seen, queries, keys, window=window, windows=spec.windows, kernel=kernel, H=spec.H)
+        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible=seen, scale=spec.query_scale, softcap=spec.attention_softcap)
+        return checkpoint_name(self.project(out_BTNH, "o", "BTNH,NHD->BTD"), "branch"), cache
 
     def mlp(self, x_BTD: Array) -> Array:
-        gate = self.project(x_BTD, "gate", "BTD,DF->BTF")
-        up = self.project(x_BTD, "up", "BTD,DF->BTF")
+        gate, up = (checkpoint_name(self.project(x_BTD, name, "BTD,DF->BTF"), "hidden") for name in ("gate", "up"))
         activate, lora = ACTIVATIONS[self.spec.activation], self.spec.lora
         leave = lambda gate, up, down: product(activate(gate) * up, down, "BTF,FD->BTD", lora=lora)  # noqa: E731
-        return self.biased(jax.checkpoint(leave)(gate, up, self.factors("down")), "down")
+        return checkpoint_name(self.biased(jax.checkpoint(leave)(gate, up, self.factors("down")), "down"), "branch")
 
     def project(self, x: Array, name: str, equation: str) -> Array:
         """The product with a matrix of this block, its adapter and its bias included, in x's dtype."""
@@ -225,36 +233,39 @@ class Decoder(nnx.Module):
         """Final normed hidden states, in `dtype`, and the cache with this call's keys and values written at
         `layout.index`.
 
-        `remat` says what of a layer the backward pass recomputes instead of storing: "none"; "attention", all but the
-        attention (the name says what is kept); or "full". `kernel` is the attention's (default: this machine's).
-        `totals` are sums of gradients of the layers' parameters, which this call's gradients join as told in
-        rapo_jax/models/accumulate.py; for "full" alone.
+        `remat` says which products of matrices the backward pass computes again instead of keeping them: "none" (what is
+        cheap is computed again all the same); all but those of the "mlp" or of the "attention", which are kept; or all,
+        "full". `kernel` is the attention's (default: this machine's). `totals` are sums of gradients of the layers'
+        parameters, which this call's gradients join as told in rapo_jax/models/accumulate.py.
         """
         spec = self.spec
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
         if spec.gemma:
             x_BTD = x_BTD * jnp.asarray(spec.D**0.5, dtype)
         keys = layout if cache is None else cache_layout(layout, cache.k.shape[2])
-        mask_BTS = sees(layout, keys)
+        kernel = kernel or kernel_for(jax.default_backend())
+        seen = visible(sees(layout, keys), kernel=kernel, H=spec.H)
         angles = rotary_angles(layout.position, rope=spec.rope, H=spec.H)
         blocks, parameters = nnx.split(self.blocks)
 
-        def layer(x_BTD, scanned):
-            parameters, window, cache = scanned
+        def layer(x_BTD, parameters, window, shared, cache):
+            layout, seen, angles = shared
             block = nnx.merge(blocks, parameters)
-            x_BTD = constrain_rows(x_BTD)
             return block(
-                x_BTD, queries=layout, mask_BTS=mask_BTS, angles=angles, window=window, cache=cache, kernel=kernel
-            )
+                constrain_rows(x_BTD),
+                queries=layout, seen=seen, angles=angles, window=window, cache=cache, kernel=kernel,
+            )  # fmt: skip
 
-        windows = jnp.asarray(spec.windows, jnp.int32)
+        policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        windows, shared = jnp.asarray(spec.windows, jnp.int32), (layout, seen, angles)
         if totals is not None:
-            assert remat == "full" and cache is None
-            one = lambda x_BTD, scanned: layer(x_BTD, (*scanned, None))[0]  # noqa: E731
-            return rms_norm(scan_layers(one, x_BTD, parameters, totals, windows), self.norm[...], spec), None
-        if remat != "none":
-            layer = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)
-        x_BTD, cache = jax.lax.scan(layer, x_BTD, (parameters, windows, cache))
+            assert cache is None
+            one = lambda *arguments: layer(*arguments, None)[0]  # noqa: E731
+            x_BTD = scan_layers(one, x_BTD, parameters, totals, windows, shared)
+        else:
+            one = lambda x_BTD, scanned: layer(x_BTD, *scanned[:2], shared, scanned[2])  # noqa: E731
+            x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, windows, cache))
         return rms_norm(x_BTD, self.norm[...], spec), cache
 
     @property

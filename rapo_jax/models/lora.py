@@ -13,6 +13,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from rapo_jax.errors import UserError
 from rapo_jax.models.contract import contract
@@ -75,7 +76,7 @@ def product(x: Array, factors: tuple[Array, ...], equation: str, *, lora: Lora |
     x_letters, out_letters = equation.split(",")[0], equation.split("->")[1]
     into = "".join(letter for letter in x_letters if letter not in out_letters)
     out = "".join(letter for letter in out_letters if letter not in x_letters)
-    low_BTR = contract(x, adapter[0], f"{x_letters},{into}R->BTR") * lora.scale
+    low_BTR = checkpoint_name(contract(x, adapter[0], f"{x_letters},{into}R->BTR") * lora.scale, "adapter")
     return y + contract(low_BTR, adapter[1], f"BTR,R{out}->{out_letters}")
 
 

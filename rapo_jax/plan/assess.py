@@ -1,6 +1,5 @@
 """One configuration on one target: packed, compiled, counted, and turned into seconds by a roofline."""
 
-import importlib.util
 import time
 from dataclasses import asdict, dataclass, replace
 
@@ -11,7 +10,6 @@ from rapo_jax.config import Config
 from rapo_jax.config_file import as_dict, from_dict, insert, parse_yaml
 from rapo_jax.data import pipeline
 from rapo_jax.data.packing import Plan, group_lengths
-from rapo_jax.errors import UserError
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import make_mesh, num_row_shards
 from rapo_jax.plan.compile import Memory, compile_step, resident_memory
@@ -133,27 +131,18 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
     least = resident_memory(config, spec, mesh, plan.shape)
     if temporaries is not None and target.chip.memory is not None and least.peak + temporaries > target.chip.memory:
         return Assessment(*said, replace(least, peak=least.peak + temporaries), None)
-    refuse_missing_libraries(attention_kernel(config, spec, mesh), target)
     compiled = compile_step(config, spec, mesh, plan.shape, num_steps=packing.num_steps)
     if compiled.text is None:
         return Assessment(*said, compiled.memory, compiled.seconds)
     module = parse(compiled.text)
-    attention = attention_of(attention_kernel(config, spec, mesh), spec, question.lengths.groups, plan)
+    attention = attention_of(
+        attention_kernel(config, mesh), spec, question.lengths.groups, plan, remat=config.model.remat
+    )
     bounds = (packing.mean_microbatches,) * (plan.shape.M > 1) + (attention.tiles_per_query_tile,)
     program = read_program(module, bounds=bounds, num_devices=len(target.devices))
     flops = count_flops(question, plan, packing, program, attention, config, reference_is_resident(config))
     seconds = roofline(target, program, flops)
     return Assessment(*said, compiled.memory, compiled.seconds, attention, program, flops, seconds)
-
-
-def refuse_missing_libraries(kernel: str, target: Target) -> None:
-    """Raises UserError where the kernel that would run there cannot be compiled here."""
-    found = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cudnn")
-    if target.slice_name and kernel == "cudnn" and not found:
-        raise UserError(
-            f"on {target.name} attention would be cuDNN's, which is compiled by cuDNN itself, and that is not installed: "
-            f"pip install 'rapo_jax[plan-gpu]' (with tokamax, the faster choice), or set model.attention=einsum."
-        )
 
 
 def packing_of(plan: Plan, config: Config, num_groups: int, seconds: float) -> Packing:

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.data.packing import Group, Plan, materialise
-from rapo_jax.models.accelerator_attention import block_size
 from rapo_jax.models.attention import Layout, in_window, sees, takes
-from rapo_jax.models.block_attention import TILE
+from rapo_jax.models.cpu_attention import TILE
+from rapo_jax.models.gpu_attention import FORWARD
 from rapo_jax.models.spec import Spec
+from rapo_jax.models.tpu_attention import block_size
 from rapo_jax.plan.program import Kernel, Program
 
 NUM_SAMPLED_ROWS = 16
@@ -42,32 +43,30 @@ class Attention:
         return total
 
 
+PRODUCTS = {  # of queries, keys, values and their gradients, by what a kernel's name has in it
+    "splash_mqa_fwd": 2,  # q k, p v
+    "splash_mqa_dq": 3,  # q k, do v, ds k
+    "splash_mqa_dkv": 4,  # q k, do v, p do, ds q
+    "attention_forward": 2,
+    "attention_dq": 3,
+    "attention_dkv": 4,
+}
+
+
 def products_of(kernel: Kernel) -> int:
-    """How many products of queries, keys, values and their gradients a kernel makes of a pair.
-
-    Forward q k and p v. Kernels keep no scores and have two backward passes: q k, do v, ds k for the queries' gradient, and
-    q k, do v, p do, ds q for those of keys and values. Splash's are told by name; those of GPUs have no names, but a
-    backward pass also takes output, gradient and normalizers, and the one of keys and values returns two arrays.
-    """
-    for word, products in {"splash_mqa_fwd": 2, "splash_mqa_dq": 3, "splash_mqa_dkv": 4}.items():
-        if word in kernel.name:
-            return products
-    if len(kernel.shapes) < 6:
-        return 2
-    return 4 if kernel.num_results == 2 else 3
+    """How many matrix products a kernel makes of a visible tile; 0 for one that is not attention's."""
+    return next((products for word, products in PRODUCTS.items() if word in kernel.name), 0)
 
 
-def attention_of(kernel: str, spec: Spec, groups: Sequence[Group], plan: Plan) -> Attention:
+def attention_of(kernel: str, spec: Spec, groups: Sequence[Group], plan: Plan, *, remat: str) -> Attention:
     """What `kernel`, a name of rapo_jax/models/attention.py, computes on the rows of a plan."""
     T = plan.shape.T
-    if not takes(kernel, T=T, S=T):
-        kernel = "einsum"
-    if kernel in ("tiles", "splash"):
-        width = TILE if kernel == "tiles" else block_size(T)
-        tiles = visible_tiles(spec, groups, plan, width=width)
-        again = {"tiles": 1, "splash": 3}[kernel]
-        return Attention(kernel, tiles * width**2, tiles / (T // width), again)
-    return Attention(kernel, float(T**2), scores_again=0 if kernel == "einsum" else 3)
+    if kernel == "einsum" or not takes(kernel, T=T, S=T, H=spec.H):  # its scores are not kept, whatever else is
+        return Attention("einsum", float(T**2), scores_again=int(remat in ("none", "attention")))
+    width = {"tiles": TILE, "splash": block_size(T), "triton": FORWARD.keys}[kernel]
+    tiles = visible_tiles(spec, groups, plan, width=width)
+    again = 1 if kernel == "tiles" else 3  # the others have two backward passes, which share nothing
+    return Attention(kernel, tiles * width**2, tiles / (T // width), again)
 
 
 def visible_tiles(spec: Spec, groups: Sequence[Group], plan: Plan, *, width: int) -> float:

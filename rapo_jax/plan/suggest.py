@@ -7,14 +7,16 @@ before it. What cannot fit by its resident bytes is not compiled.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import get_args
 
+from rapo_jax.config import Remat
 from rapo_jax.plan.assess import Assessment, Question, assess, changed
 from rapo_jax.plan.targets import GiB, Target, larger, slice_target
 from rapo_jax.train.reference import reference_is_resident
 
 CACHE = "reference.cache=runs/reference"
 RESIDENT = ("optimizer.mu_dtype=bfloat16", CACHE)  # changes that take away resident bytes and nothing else
-REMAT = ("none", "attention", "full")
+REMAT = get_args(Remat)
 TENSOR = (2, 4, 8)
 
 

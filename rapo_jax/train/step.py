@@ -82,10 +82,9 @@ def response_logps(
     return sums_BPc, in_slot_BSZ.sum(1).astype(jnp.float32).reshape(shape)
 
 
-def attention_kernel(config: Config, spec: Spec, mesh: Mesh) -> str:
+def attention_kernel(config: Config, mesh: Mesh) -> str:
     """The kernel that a step on this mesh attends with; the mesh may be of machines that are not here."""
-    dtype, platform = jnp.dtype(config.model.dtype), mesh.devices.flat[0].platform
-    return kernel_for(platform, asked=config.model.attention, dtype=dtype, softcap=spec.attention_softcap)
+    return kernel_for(mesh.devices.flat[0].platform, asked=config.model.attention)
 
 
 def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, dict]:
@@ -94,7 +93,7 @@ def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, 
     return graph, {
         "dtype": jnp.dtype(config.model.dtype),
         "num_vocabulary_shards": mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
-        "kernel": attention_kernel(config, spec, mesh),
+        "kernel": attention_kernel(config, mesh),
         "chunk": CHUNK_IN_CACHE if mesh.devices.flat[0].platform == "cpu" else CHUNK,
     }
 
@@ -219,7 +218,7 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
 
         def add_gradients(totals: tuple[dict, GroupSums], rows: Batch) -> tuple[dict, GroupSums]:
             gradients, sums = totals
-            if config.model.remat == "full" and spec.lora is None:  # layers are differentiated one by one, and join so
+            if spec.lora is None:  # layers are differentiated one by one, and join so
                 gradients, new_sums = jax.grad(loss, argnums=1, has_aux=True)(state.parameters, gradients, rows)
             else:
                 new, new_sums = jax.grad(loss, has_aux=True)(state.parameters, None, rows)

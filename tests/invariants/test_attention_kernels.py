@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rapo_jax.models.accelerator_attention import attend_splash
 from rapo_jax.models.attention import attend_einsum, kernel_for, takes
-from rapo_jax.models.block_attention import TILE, attend_tiles
+from rapo_jax.models.cpu_attention import TILE, attend_tiles
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
+from rapo_jax.models.gpu_attention import attend_triton
+from rapo_jax.models.tpu_attention import attend_splash
 from tests.invariants import tiny
 
 B, N, K, H = 2, 4, 2, 16
@@ -26,13 +27,26 @@ def random_mask(random, T, S):
     return mask_BTS
 
 
-KERNELS = {"tiles": attend_tiles, "splash": partial(attend_splash, interpret=True)}
+KERNELS = {
+    "tiles": attend_tiles,
+    "splash": partial(attend_splash, interpret=True),
+    "triton": partial(attend_triton, interpret=True),
+}
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize(
     ("kernel", "T", "S"),
-    [("tiles", 256, 256), ("tiles", 384, 384), ("tiles", 128, 384), ("splash", 256, 256), ("splash", 384, 384)],
+    [
+        ("tiles", 256, 256),
+        ("tiles", 384, 384),
+        ("tiles", 128, 384),
+        ("splash", 256, 256),
+        ("splash", 384, 384),
+        ("triton", 256, 256),
+        ("triton", 384, 384),
+        ("triton", 128, 384),
+    ],
 )
 def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, T, S, softcap):
     """When this fails, training follows other gradients on one processor than on another."""
@@ -53,9 +67,9 @@ def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, 
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full"])
-def test_what_is_recomputed_changes_no_gradient_and_attention_is_kept_where_it_is_asked_for(remat):
-    """When this fails, a memory setting changes the result, or remat=attention recomputes what it promises to keep."""
+@pytest.mark.parametrize("remat", ["none", "mlp", "attention", "full"])
+def test_what_is_recomputed_changes_no_gradient_and_what_is_asked_for_is_kept(remat):
+    """When this fails, a memory setting changes the result, or a level of remat recomputes what it promises to keep."""
     spec, length = tiny.tiny_spec("llama3"), 256
     graph, _ = abstract_decoder(spec)
     tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, tiny.V, (1, length)), jnp.int32)
@@ -68,18 +82,18 @@ def test_what_is_recomputed_changes_no_gradient_and_attention_is_kept_where_it_i
     gradient, plain = (jax.jit(jax.grad(partial(loss, remat=r)))(parameters) for r in (remat, "none"))
     tiny.assert_same_trees(gradient, plain, atol=2e-5)
     products = lambda r: str(jax.make_jaxpr(jax.grad(partial(loss, remat=r)))(parameters)).count("dot_general")  # noqa: E731
-    again = {"none": 0, "attention": len(("o", "gate", "up")), "full": len(("q", "k", "v", "o", "gate", "up")) + 2}
-    assert products(remat) - products("none") == again[remat]
+    again = {"none": (), "mlp": ("q", "k", "v", "o", "q k", "p v"), "attention": ("o", "gate", "up")}
+    again["full"] = ("q", "k", "v", "q k", "p v", "o", "gate", "up")
+    assert products(remat) - products("none") == len(again[remat])
 
 
 def test_each_platform_gets_its_kernel():
-    """When this fails, an accelerator holds a [T, T] array of scores per head, or a GPU kernel gets what it cannot do."""
-    assert kernel_for("cpu") == "tiles" and kernel_for("tpu", softcap=50.0) == "splash"
-    assert kernel_for("cuda", dtype=jnp.bfloat16) in ("tokamax", "cudnn")
-    assert kernel_for("cuda", dtype=jnp.float32) in ("tokamax", "einsum")
-    assert kernel_for("cuda", dtype=jnp.bfloat16, softcap=50.0) in ("tokamax", "einsum")
+    """When this fails, an accelerator holds a [T, T] array of scores per head, or a kernel gets what it cannot do."""
+    assert [kernel_for(platform) for platform in ("cpu", "tpu", "gpu", "cuda")] == ["tiles", "splash", "triton", "triton"]
     assert kernel_for("tpu", asked="einsum") == "einsum"
-    assert takes("splash", T=384, S=384) and not takes("splash", T=1, S=384) and not takes("tiles", T=100, S=100)
+    assert takes("splash", T=384, S=384, H=96) and not takes("splash", T=1, S=384, H=128)
+    assert takes("triton", T=384, S=384, H=64) and not takes("triton", T=384, S=384, H=96)
+    assert not takes("tiles", T=100, S=100, H=64) and not takes("triton", T=1, S=384, H=64)
 
 
 def test_tiles_keep_bfloat16_as_close_to_the_truth_as_einsum_does():

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.models.accelerator_attention import attend_splash
 from rapo_jax.models.attention import KERNELS
+from rapo_jax.models.gpu_attention import attend_triton
+from rapo_jax.models.tpu_attention import attend_splash
 from tests.invariants import tiny
 
-INTERPRETED = {"splash": partial(attend_splash, interpret=True)}  # the TPU's kernel, step by step on this processor
+# The kernels of TPU and GPU, step by step on this processor.
+INTERPRETED = {"splash": partial(attend_splash, interpret=True), "triton": partial(attend_triton, interpret=True)}
 GROUPS = tiny.random_groups(7)
 WEIGHTS_GC = np.random.default_rng(1).normal(size=(7, 2)).astype(np.float32)
 
@@ -22,7 +24,7 @@ def spec(request):
     return tiny.tiny_spec(request.param)
 
 
-@pytest.fixture(params=["einsum", "tiles", "splash"])
+@pytest.fixture(params=["einsum", "tiles", "splash", "triton"])
 def kernel(request, monkeypatch):
     """A kernel, with all others but the one for plain sequences taken away."""
 
