@@ -2,6 +2,7 @@
 
 Names are those that users of TRL know. `rewards/*` are the implicit rewards beta * (log pi - log pi_ref), without the
 reference for objectives that have none, or a reward model's scores; an accuracy counts strictly larger chosen rewards.
+`rewards/prompt` is the same of the prompt itself (without its first token), for objectives that read it.
 `chosen` is the most preferred response, `rejected` the least preferred one; what a group lacks counts nowhere. Each is
 also given apart for groups whose goal is the chosen response's reward (`goal_chosen/...`) and those whose goal is the
 rejected one's (`goal_rejected/...`), where the preference is reversed.
@@ -49,6 +50,8 @@ def group_sums(loss_BP: Array, logps: Logps, side_BP: Array, objective: Objectiv
         metrics["logps/chosen"] = (logps.policy[..., 0], logps.present[..., 0])
     if objective.responses != "one":
         metrics |= preference_metrics(logps, objective, ~(side_BP == BEST_SIDE))
+    if objective.needs("prompt"):  # what DRO's mean stands at is this and the responses' rewards together
+        metrics["rewards/prompt"] = (objective.options["beta"] * logps.prompt, everywhere)
     if objective.needs("divergence"):
         metrics["kl"] = (jnp.broadcast_to(logps.divergence, loss_BP.shape), everywhere)
     on_side_BPs = side_BP[..., None] == jnp.arange(NUM_SIDES)

@@ -140,3 +140,16 @@ def test_metrics_count_only_what_a_group_has():
     assert np.isnan(metrics["goal_best/rewards/margins"]) and np.isfinite(metrics["goal_best/logps/chosen"])
     sides = [metrics[f"goal_{side}/rewards/margins"] for side in ("chosen", "rejected")]
     np.testing.assert_allclose(metrics["rewards/margins"], np.mean(sides), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_prompts_part_of_the_fit_is_reported():
+    """When this fails, nobody sees why DRO's rewards stand elsewhere than log_z0 says: the prompt takes the difference."""
+    section, groups = CASES["dro_pointwise"]
+    config, spec = config_of(section), tiny.tiny_spec("llama3")
+    policy, reference = tiny.random_parameters(spec, seed=1), tiny.random_parameters(spec)
+    metrics = tiny.train_steps(config, spec, tiny.mesh_of(1, 1, 1), groups, num_steps=1, row_length=80).metrics[0]
+    (_, prompt_G), (_, reference_G) = (sequence_logps(spec, p, groups) for p in (policy, reference))
+    expected = config.objective.options["beta"] * np.mean(prompt_G - reference_G)
+    assert abs(expected) > 1e-3
+    np.testing.assert_allclose(metrics["rewards/prompt"], expected, rtol=2e-5)
