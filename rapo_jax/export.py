@@ -15,23 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
 from rapo_jax import __version__
 from rapo_jax.checkpoint import Restored
 from rapo_jax.config import Config
 from rapo_jax.config_file import to_yaml
-from rapo_jax.data.chat import bake_goal, end_of_turn
+from rapo_jax.data.chat import bake_goal, padding_token
 from rapo_jax.data.goal_prompt import SIDECAR, GoalPrompt
 from rapo_jax.errors import UserError
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.directory import eos_tokens, read_generation_config
+from rapo_jax.models.directory import read_generation_config
 from rapo_jax.models.hf import load_parameters, save_parameters, write_text
 from rapo_jax.models.lora import merged, with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import Spec, read_config, score_config
 from rapo_jax.relabel import format_score
-from rapo_jax.run import Setup, model_identity, model_weights
+from rapo_jax.run import Setup, model_identity, model_weights, stop_tokens
 
 
 def refuse_nonempty(out_dir: Path) -> None:
@@ -76,7 +75,7 @@ def write_model(setup: Setup, parameters: dict, out_dir: Path, *, step: int, goa
     temporary.mkdir(parents=True)
     save_parameters(parameters, setup.spec, temporary, dtype=dtype)
     if jax.process_index() == 0:
-        stops = sorted({*eos_tokens(setup.model_dir, source), end_of_turn(setup.tokenizer)})
+        stops = stop_tokens(setup)
         stop = {"eos_token_id": stops[0] if len(stops) == 1 else stops}
         config = source | {"dtype": dtype.name} | stop
         if setup.spec.scored:
@@ -141,18 +140,6 @@ def write_companions(setup: Setup, directory: Path, *, step: int, goal_prompt: G
     write_tokenizer(setup, directory, goal_prompt)
     write_json(directory / SIDECAR, {"rapo_jax": __version__, "step": step, "goal_prompt": vars(goal_prompt)})
     write_text(directory / "README.md", card(setup.config, step, goal_prompt))
-
-
-def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
-    """A token that no text ends with: the tokenizer's padding, unless a turn ends with it, or another special token."""
-    known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(tokenizer.all_special_ids))
-    free = [token for token in known if token is not None and token not in stops]
-    if not free:
-        raise UserError(
-            "the tokenizer has no special token but those that end a turn, and transformers finds the end of a text by its "
-            "padding; give the starting model's tokenizer a pad_token of its own."
-        )
-    return free[0]
 
 
 def write_tokenizer(setup: Setup, directory: Path, goal_prompt: GoalPrompt) -> None:

@@ -24,13 +24,13 @@ from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config import Config, Objective
 from rapo_jax.config_file import as_dict, load_config, to_yaml
 from rapo_jax.data import pipeline
-from rapo_jax.data.chat import Placement, load_tokenizer, resolve_placement
+from rapo_jax.data.chat import Placement, end_of_turn, load_tokenizer, padding_token, resolve_placement
 from rapo_jax.data.groups import what_is_scored
 from rapo_jax.data.packing import Plan, group_lengths, num_branches
 from rapo_jax.data.scaling import SIDECAR
 from rapo_jax.errors import UserError
 from rapo_jax.models.decoder import parameter_letters, shape_of, trained_letters
-from rapo_jax.models.directory import model_directory
+from rapo_jax.models.directory import eos_tokens, model_directory
 from rapo_jax.models.hf import load_parameters, write_text
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import Spec, read_config, spec_to_train
@@ -81,6 +81,11 @@ def spec_of(config: Config, model_dir: Path) -> Spec:
     return adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
 
 
+def stop_tokens(setup: Setup) -> list[int]:
+    """The tokens that end a text: those that the starting model declares, and the end of a turn."""
+    return sorted({*eos_tokens(setup.model_dir, read_config(setup.model_dir)), end_of_turn(setup.tokenizer)})
+
+
 def open_run_dir(run_dir: Path) -> Config:
     """The configuration of an existing run."""
     path = run_dir / "config.yaml"
@@ -92,6 +97,8 @@ def open_run_dir(run_dir: Path) -> Config:
 def train_or_resume(config: Config) -> int:
     """Trains from the start, or from the last checkpoint of run_dir; returns the exit code of `rapo train`."""
     setup = set_up(config)
+    if setup.spec.scored:
+        padding_token(setup.tokenizer, stop_tokens(setup))  # raises: what cannot be exported is not trained either
     refuse_foreign_directory(setup.run_dir)
     data = load_training(setup)
     held_out = load_held_out(setup, data)

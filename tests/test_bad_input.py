@@ -306,6 +306,16 @@ def test_a_tokenizer_without_chat_template_is_told_the_choices(world, place, ref
     assert [path.name for path in place.iterdir()] == ["base"]
 
 
+def test_a_reward_model_whose_padding_would_end_its_texts_is_refused_before_training(world, place, refused):
+    """Breaks: days of training end in weights that `rapo export` will not write."""
+    objective = ["objective.name=bradley_terry", "objective.beta=null", "relabel.goals=[]"]
+    assert refused("train", *settings(world, "new"), *objective) == (
+        "the tokenizer has no special token but those that end a turn, and transformers finds the end of a text by its "
+        "padding; give the starting model's tokenizer a pad_token of its own."
+    )
+    assert not any(place.iterdir())
+
+
 # Directories that belong to someone else.
 
 

@@ -377,6 +377,18 @@ def test_what_another_pass_left_unfinished_is_refused_with_what_differs(
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before and not interrupted.exists()
 
 
+def test_a_refused_unfinished_pass_speaks_of_scores_and_of_out(world, tmp_path, capsys):
+    """Breaks: who scores responses is told of log-probabilities, and of a directory that no option chooses."""
+    kept = tmp_path / "scores.jsonl.unfinished"
+    kept.mkdir()
+    identity = {"weights": "another model's", "tokens": "other texts'", "dtype": "float32"}
+    (kept / "policy.json").write_text(json.dumps({"identity": identity}))
+    assert refusal(capsys, score(world, tmp_path / "scores.jsonl")) == (
+        f"{kept} holds scores of something else; changed: weights; tokens. Choose another --out, or remove this directory. "
+        "Nothing was overwritten."
+    )
+
+
 # Mistakes.
 
 

@@ -186,6 +186,18 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return _find_ending(tokenizer).token
 
 
+def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
+    """A token that no text ends with: the tokenizer's padding, unless a turn ends with it, or another special token."""
+    known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(tokenizer.all_special_ids))
+    free = [token for token in known if token is not None and token not in stops]
+    if not free:
+        raise UserError(
+            "the tokenizer has no special token but those that end a turn, and transformers finds the end of a text by its "
+            "padding; give the starting model's tokenizer a pad_token of its own."
+        )
+    return free[0]
+
+
 def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     """Renders a probe response: the first special token that follows it ends the turn, eos without one."""
     try:

@@ -10,6 +10,7 @@ from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE, Score
 from rapo_jax.config import Config
 from rapo_jax.data.encode import Encoded
 from rapo_jax.data.packing import Group
+from rapo_jax.data.records import Message
 from rapo_jax.data.relabelled import Relabelled, rewards_under_goal
 from rapo_jax.errors import UserError
 
@@ -37,7 +38,8 @@ def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> lis
         weights = {True: len(groups) / num_best, False: len(groups) / max(1, len(groups) - num_best)}
         groups = [replace(group, weight=group.weight * weights[group.side == BEST_SIDE]) for group in groups]
     if config.objective.needs("divergence"):
-        groups = with_answers_to_others(groups, config.data.max_length)
+        prompts = [relabelled.record.prompt for relabelled, _ in kept]
+        groups = with_answers_to_others(groups, prompts, max_length=config.data.max_length)
     width = max((len(group.responses) for group in groups), default=0)
     return [padded(group, max(width, 1 if config.objective.responses == "one" else 2)) for group in groups]
 
@@ -69,20 +71,22 @@ def padded(group: Group, width: int) -> Group:
     )
 
 
-def with_answers_to_others(groups: Sequence[Group], max_length: int) -> list[Group]:
-    """Every group with a third response, the one of the group before it in the source, cut to `max_length`.
+def with_answers_to_others(
+    groups: Sequence[Group], prompts: Sequence[tuple[Message, ...]], *, max_length: int
+) -> list[Group]:
+    """Every group with a third response, the one of the group before it that has another prompt, cut to `max_length`.
 
-    The group before the first is the last. Groups of one row have the same prompt and are skipped over; the answer is the
-    chosen one where there is one.
+    The group before the first is the last. `prompts` are the records': a group's own tokens hold its goal, and row numbers
+    repeat from source to source. The answer is the chosen one where there is one.
     """
     pairs = [padded(group, 2) for group in groups]
     added = []
     for n, group in enumerate(pairs):
-        other = next((pairs[n - k] for k in range(1, len(pairs)) if pairs[n - k].row != group.row), None)
+        other = next((pairs[n - k] for k in range(1, len(pairs)) if prompts[n - k] != prompts[n]), None)
         if other is None:
             raise UserError(
-                "objective.name=kto compares with answers to other prompts, and the data has a single row; add rows or "
-                "choose another objective."
+                "objective.name=kto compares with answers to other prompts, and the data has a single prompt; add rows with "
+                "other prompts or choose another objective."
             )
         answer = next(response for response in other.responses if len(response))
         answer = answer[: max_length - len(group.prompt)]

@@ -189,7 +189,8 @@ def one_pass(
     }
     column = None
     if jax.process_index() == 0:
-        column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity, option="unfinished")
+        said = {"holds": "scores", "option": "--out", "said": str(kept)}
+        column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity, **said)
         column.open(lambda before, now: [key for key in now if before[key] != now[key]])
     everything = np.arange(len(groups))
     with jax.default_matmul_precision("highest" if config.model.dtype == "float32" else None):

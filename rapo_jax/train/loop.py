@@ -216,12 +216,12 @@ def evaluate(run: Run, state: State, reference: dict, progress: Progress) -> dic
 
     The time it takes is not counted in pairs_per_s.
     """
-    started, metrics = time.monotonic(), {}
+    started, metrics, share_done = time.monotonic(), {}, state.step / run.num_steps
     for prefix, evaluation in run.evaluations.items():
         total = None
         for batch in evaluation.batches():
             batch = to_device(batch, run.mesh, evaluation.num_rows)
-            sums = jax.device_get(evaluation.step(state.parameters, reference, batch))
+            sums = jax.device_get(evaluation.step(state.parameters, reference, batch, share_done))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         with np.errstate(invalid="ignore"):
             metrics |= {f"{prefix}_{name}": float(value) for name, value in total.means().items()}

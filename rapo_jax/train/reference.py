@@ -51,16 +51,27 @@ def resident_reference(parameters: dict, config: Config, spec: Spec, mesh: Mesh)
 
 
 class Column:
-    """Log-probabilities of a data set's prompts and responses in `directory`, float32 [groups, branches]; NaN where still unknown.
+    """Numbers of a data set's prompts and responses in `directory`, float32 [groups, branches]; NaN where still unknown.
 
     NAME.npy holds the numbers, NAME.json what they belong to and, once complete, their checksum. Only process 0 reads and
     writes. A column that belongs to something else is refused by `open`, one that is damaged is started anew.
+
+    For messages, `holds` says what the numbers are, `option` what chooses the directory, and `said` how the user knows it
+    (default: as the option's value).
     """
 
     def __init__(
-        self, directory: Path, name: str, *, shape: tuple[int, int], identity: dict, option: str = "reference.cache"
+        self,
+        directory: Path,
+        name: str,
+        *,
+        shape: tuple[int, int],
+        identity: dict,
+        holds: str = "log-probabilities",
+        option: str = "reference.cache",
+        said: str | None = None,
     ):
-        self.option = option  # what the user calls the directory
+        self.holds, self.option, self.said = holds, option, said or f"{option}={directory}"
         self.numbers, self.record = directory / f"{name}.npy", directory / f"{name}.json"
         self.shape, self.identity = shape, identity
 
@@ -71,13 +82,13 @@ class Column:
         """
         directory = self.record.parent
         if directory.exists() and not directory.is_dir():
-            raise UserError(f"{self.option}={directory} is a file; it must be a directory.")
+            raise UserError(f"{self.said} is a file; it must be a directory.")
         if self.record.exists():
             changed = differences(self.read_record()["identity"], self.identity)
             if changed:
                 raise UserError(
-                    f"{self.option}={directory} holds log-probabilities of something else; changed: "
-                    f"{'; '.join(changed)}. Choose another directory, or remove this one. Nothing was overwritten."
+                    f"{self.said} holds {self.holds} of something else; changed: {'; '.join(changed)}. "
+                    f"Choose another {self.option}, or remove this directory. Nothing was overwritten."
                 )
         directory.mkdir(parents=True, exist_ok=True)
         if not self.record.exists() or self.is_damaged():

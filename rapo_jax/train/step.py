@@ -32,7 +32,7 @@ from rapo_jax.train.reference import weights_are_resident
 from rapo_jax.train.state import State, parameter_shardings, state_shardings, trained_shardings
 
 TrainStep = Callable[[State, dict, Batch], tuple[State, dict[str, Array]]]
-EvaluateStep = Callable[[dict, dict, Batch], GroupSums]
+EvaluateStep = Callable[[dict, dict, Batch, Array], GroupSums]
 Losses = Callable[..., tuple[Array, GroupSums]]
 
 
@@ -249,21 +249,24 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
 
 
 def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> EvaluateStep:
-    """The metrics of a batch as sums over its groups, so that batches of any number of groups add up exactly."""
+    """The metrics of a batch as sums over its groups, so that batches of any number of groups add up exactly.
+
+    The last argument is the progress of the training, as a step has it: losses that change with it are those of this moment.
+    """
     losses = make_losses(config, spec, mesh)
     divergence_of = make_divergence(config, spec, mesh, shape)
 
-    def evaluate(parameters: dict, reference: dict, batch: Batch) -> GroupSums:
-        divergence = divergence_of(parameters, reference, batch)
+    def evaluate(parameters: dict, reference: dict, batch: Batch, progress: Array) -> GroupSums:
+        whole = {"divergence": divergence_of(parameters, reference, batch), "progress": progress}
 
         def sums_of(rows: Batch) -> GroupSums:
-            return losses(parameters, reference, rows, remat="none", divergence=divergence)[1]
+            return losses(parameters, reference, rows, remat="none", **whole)[1]
 
         add = lambda total, rows: jax.tree.map(jnp.add, total, sums_of(rows))  # noqa: E731
         return over_microbatches(add, zeros_of(lambda: sums_of(microbatch(batch, 0))), batch, shape)
 
     weights, reference = trained_shardings(spec, mesh), reference_shardings(config, spec, mesh)
-    shardings = (weights, reference, batch_shardings(mesh, shape))
+    shardings = (weights, reference, batch_shardings(mesh, shape), replicated(mesh))
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated(mesh))
 
 

@@ -7,6 +7,7 @@ import pytest
 from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
 from rapo_jax.config_file import from_dict
 from rapo_jax.data.pipeline import load_held_out, load_training
+from rapo_jax.errors import UserError
 from tests.tiny import build_tokenizer
 
 ROWS = [
@@ -69,3 +70,31 @@ def test_what_is_read_is_one_thing_and_what_is_made_of_it_another(config, tokeni
                      for m in (10, 100))  # fmt: skip
     assert first.source_fingerprint == second.source_fingerprint
     assert first.fingerprint != second.fingerprint
+
+
+def thirds_of(rows_of_sources, tokenizer, tmp_path):
+    """The third response of every group of KTO, as text."""
+    sources = []
+    for n, rows in enumerate(rows_of_sources):
+        path = tmp_path / f"source{n}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources.append({"path": str(path)})
+    data = {"sources": sources, "max_length": 256, "max_prompt_length": 192}
+    made = from_dict({"objective": {"name": "kto"}, "relabel": {"goals": []}, "data": data})
+    groups = load_training(made, tokenizer, placement="system").groups
+    return [tokenizer.decode(group.responses[2], skip_special_tokens=True) for group in groups]
+
+
+def test_prompts_of_two_sources_are_two_also_where_their_rows_have_one_number(tokenizer, tmp_path):
+    """Breaks: a mixture is refused as a single row, or KTO's divergence is never of answers from the other source."""
+    sources = [[{"prompt": f"Q{n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."}] for n in (1, 2, 3)]
+    assert thirds_of(sources, tokenizer, tmp_path) == ["Yes 3.", "Yes 1.", "Yes 2."]
+
+
+def test_rows_with_one_prompt_give_no_answers_to_each_other(tokenizer, tmp_path):
+    """Breaks: KTO's divergence is of answers to the prompt itself, and takes what was learnt for drift."""
+    prompts = ["Q1?", "Q1?", "Q2?", "Q1?"]
+    rows = [{"prompt": p, "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n, p in enumerate(prompts, 1)]
+    assert thirds_of([rows], tokenizer, tmp_path) == ["Yes 3.", "Yes 3.", "Yes 2.", "Yes 3."]
+    with pytest.raises(UserError, match="compares with answers to other prompts, and the data has a single prompt; add"):
+        thirds_of([[rows[0]], [rows[1]]], tokenizer, tmp_path)

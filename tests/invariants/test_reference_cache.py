@@ -105,7 +105,8 @@ def test_a_cache_of_something_else_is_refused_by_name(change, named, filled, wor
     cache = f"reference.cache={filled / 'cache'}"
     assert runs.rapo(*world.train(tmp_path / "run", cache, *change.split())) == runs.USER_ERROR
     message = capsys.readouterr().err
-    assert named in message and "Choose another directory" in message and "Traceback" not in message
+    assert f"reference.cache={filled / 'cache'} holds log-probabilities of something else; changed: " in message
+    assert named in message and "Choose another reference.cache" in message and "Traceback" not in message
     assert (filled / "cache" / "train.npy").read_bytes() == before and not (tmp_path / "run").exists()
 
 

@@ -153,7 +153,7 @@ def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
         )
 
     def metrics_of(evaluation):
-        run = Run(CONFIG, mesh, None, None, 0, 0, 0, None, {"eval": evaluation}, {})
+        run = Run(CONFIG, mesh, None, None, 0, 1, 0, None, {"eval": evaluation}, {})
         with jax.set_mesh(mesh):
             return evaluate(run, state, reference, Progress())
 
@@ -170,6 +170,37 @@ def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
     for name, value in together.items():
         np.testing.assert_allclose(value, np.nanmean([one[name] for one in ones]), atol=1e-6, rtol=1e-5, err_msg=name)
     assert together["eval_loss"] != pytest.approx(together["eval_goal_chosen/loss"])
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_by_the_loss_of_its_moment_and_compiles_once():
+    """When this fails, dpo_shift is evaluated at the shift of the first step, by a loss that is no longer trained on, or a
+    pod recompiles at every evaluation."""
+    groups, spec, mesh = tiny.random_groups(4, seed=5), tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
+    policy, reference = (tiny.on_mesh(tiny.random_parameters(spec, seed=seed), spec, mesh) for seed in (1, 0))
+    start = first_state(policy, spec, mesh, direction(CONFIG.optimizer, spec))
+
+    def evaluation_of(**shifts):
+        objective = {"name": "dpo_shift", **shifts}
+        config = tiny.tiny_config(objective=objective, train={"batch_size": 4}, rows={"length": 128})
+        plan = pipeline.plan_evaluation(groups, config, num_row_shards=2)
+        step = make_evaluate_step(config, spec, mesh, plan.shape)
+        batches = functools.partial(pipeline.batches(groups, plan, range(plan.shape.B)), 0)
+        return Evaluation(step=step, batches=batches, num_rows=plan.shape.B)
+
+    def loss_of(evaluation, *, after):
+        run = Run(CONFIG, mesh, None, None, 0, 10, 0, None, {"eval": evaluation}, {})
+        state = replace(start, step=jax.device_put(jnp.int32(after), start.step.sharding))
+        with jax.set_mesh(mesh):
+            return evaluate(run, state, reference, Progress())["eval_loss"]
+
+    going = evaluation_of(shift=0.5, shift_end=1.0)
+    losses = [loss_of(going, after=step) for step in (0, 5, 10)]
+    np.testing.assert_allclose(
+        losses, [loss_of(evaluation_of(shift=shift), after=0) for shift in (0.5, 0.75, 1.0)], rtol=1e-5
+    )
+    assert len({round(loss, 3) for loss in losses}) == 3
+    assert going.step._cache_size() == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

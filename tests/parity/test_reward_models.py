@@ -15,9 +15,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from rapo_jax.config_file import from_dict
+from rapo_jax.data.chat import padding_token
 from rapo_jax.data.goal_prompt import GoalPrompt
 from rapo_jax.errors import UserError
-from rapo_jax.export import padding_token, write_model
+from rapo_jax.export import write_model
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.hf import load_parameters, save_parameters
 from rapo_jax.models.lora import adapted_spec, merged, with_adapters
