@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rapo_jax import cli
+from rapo_jax.arguments import parser
 from tests.tiny import rapo
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +41,12 @@ def test_the_help_of_a_verb_names_its_arguments(capsys, verb):
     assert printed.startswith(f"usage: rapo {verb}")
     for name in VERBS[verb]:
         assert name in printed
+
+
+def test_every_verb_that_can_be_typed_does_something():
+    """Breaks: a verb is offered by --help, takes its arguments, and ends in a traceback."""
+    (verbs,) = (action.choices for action in parser()._actions if action.dest == "name")
+    assert list(verbs) == list(cli.VERBS) == list(VERBS)
 
 
 def test_the_version_is_printed(capsys):

@@ -26,7 +26,7 @@ FLOORS = [
     ["evaluate"],
     ["run"],
     ["export", "plan"],
-    ["quickstart"],
+    ["quickstart", "arguments"],
     ["cli"],
     ["__main__"],
 ]
@@ -77,6 +77,13 @@ def test_the_method_needs_nothing_but_the_standard_library():
     """When this fails, the one file that a reader of the paper opens needs more than Python to be understood."""
     tops = {name[0] for room, _, name in IMPORTS if room == "relabel"}
     assert tops <= set(sys.stdlib_module_names)
+
+
+def test_the_command_line_is_read_with_the_standard_library_alone():
+    """When this fails, `rapo --help` and every mistyped command wait for JAX to be loaded."""
+    tops = {name[0] for room, _, name in IMPORTS if room == "arguments"}
+    assert tops <= {*sys.stdlib_module_names, "rapo_jax"}
+    assert not {room_of(name) for room, _, name in IMPORTS if room == "arguments"} - {None}
 
 
 @pytest.mark.parametrize("banned", ["torch", "trl", "tensorflow", "accelerate", "peft"])
