@@ -71,10 +71,8 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import logging
 
-    from absl import flags
     from absl import logging as absl_logging
 
-    flags.FLAGS.mark_as_parsed()  # tokamax would else read our command line as its own and refuse it
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
