@@ -282,10 +282,18 @@ def draw(figures: dict, path: Path) -> None:
         axes.annotate(f"{rate:.2f}\n{entry['share_of_ceiling']:.0%}", (x, max(rate, *entry["rounds"]) + 0.01 * top), ha="center", va="bottom")  # fmt: skip
     axes.set_xticks(range(len(entries)), [SYSTEMS[name].label for name in entries])
     axes.set(ylabel="pairs per second", ylim=(0, 1.15 * top))
-    axes.set_title(f"DPO, {figures['model']}, {figures['options']['dtype']}\n{figures['machine']['processor']}, {figures['machine']['cores']} cores", fontsize=10)  # fmt: skip
+    axes.set_title(f"DPO, {figures['model']}, {figures['options']['dtype']}\n{where(figures)}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=150)
+
+
+def where(figures: dict) -> str:
+    """The accelerator, or the processor where there is none."""
+    accelerators = {entry.get("device", "") for entry in figures["systems"].values()} - {"", "cpu"}
+    named = sorted(name for name in accelerators if not name.endswith("threads"))
+    machine = figures["machine"]
+    return ", ".join(named) or f"{machine['processor']}, {machine['cores']} cores"
 
 
 def by_name(texts: list[str], *, option: str, known: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
