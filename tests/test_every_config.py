@@ -66,7 +66,7 @@ TWO_NUMBERS = [{"row": n, "rewards": [0.3 * n, -0.2 * n]} for n in range(1, 13)]
 def world(tmp_path_factory):
     """A model directory, whose runs share their compilations."""
     directory = tmp_path_factory.mktemp("world")
-    tiny.write_model(directory / "model")
+    tiny.with_padding(tiny.write_model(directory / "model"))  # reward models ask for it
     with tiny.compilations_kept(directory / "compilations"):
         yield directory
 

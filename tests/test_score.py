@@ -15,7 +15,17 @@ from rapo_jax import run
 from rapo_jax.parallel import make_mesh
 from rapo_jax.score import responses as scoring
 from rapo_jax.train.reference import Column
-from tests.tiny import CHAT_TEMPLATE, CONFIG, PAIRS, RUN, compilations_kept, rapo, write_model, write_rows
+from tests.tiny import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    PAIRS,
+    RUN,
+    compilations_kept,
+    rapo,
+    with_padding,
+    write_model,
+    write_rows,
+)
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 BETA = 0.1  # of RUN
@@ -59,14 +69,6 @@ def reward_model(world):
         assert rapo("export", directory / "run", directory / "model") == DONE
     lines = (directory / "run" / "metrics.jsonl").read_text().splitlines()
     return directory / "model", [json.loads(line) for line in lines]
-
-
-def with_padding(directory: Path) -> Path:
-    """The directory with a padding token that ends no text, which transformers needs to find the end of one."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    tokenizer.pad_token = "<|system|>"
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def settings(world, run_dir, *, model="model", data="pairs.jsonl"):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rapo_jax.cli import main
 from rapo_jax.models.hf import table
@@ -78,6 +78,14 @@ def write_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE, s
     shapes = {row.name: row.file_shape(spec) for row in table(spec)}
     weights = {name: random.normal(float("norm" in name), 0.1, shape) for name, shape in shapes.items()}
     save_file({name: weight.astype(np.float32) for name, weight in weights.items()}, directory / "model.safetensors")
+    return directory
+
+
+def with_padding(directory: Path) -> Path:
+    """The directory with a padding token that ends no text, which transformers needs to find the end of one."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.pad_token = "<|system|>"
+    tokenizer.save_pretrained(directory)
     return directory
 
 
