@@ -13,6 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from rapo_jax.errors import UserError
 from rapo_jax.models.cpu_attention import TILE, attend_tiles, tile_schedule
 from rapo_jax.models.gpu_attention import GPU_MULTIPLE, attend_triton, triton_schedule
 from rapo_jax.models.spec import FULL_ATTENTION, Rope
@@ -79,8 +80,17 @@ def visible(mask_BTS: Array, *, kernel: str, H: int) -> Visible:
 
 
 def kernel_for(platform: str, *, asked: str = "auto") -> str:
-    """The name in KERNELS of the kernel that a platform ("cpu", "tpu", "gpu" or "cuda") attends with, unless one is asked for."""
-    return {"cpu": "tiles", "tpu": "splash"}.get(platform, "triton") if asked == "auto" else asked
+    """The name in KERNELS of the kernel that a platform ("cpu", "tpu", "gpu" or "cuda") attends with, unless one is asked for.
+
+    Raises UserError where that one does not run on the platform.
+    """
+    own = {"cpu": "tiles", "tpu": "splash"}.get(platform, "triton")
+    if asked in ("splash", "triton") and asked != own:
+        raise UserError(
+            f"model.attention={asked} is a kernel of {'TPUs' if asked == 'splash' else 'GPUs'}, and this is a {platform}; "
+            "leave model.attention at auto, or ask for einsum, which runs everywhere."
+        )
+    return own if asked == "auto" else asked
 
 
 def attend(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rapo_jax.errors import UserError
 from rapo_jax.models.attention import attend_einsum, kernel_for, takes
 from rapo_jax.models.cpu_attention import TILE, attend_tiles
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
@@ -89,8 +90,17 @@ def test_what_is_recomputed_changes_no_gradient_and_what_is_asked_for_is_kept(re
 
 def test_each_platform_gets_its_kernel():
     """When this fails, an accelerator holds a [T, T] array of scores per head, or a kernel gets what it cannot do."""
-    assert [kernel_for(platform) for platform in ("cpu", "tpu", "gpu", "cuda")] == ["tiles", "splash", "triton", "triton"]
+    assert [kernel_for(platform) for platform in ("cpu", "tpu", "gpu", "cuda")] == [
+        "tiles",
+        "splash",
+        "triton",
+        "triton",
+    ]
     assert kernel_for("tpu", asked="einsum") == "einsum"
+    with pytest.raises(
+        UserError, match=r"model.attention=triton is a kernel of GPUs, and this is a cpu; leave model.att"
+    ):
+        kernel_for("cpu", asked="triton")
     assert takes("splash", T=384, S=384, H=96) and not takes("splash", T=1, S=384, H=128)
     assert takes("triton", T=384, S=384, H=64) and not takes("triton", T=384, S=384, H=96)
     assert not takes("tiles", T=100, S=100, H=64) and not takes("triton", T=1, S=384, H=64)
