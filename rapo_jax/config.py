@@ -22,7 +22,7 @@ class Model:
     path: str = ""  # a Hugging Face model directory, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
     remat: Remat = (
-        "full"  # products that the backward pass computes again: none, all but the mlp's, all but attention's, or all
+        "full"  # products that the backward pass computes again: none, all but the mlp's (attention's), or all
     )
     attention: Literal["auto", "einsum", "tiles", "splash", "triton"] = "auto"  # the kernel
     random_init: bool = False  # start from random weights: model.path then needs no safetensors

@@ -63,23 +63,24 @@ def attention_of(kernel: str, spec: Spec, groups: Sequence[Group], plan: Plan, *
     T = plan.shape.T
     if kernel == "einsum" or not takes(kernel, T=T, S=T, H=spec.H):  # its scores are not kept, whatever else is
         return Attention("einsum", float(T**2), scores_again=int(remat in ("none", "attention")))
-    width = {"tiles": TILE, "splash": block_size(T), "triton": FORWARD.keys}[kernel]
-    tiles = visible_tiles(spec, groups, plan, width=width)
+    square = {"tiles": TILE, "splash": block_size(T)}.get(kernel)
+    height, width = (square, square) if square else (FORWARD.queries, FORWARD.keys)  # the other kernels' have this area
+    tiles = visible_tiles(spec, groups, plan, height=height, width=width)
     again = 1 if kernel == "tiles" else 3  # the others have two backward passes, which share nothing
-    return Attention(kernel, tiles * width**2, tiles / (T // width), again)
+    return Attention(kernel, tiles * height * width, tiles / (T // height), again)
 
 
-def visible_tiles(spec: Spec, groups: Sequence[Group], plan: Plan, *, width: int) -> float:
-    """Tiles of `width` x `width` pairs with a visible one, on average over layers and the first rows of the plan."""
+def visible_tiles(spec: Spec, groups: Sequence[Group], plan: Plan, *, height: int, width: int) -> float:
+    """Tiles of `height` x `width` pairs with a visible one, on average over layers and the first rows of the plan."""
     rows = plan.steps[0][:NUM_SAMPLED_ROWS]
     shape = replace(plan.shape, M=1, B=len(rows))
     batch = materialise(groups, rows, shape, mine=range(len(rows)))
-    index, tiles, total = jnp.arange(shape.T)[None], shape.T // width, 0.0
+    index, total = jnp.arange(shape.T)[None], 0.0
     for b in range(len(rows)):
         arrays = (jnp.asarray(x[0, b : b + 1]) for x in (batch.position, batch.group, batch.branch))
         layout = Layout(index, *arrays)
         for window in set(spec.windows):
             mask = sees(layout, layout) & in_window(layout, layout, window)
-            visible = np.asarray(mask).reshape(tiles, width, tiles, width).any((1, 3)).sum()
+            visible = np.asarray(mask).reshape(shape.T // height, height, shape.T // width, width).any((1, 3)).sum()
             total += visible * spec.windows.count(window) / spec.L
     return total / len(rows)
