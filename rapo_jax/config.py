@@ -21,9 +21,7 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 class Model:
     path: str = ""  # a Hugging Face model directory, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
-    remat: Remat = (
-        "full"  # products that the backward pass computes again: none, all but the mlp's (attention's), or all
-    )
+    remat: Remat = "full"  # products computed again for gradients: none, all but the mlp's, all but attention's, all
     attention: Literal["auto", "einsum", "tiles", "splash", "triton"] = "auto"  # the kernel
     random_init: bool = False  # start from random weights: model.path then needs no safetensors
 

@@ -83,9 +83,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, schedule, scale, softcap, interpret):
             by_query,
             by_head,
             by_head,
-            pl.BlockSpec((None, tiles.queries, S), lambda i, n, b: (b, i, 0)),
-            pl.BlockSpec((None, None, S // tiles.keys), lambda i, n, b: (b, i, 0)),
-            pl.BlockSpec((None, None), lambda i, n, b: (b, i)),
+            *_walked(tiles.queries, S, tiles.keys),
         ],
         out_specs=[by_query, pl.BlockSpec((None, None, tiles.queries), lambda i, n, b: (b, n, i))],
         out_shape=[
@@ -152,9 +150,7 @@ def _gradient_of_queries(*inputs: Array, interpret: bool, **options) -> Array:
             by_query,
             per_query,
             per_query,
-            pl.BlockSpec((None, tiles.queries, S), lambda i, n, b: (b, i, 0)),
-            pl.BlockSpec((None, None, S // tiles.keys), lambda i, n, b: (b, i, 0)),
-            pl.BlockSpec((None, None), lambda i, n, b: (b, i)),
+            *_walked(tiles.queries, S, tiles.keys),
         ],
         out_specs=by_query,
         out_shape=jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),
@@ -199,9 +195,7 @@ def _gradients_of_keys(*inputs: Array, interpret: bool, **options) -> tuple[Arra
             by_heads,
             per_query,
             per_query,
-            pl.BlockSpec((None, tiles.keys, T), lambda j, k, b: (b, j, 0)),
-            pl.BlockSpec((None, None, T // tiles.queries), lambda j, k, b: (b, j, 0)),
-            pl.BlockSpec((None, None), lambda j, k, b: (b, j)),
+            *_walked(tiles.keys, T, tiles.queries),
         ],
         out_specs=[by_key, by_key],
         out_shape=[jax.ShapeDtypeStruct(k_BSKH.shape, k_BSKH.dtype)] * 2,
@@ -230,6 +224,15 @@ def _gradients_of_keys_kernel(
     zeros_RH = jnp.zeros(k_RH.shape, jnp.float32)
     dk_RH, dv_RH = jax.lax.fori_loop(0, count_ref[...] * num_heads, tile, (zeros_RH, zeros_RH))
     dk_ref[...], dv_ref[...] = (dk_RH * scale).astype(dk_ref.dtype), dv_RH.astype(dv_ref.dtype)
+
+
+def _walked(height: int, length: int, width: int) -> list[pl.BlockSpec]:
+    """Of the i-th `height` rows of a mask [B, ., length]: they themselves, their tiles of `width`, and how many to visit."""
+    return [
+        pl.BlockSpec((None, height, length), lambda i, _, b: (b, i, 0)),
+        pl.BlockSpec((None, None, length // width), lambda i, _, b: (b, i, 0)),
+        pl.BlockSpec((None, None), lambda i, _, b: (b, i)),
+    ]
 
 
 def _scores(products: Array, mask: Array, *, scale: float, softcap: float | None) -> tuple[Array, Array | float]:
