@@ -133,8 +133,8 @@ def step_flops(spec: Spec, work: Work, *, reference: bool) -> float:
 def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 0) -> float:
     """What the backward pass computes a second time.
 
-    The logits always; by `remat`, of each layer, whatever its backward pass needs again of what was not kept (see
-    rapo_jax/models/decoder.py). `scores_again` are the products of queries and keys (or values) that a kernel repeats
+    By `remat`, of each layer, whatever its backward pass needs again of what was not kept (see
+    rapo_jax/models/decoder.py), and the logits, unless they are kept too (rapo_jax/logprobs.py). `scores_again` are the products of queries and keys (or values) that a kernel repeats
     because it kept no scores: 1 in a fused backward pass, 3 where two kernels share the work.
     """
     matmuls, adapters, narrow = layer_matmuls(spec), adapter_matmuls(spec), adapter_matmuls(spec, sides="a")
@@ -151,7 +151,9 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     if again:  # where a product is kept, the narrow inside of its adapter is not
         each += sum(flops for name, flops in narrow.items() if name not in again)
     attention = work.pairs * attention_matmuls(spec) * ((remat in ("mlp", "full")) + scores_again / 2)
-    return work.tokens * spec.L * each + work.scored * vocabulary_matmul(spec) + attention
+    logits_are_kept = remat == "none" and spec.final_softcap is None
+    logits = 0.0 if logits_are_kept else work.scored * vocabulary_matmul(spec)
+    return work.tokens * spec.L * each + logits + attention
 
 
 def layer_matmuls(spec: Spec) -> dict[str, float]:

@@ -22,6 +22,7 @@ class Model:
     path: str = ""  # a Hugging Face model directory, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
     remat: Remat = "full"  # products computed again for gradients: none, all but the mlp's, all but attention's, all
+    scan_layers: bool = True  # one compiled layer for all; false: each its own, longer to compile, faster on a GPU
     attention: Literal["auto", "einsum", "tiles", "splash", "triton"] = "auto"  # the kernel
     random_init: bool = False  # start from random weights: model.path then needs no safetensors
 

@@ -166,12 +166,14 @@ def test_a_plan_for_virtual_devices(place, tmp_path, capsys):
 def test_remat_is_counted_apart(place, tmp_path):
     """Breaks: a plan praises itself for work that it does twice."""
     trees = {}
-    for level in ("none", "full"):
-        out = tmp_path / f"{level}.json"
-        assert rapo(*arguments(place, QUICK, f"model.remat={level}", "--devices", "cpu:2", "--json", out)) == 0
-        trees[level] = json.loads(out.read_text())["flops"]
+    settings = {level: [f"model.remat={level}"] for level in ("none", "full")}
+    settings["unrolled"] = [*settings["full"], "model.scan_layers=false"]
+    for name, more in settings.items():
+        out = tmp_path / f"{name}.json"
+        assert rapo(*arguments(place, QUICK, *more, "--devices", "cpu:2", "--json", out)) == 0
+        trees[name] = json.loads(out.read_text())["flops"]
     assert trees["none"]["useful"] == trees["full"]["useful"]
-    assert trees["none"]["recomputed"] < trees["full"]["recomputed"]
+    assert trees["none"]["recomputed"] < trees["full"]["recomputed"] == trees["unrolled"]["recomputed"]
     assert all(0.85 < flops["compiled_over_by_hand"] < 1.15 for flops in trees.values())
 
 
@@ -342,3 +344,16 @@ def test_a_gpu_that_is_not_here(place):
     tree, _ = planned(place, *more)
     assert tree["target"]["num_devices"] == 8 and tree["fits"] and tree["hours"] > 0
     assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="no CUDA plugin (the extra plan-gpu)")
+def test_layers_written_out_keep_no_more_than_scanned_ones(place):
+    """Breaks: see test_layers_written_out_are_kept_apart_from_their_forward_pass."""
+    (place / "deep").mkdir()
+    (place / "deep" / "config.json").write_text(json.dumps(SHAPE | {"head_dim": 64, "num_hidden_layers": 12}))
+    more = ["--topology", "h100:1x1", "model.dtype=bfloat16", f"model.path={place / 'deep'}", "rows.per_shard=8"]
+    settings = {"scanned": "model.remat=full", "kept": "model.remat=none"}
+    trees = {name: planned(place, *more, setting)[0]["memory"] for name, setting in settings.items()}
+    out = planned(place, *more, "model.remat=full", "model.scan_layers=false")[0]["memory"]
+    assert out["peak"] - trees["scanned"]["peak"] < (trees["kept"]["peak"] - trees["scanned"]["peak"]) / 3

@@ -27,47 +27,82 @@ def _summed_backward(total: Array, gradient: Array) -> tuple[None, Array]:
 summed.defvjp(lambda weight, total: (weight, total), _summed_backward)
 
 
-def scan_layers(layer: Layer, x: Array, parameters: Any, totals: Any, scanned: Any, shared: Any) -> Array:
+def scan_layers(
+    layer: Layer, x: Array, parameters: Any, totals: Any, scanned: Any, shared: Any, *, unrolled: bool = False
+) -> Array:
     """layer(x, parameters, scanned, shared) for every layer in turn; all trees but `shared` lead with the layers.
 
     The cotangent of `totals` is totals + the gradients of `parameters`; these themselves get none, nor does `shared`. The
-    result is that of jax.lax.scan. What a layer keeps for its backward pass is stacked, but for its inputs, which are
-    there already; so what is kept, and what is computed again, is the business of a jax.checkpoint around the layer.
+    result is that of jax.lax.scan. What a layer keeps for its backward pass, besides its inputs, is the business of a
+    jax.checkpoint around the layer. It is stacked; `unrolled` layers are written out one after another instead, and what
+    they keep lies where it was made: no copies into stacks and out of them, for a longer compilation.
     """
+
+    def one(x: Array, inputs: tuple[Any, Any]) -> tuple[Array, None]:
+        return layer(x, *inputs, shared), None
+
+    def pull(x: Array, inputs: tuple[Any, Any]) -> tuple[Array, Callable]:
+        return jax.vjp(lambda x, weights: layer(x, weights, inputs[1], shared), x, inputs[0])
 
     @jax.custom_vjp
     def run(x: Array, totals: Any) -> Array:
-        return jax.lax.scan(lambda x, inputs: (layer(x, *inputs, shared), None), x, (parameters, scanned))[0]
+        return over_layers(one, x, (parameters, scanned), unrolled=unrolled)[0]
 
     def forward(x: Array, totals: Any) -> tuple[Array, tuple]:
         def one_layer(x: Array, inputs: tuple[Any, Any]) -> tuple[Array, tuple[Array, list[Array]]]:
-            y, pull_back = jax.vjp(lambda x, weights: layer(x, weights, inputs[1], shared), x, inputs[0])
+            y, pull_back = pull(x, inputs)
             return y, (x, kept(pull_back, (x, inputs, shared)))
 
-        x, saved = jax.lax.scan(one_layer, x, (parameters, scanned))
+        x, saved = over_layers(one_layer, x, (parameters, scanned), unrolled=unrolled)
         return x, (saved, totals)
 
     def backward(residuals: tuple, d_x: Array) -> tuple[Array, Any]:
         saved, totals = residuals
-        num_layers = saved[0].shape[0]
 
-        def one_layer(number: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        def one_layer(at: Array | int, carry: tuple[Array, Any]) -> tuple[Array, Any]:
             d_x, totals = carry
-            at = num_layers - 1 - number
-            of_layer = lambda tree: jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, at, keepdims=False), tree)  # noqa: E731
-            x, was_kept = of_layer(saved)
-            inputs = of_layer((parameters, scanned))
-            _, pull_back = jax.vjp(lambda x, weights: layer(x, weights, inputs[1], shared), x, inputs[0])
+            x, was_kept = saved[at] if unrolled else of_layer(saved, at)
+            if unrolled:  # what is computed again must neither be found in the forward pass nor begin before its turn
+                x, was_kept, d_x = jax.lax.optimization_barrier((x, was_kept, d_x))
+            inputs = of_layer((parameters, scanned), at)
+            _, pull_back = pull(x, inputs)
             d_x, d_weights = with_kept(pull_back, (x, inputs, shared), was_kept)(d_x)
             add = lambda total, part: jax.lax.dynamic_update_index_in_dim(  # noqa: E731
-                total, of_layer(total) + part.astype(total.dtype), at, 0
+                total, of_layer(total, at) + part.astype(total.dtype), at, 0
             )
             return d_x, jax.tree.map(add, totals, d_weights)
 
-        return jax.lax.fori_loop(0, num_layers, one_layer, (d_x, totals))
+        num_layers = num_of_layers(parameters)
+        if not unrolled:
+            last = num_layers - 1
+            return jax.lax.fori_loop(
+                0, num_layers, lambda number, carry: one_layer(last - number, carry), (d_x, totals)
+            )
+        for at in reversed(range(num_layers)):
+            d_x, totals = one_layer(at, (d_x, totals))
+        return d_x, totals
 
     run.defvjp(forward, backward)
     return run(x, totals)
+
+
+def over_layers(one: Callable, carry: Any, trees: Any, *, unrolled: bool) -> tuple[Any, Any]:
+    """jax.lax.scan of `one` over trees that lead with the layers; unrolled, what it puts out is a list and no stack."""
+    if not unrolled:
+        return jax.lax.scan(one, carry, trees)
+    outputs = []
+    for at in range(num_of_layers(trees)):
+        carry, output = one(carry, of_layer(trees, at))
+        outputs.append(output)
+    return carry, outputs
+
+
+def of_layer(trees: Any, at: Array | int) -> Any:
+    return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, at, keepdims=False), trees)
+
+
+def num_of_layers(trees: Any) -> int:
+    return jax.tree.leaves(trees)[0].shape[0]
 
 
 def kept(pull_back: Any, inputs: Any) -> list[Array]:

@@ -13,7 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
-from rapo_jax.models.accumulate import scan_layers
+from rapo_jax.models.accumulate import over_layers, scan_layers
 from rapo_jax.models.attention import (
     Layout,
     Visible,
@@ -229,6 +229,7 @@ class Decoder(nnx.Module):
         remat: str = "none",
         kernel: str | None = None,
         totals: nnx.State | None = None,
+        unrolled: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Final normed hidden states, in `dtype`, and the cache with this call's keys and values written at
         `layout.index`.
@@ -237,6 +238,7 @@ class Decoder(nnx.Module):
         cheap is computed again all the same); all but those of the "mlp" or of the "attention", which are kept; or all,
         "full". `kernel` is the attention's (default: this machine's). `totals` are sums of gradients of the layers'
         parameters, which this call's gradients join as told in rapo_jax/models/accumulate.py.
+        `unrolled` layers are written out one after another instead of scanned.
         """
         spec = self.spec
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
@@ -257,15 +259,20 @@ class Decoder(nnx.Module):
             )  # fmt: skip
 
         policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        unprotected = (
+            unrolled and totals is None
+        )  # elsewhere a loop, or what differentiates it, keeps the two passes apart
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=unprotected)
         windows, shared = jnp.asarray(spec.windows, jnp.int32), (layout, seen, angles)
         if totals is not None:
             assert cache is None
             one = lambda *arguments: layer(*arguments, None)[0]  # noqa: E731
-            x_BTD = scan_layers(one, x_BTD, parameters, totals, windows, shared)
+            x_BTD = scan_layers(one, x_BTD, parameters, totals, windows, shared, unrolled=unrolled)
         else:
             one = lambda x_BTD, scanned: layer(x_BTD, *scanned[:2], shared, scanned[2])  # noqa: E731
-            x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, windows, cache))
+            assert cache is None or not unrolled
+            x_BTD, caches = over_layers(one, x_BTD, (parameters, windows, cache), unrolled=unrolled)
+            cache = cache if cache is None else caches
         return rms_norm(x_BTD, self.norm[...], spec), cache
 
     @property

@@ -34,12 +34,13 @@ def heading(assessment: Assessment, name: str) -> str:
     unit = "pairs" if shape["C"] == 2 else "groups"
     took = "" if assessment.compile_seconds is None else f"; compiled in {assessment.compile_seconds:.0f} s"
     attention = f", attention by {assessment.attention.name}" if assessment.attention else ""
+    layers = "" if config.model.scan_layers else ", layers unrolled"
     return "\n".join(
         [
             f"{name} on {target.name}: {len(target.devices)} {target.devices[0].device_kind} ({axes}){took}",
             *[f"  with    {', '.join(question.changes)}"] * bool(question.changes),
             f"  model   {config.model.path}: {question.spec.family}, {parameters(assessment):,} parameters, "
-            f"{config.model.dtype}, remat {config.model.remat}{attention}",
+            f"{config.model.dtype}, remat {config.model.remat}{layers}{attention}",
             *adapters(assessment),
             f"  data    {packing.num_groups:,} {unit} from {question.lengths.source}",
             f"  packed  {packing.num_steps:,} steps of {packing.batch_size}; {shape['B']} rows of {shape['T']} a microbatch, "

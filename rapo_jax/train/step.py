@@ -47,6 +47,7 @@ def response_logps(
     kernel: str | None = None,
     chunk: int = CHUNK,
     totals: dict | None = None,
+    unrolled: bool = False,
 ) -> tuple[Array, Array]:
     """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, A].
 
@@ -61,7 +62,8 @@ def response_logps(
     decoder = nnx.merge(graph, parameters)
     index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
     layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
-    hidden_BTD, _ = decoder(rows.tokens, layout, dtype=dtype, remat=remat, kernel=kernel, totals=layer_totals)
+    options = {"dtype": dtype, "remat": remat, "kernel": kernel, "unrolled": unrolled}
+    hidden_BTD, _ = decoder(rows.tokens, layout, totals=layer_totals, **options)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
     values_BS = (
         decoder.score(hidden_BSD)
@@ -73,6 +75,7 @@ def response_logps(
             softcap=decoder.spec.final_softcap,
             num_shards=num_vocabulary_shards,
             chunk=chunk,
+            keep=remat == "none",
         )
     )
     branches = rows.num_responses + 1
@@ -94,6 +97,7 @@ def forward_pass(config: Config, spec: Spec, mesh: Mesh) -> tuple[nnx.GraphDef, 
         "dtype": jnp.dtype(config.model.dtype),
         "num_vocabulary_shards": mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
         "kernel": attention_kernel(config, mesh),
+        "unrolled": not config.model.scan_layers,
         "chunk": CHUNK_IN_CACHE if mesh.devices.flat[0].platform == "cpu" else CHUNK,
     }
 

@@ -93,7 +93,7 @@ def random_groups(point: Point) -> list[Group]:
 def measure(point: Point, *, dtype: str, num_steps: int) -> dict:
     config = from_dict(
         {
-            "model": {"dtype": dtype, "remat": "none"},
+            "model": {"dtype": dtype, "remat": "mlp"},  # "none" would keep the logits
             "train": {"batch_size": point.pairs, "max_steps": num_steps + 1},
             "rows": {"length": point.row_length},
         }

@@ -26,12 +26,13 @@ def remembering(*names):
     return jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*names), prevent_cse=False)
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("function", [layer, remembering("product"), remembering()], ids=["all", "product", "nothing"])
-def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function):
+def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function, unrolled):
     """Breaks: microbatches after the first are lost, or counted twice, at one level of remat and not at another."""
 
     def joined(totals, x):
-        return scan_layers(function, x, WEIGHTS, totals, SCALES, SHARED).sum()
+        return scan_layers(function, x, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()
 
     def plain(weights, x):
         return jax.lax.scan(lambda x, each: (layer(x, *each, SHARED), None), x, (weights, SCALES))[0].sum()
@@ -56,3 +57,16 @@ def test_layers_stack_what_they_keep_and_no_input(names, expected):
     found = []
     jax.eval_shape(partial(shapes, scale=jnp.float32(2.0), shared=jnp.asarray(SHARED)), X, WEIGHTS["w"][0])
     assert found == expected
+
+
+def test_layers_written_out_are_kept_apart_from_their_forward_pass():
+    """Breaks: the compiler finds in straight-line code that the backward pass computes again what the forward pass had,
+    keeps it, and remat is a word. (What that costs is in tests/test_plan_verb.py, where a GPU's compiler is at hand.)"""
+
+    def joined(totals, unrolled):
+        return scan_layers(remembering(), X, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()
+
+    barriers = [
+        str(jax.make_jaxpr(jax.grad(partial(joined, unrolled=u)))(TOTALS)).count("barrier") for u in (False, True)
+    ]
+    assert barriers == [0, L]

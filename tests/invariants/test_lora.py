@@ -66,13 +66,14 @@ def test_an_objective_without_a_reference_trains_adapters_too():
     assert metrics["grad_norm"] > 0 and metrics["skipped"] == 0
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+@pytest.mark.parametrize(("remat", "scan"), [("none", True), ("attention", True), ("full", True), ("full", False)])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.slow
-def test_gradients_of_adapters_are_those_through_the_merged_weights(family, remat):
+def test_gradients_of_adapters_are_those_through_the_merged_weights(family, remat, scan):
     """When this fails, adapters train on another gradient than that of their product: W + scale * A B, differentiated
     as the full weights are."""
-    config, spec = tiny.with_lora(CONFIG, family, alpha=5.0, rslora=remat == "full")
+    scanned = replace(CONFIG, model=replace(CONFIG.model, scan_layers=scan))
+    config, spec = tiny.with_lora(scanned, family, alpha=5.0, rslora=remat == "full")
     batch = tiny.microbatch(GROUPS[:4], *tiny.one_group_a_row(GROUPS[:4], row_length=128))
     mesh = tiny.mesh_of(1, 1, 1)
     base, trained = tiny.random_parameters(spec), tiny.random_trained(spec, seed=1)

@@ -72,6 +72,28 @@ def test_what_is_recomputed_changes_no_step(remat, unbalanced):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "sizes", "remat"), [("llama3", (1, 1, 1), "full"), ("gemma2", (2, 2, 2), "none")])
+def test_layers_written_out_take_the_same_steps(family, sizes, remat):
+    """When this fails, model.scan_layers=false changes the training: a layer's gradient joins another layer's total, or
+    windows go to the wrong layers."""
+    config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=2), model=replace(CONFIG.model, remat=remat))
+    spec, mesh, start = (
+        tiny.tiny_spec(family),
+        tiny.mesh_of(*sizes),
+        tiny.random_parameters(tiny.tiny_spec(family), seed=1),
+    )
+    scanned, unrolled = (
+        tiny.train_steps(
+            replace(config, model=replace(config.model, scan_layers=scan)), spec, mesh, GROUPS, row_length=128
+        )
+        for scan in (True, False)
+    )
+    tiny.assert_same_metrics(scanned.metrics, unrolled.metrics, atol=1e-6, rtol=1e-5)
+    tiny.assert_same_trees(scanned.state.parameters, unrolled.state.parameters, atol=2e-6)
+    assert moved(unrolled.state.parameters, start) > 1e-3
+
+
+@pytest.mark.slow
 def test_microbatches_change_nothing(unbalanced):
     """When this fails, the loss is divided by the groups of a microbatch instead of those of the whole batch, and
     someone with less memory trains another model. Of three microbatches some steps use two here."""
