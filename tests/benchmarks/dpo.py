@@ -11,6 +11,9 @@ so that what else the machine does falls on all: yet use an idle one, or the fig
 one of them is kept from running). Reading, tokenizing and logging are not timed. The losses and the
 log-probabilities of all systems are compared: they must agree, or they did not do the same work.
 
+All have the shapes of a run over the whole data: our rows are its plan's, Tunix pads to its longest prompt and response as
+it does by itself (tunix-batch: only to those of this batch, for whose shape it then compiles), TRL pads each microbatch.
+
 In every round the fastest large matrix product of jax and of torch is measured, too. From it and from the FLOPs that DPO
 cannot do without (the useful FLOPs of rapo_jax/accounting.py) follow each system's share of the ceiling, and the pairs per
 second that no implementation on this machine could exceed.
@@ -63,6 +66,7 @@ SYSTEMS = {
     "trl": System("TRL", "with_trl.py"),
     "trl-cached": System("TRL,\ncached reference", "with_trl.py", ("--cached",), python="trl", cached=True),
     "tunix": System("Tunix", "with_tunix.py"),
+    "tunix-batch": System("Tunix,\nfits the batch", "with_tunix.py", ("--fit", "batch"), python="tunix"),
     "tunix-buckets": System("Tunix,\nbucketed by user", "with_tunix.py", ("--buckets", "8"), python="tunix"),
 }
 

@@ -1,22 +1,24 @@
 """Our training step as `rapo train` runs it: packed shared-prompt rows, one compiled step.
 
 On a processor every core is a device and the mesh data-parallel, as with `rapo train --cpu-devices N mesh.data=-1
-mesh.fsdp=1`. Rows and microbatches are the plan's automatic ones. `--set rows.length=2048` and the like override the configuration.
+mesh.fsdp=1`. Rows and microbatches have the shapes that a run over all of the data would have, those of the plan unless
+`--set rows.length=2048` and the like override the configuration.
 """
 
 import argparse
 import os
+from dataclasses import replace
 
 import jax
 import numpy as np
 import yaml
-from turns import Turns, pairs, settings, worker_parser
+from turns import Turns, lengths, pairs, settings, worker_parser
 
 from rapo_jax.config import Config
 from rapo_jax.config_file import load_config
 from rapo_jax.data import pipeline
 from rapo_jax.data.groups import fingerprint_of_groups
-from rapo_jax.data.packing import Group
+from rapo_jax.data.packing import Group, Plan
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.run import cached_references, identify, precision, set_up, starting_parameters
 from rapo_jax.train.loop import to_device
@@ -50,6 +52,20 @@ def as_group(number: int, pair: dict) -> Group:
     return Group(prompt, tuple(responses), rewards=(NAN, NAN), side=pair["side"], row=number)
 
 
+def as_in_a_run(groups: list[Group], all_lengths: list[list[int]], config: Config, *, num_row_shards: int) -> Plan:
+    """The plan of one step of `groups` in the shapes that fit every step of an epoch over groups of these lengths."""
+    zeros = [[np.zeros(length, np.int32) for length in each] for each in all_lengths]
+    every = [Group(p, tuple(r), rewards=(NAN, NAN), side=0, row=row) for row, (p, *r) in enumerate(zeros)]
+    epoch = replace(config, train=replace(config.train, max_steps=len(every) // len(groups)))
+    run = pipeline.plan_training(every, epoch, num_row_shards=num_row_shards).shape
+    rows = replace(config.rows, length=run.T, per_shard=run.B // num_row_shards)
+    step = pipeline.pack_steps(
+        groups, [np.arange(len(groups))], replace(config, rows=rows), num_row_shards=num_row_shards
+    )
+    largest = {name: max(getattr(run, name), getattr(step.shape, name)) for name in "MSP"}
+    return replace(step, shape=replace(step.shape, **largest))
+
+
 def main(options: argparse.Namespace) -> None:
     turns = Turns()
     jax.config.update("jax_num_cpu_devices", options.cpu_devices)
@@ -58,7 +74,7 @@ def main(options: argparse.Namespace) -> None:
     data = pipeline.Dataset(groups, report={}, source_fingerprint=fingerprint, fingerprint=fingerprint)
     setup = set_up(configuration(options, num_pairs=len(groups)))
     config, spec, mesh = setup.config, setup.spec, setup.mesh
-    plan = pipeline.pack_steps(groups, [np.arange(len(groups))], config, num_row_shards=num_row_shards(mesh))
+    plan = as_in_a_run(groups, lengths(options.directory), config, num_row_shards=num_row_shards(mesh))
     parameters = starting_parameters(setup)
     columns = cached_references(setup, parameters, identify(setup, parameters, data), plan, data, {})
     reference = resident_reference(parameters, config, spec, mesh)

@@ -2,6 +2,7 @@
 
     DIR/model/          config.json, safetensors, tokenizer: a random Llama, unless --model names another
     DIR/batch.jsonl     one pair a line: prompt, chosen, rejected as token ids, and whose reward is the goal
+    DIR/lengths.json    tokens of prompt, chosen and rejected of every pair that the data gives, for what a run must fit
     DIR/settings.json   beta and the optimizer's constants
     DIR/facts.json      tokens and FLOPs of the batch
 
@@ -27,6 +28,7 @@ from rapo_jax.config_file import from_dict
 from rapo_jax.data import pipeline
 from rapo_jax.data.chat import load_tokenizer, resolve_placement
 from rapo_jax.data.files import read_rows
+from rapo_jax.data.packing import Group, shuffled_steps
 from rapo_jax.models.decoder import parameter_letters, shape_of
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
 
@@ -118,8 +120,8 @@ def texts_of(value: object) -> list[str]:
     return [text for part in parts for text in texts_of(part)]
 
 
-def draw_batch(options: argparse.Namespace, model_dir: Path) -> list[dict]:
-    """`--pairs` of all goal-conditioned preferences that the data gives, in the order of a shuffled epoch."""
+def all_groups(options: argparse.Namespace, model_dir: Path) -> list[Group]:
+    """All goal-conditioned preferences that the data gives."""
     data = {"path": options.data, "max_length": options.max_length, "max_prompt_length": options.max_length // 2}
     config = from_dict({"data": data})
     tokenizer = load_tokenizer(str(model_dir), chat_template=options.chat_template)
@@ -127,7 +129,13 @@ def draw_batch(options: argparse.Namespace, model_dir: Path) -> list[dict]:
     groups = pipeline.load_dataset(config, tokenizer, path=options.data, split="train", placement=placement).groups
     if len(groups) < options.pairs:
         raise SystemExit(f"{options.data} gives {len(groups)} pairs; lower --pairs={options.pairs} to that.")
-    some = np.random.default_rng(options.seed).permutation(len(groups))[: options.pairs]
+    return groups
+
+
+def draw_batch(options: argparse.Namespace, groups: list[Group]) -> list[dict]:
+    """The first optimizer batch of a run over them: consecutive batches of a shuffled epoch share out short and long."""
+    sizes, num_steps = np.array([group.num_tokens for group in groups]), len(groups) // options.pairs
+    some = shuffled_steps(sizes, batch_size=options.pairs, num_steps=num_steps, seed=options.seed)[0]
     names = ("prompt", "chosen", "rejected")
     return [
         {name: ids.tolist() for name, ids in zip(names, (groups[i].prompt, *groups[i].responses), strict=True)}
@@ -178,9 +186,12 @@ def main() -> None:
         train_tokenizer(
             model_dir, [text for row in read_rows(options.data, split="train") for text in texts_of(row.values)]
         )
-    batch = draw_batch(options, model_dir)
+    groups = all_groups(options, model_dir)
+    batch = draw_batch(options, groups)
     spec = spec_from_config(read_config(model_dir))
     (options.directory / "batch.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in batch))
+    lengths = [[len(group.prompt), *map(len, group.responses)] for group in groups]
+    (options.directory / "lengths.json").write_text(json.dumps(lengths))
     (options.directory / "settings.json").write_text(json.dumps(SETTINGS))
     (options.directory / "facts.json").write_text(json.dumps(facts(batch, spec)))
 

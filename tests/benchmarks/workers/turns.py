@@ -61,6 +61,11 @@ def pairs(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "batch.jsonl").read_text().splitlines()]
 
 
+def lengths(directory: Path) -> list[list[int]]:
+    """Tokens of prompt, chosen and rejected of every pair of the data that the batch was drawn from."""
+    return json.loads((directory / "lengths.json").read_text())
+
+
 def by_length(rows: list[dict]) -> list[dict]:
     """Longest padded pair first, so that pairs of like length are padded together."""
     return sorted(rows, key=lambda row: -len(row["prompt"]) - max(len(row["chosen"]), len(row["rejected"])))

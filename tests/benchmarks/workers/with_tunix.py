@@ -1,8 +1,10 @@
 """Tunix's DPOTrainer on the same token ids: TrainingInput of padded ids and masks, gradients accumulated by MultiSteps.
 
-Tunix compiles for the shape that it is fed: every pair is padded to the longest prompt and the longest response. With
---buckets pairs are sorted by length first and cut into that many groups of one shape each, which Tunix allows to those
-who tokenize themselves.
+Tunix compiles for the shape that it is fed, and itself pads every pair of a run to max_prompt_length and
+max_response_length, without which it takes no texts. Here these are the least that cut nothing: the longest prompt and the
+longest response of the data. To those who tokenize themselves it allows other shapes, each of which it compiles for:
+--fit batch pads to the longest of this one batch; with --buckets, too, pairs are sorted by length first and cut into that
+many groups of one shape each.
 
 The defaults are the fastest found on a CPU. Processor seconds of a step of 4 pairs on one core, Tunix 0.1.7: batch size 1
 34.7, batch size 2 38.2; in 4 buckets 18.3.
@@ -22,7 +24,7 @@ from flax import nnx
 from tunix.models.llama3 import model as llama3
 from tunix.models.llama3.params import create_model_from_safe_tensors
 from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainingInput
-from turns import Turns, by_length, pairs, settings, worker_parser
+from turns import Turns, by_length, lengths, pairs, settings, worker_parser
 
 TUNIX_ROPE_THETA = 1_000_000  # hard-wired in apply_rope; what a configuration says is not read
 
@@ -58,27 +60,39 @@ def padded(rows: list[list[int]], length: int, *, left: bool) -> tuple[np.ndarra
     return ids, mask
 
 
-def microbatches(rows: list[dict], *, batch_size: int, num_buckets: int) -> list[TrainingInput]:
+def microbatches(
+    rows: list[dict], *, batch_size: int, num_buckets: int, length: dict[str, int] | None
+) -> list[TrainingInput]:
+    """`length` is that of prompts and of responses; None = the longest of each bucket."""
     if len(rows) % (batch_size * num_buckets):
         raise SystemExit(f"--batch-size {batch_size} times --buckets {num_buckets} must divide the {len(rows)} pairs.")
     made = []
     for bucket in np.array_split(np.array(by_length(rows) if num_buckets > 1 else rows, object), num_buckets):
-        longest = lambda *names, rows=bucket: max(len(row[name]) for row in rows for name in names)  # noqa: E731
-        length = {"prompt": longest("prompt")} | dict.fromkeys(("chosen", "rejected"), longest("chosen", "rejected"))
+        to = length or longest([[len(row[name]) for name in ("prompt", "chosen", "rejected")] for row in bucket])
         for start in range(0, len(bucket), batch_size):
             arrays = {}
-            for name in length:
+            for name in ("prompt", "chosen", "rejected"):
                 tokens = [row[name] for row in bucket[start : start + batch_size]]
-                ids, mask = padded(tokens, length[name], left=name == "prompt")
+                ids, mask = padded(tokens, to["prompt" if name == "prompt" else "response"], left=name == "prompt")
                 arrays |= {f"{name}_ids": ids, f"{name}_mask": mask}
             made.append(TrainingInput(**arrays))
     return made
 
 
+def longest(lengths: list[list[int]]) -> dict[str, int]:
+    return {"prompt": max(prompt for prompt, *_ in lengths), "response": max(max(each[1:]) for each in lengths)}
+
+
 def main(options: argparse.Namespace) -> None:
     turns, common = Turns(), settings(options.directory)
     mesh = jax.make_mesh((jax.device_count(), 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    parts = microbatches(pairs(options.directory), batch_size=options.batch_size, num_buckets=options.buckets)
+    fit_run = options.fit == "run" and options.buckets == 1
+    parts = microbatches(
+        pairs(options.directory),
+        batch_size=options.batch_size,
+        num_buckets=options.buckets,
+        length=longest(lengths(options.directory)) if fit_run else None,
+    )
     trainer = DPOTrainer(
         model=load_model(options, mesh),
         ref_model=load_model(options, mesh),
@@ -121,6 +135,7 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = worker_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=1, help="pairs in a microbatch (default %(default)s)")
+    parser.add_argument("--fit", default="run", choices=("run", "batch"), help="to whose longest (default %(default)s)")
     parser.add_argument("--buckets", type=int, default=1, help="shapes that pairs are padded to (default %(default)s)")
     parser.add_argument("--remat", default="NONE", choices=("NONE", "BLOCK", "DECODER"), help="default %(default)s")
     main(parser.parse_args())
