@@ -134,8 +134,9 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     """What the backward pass computes a second time.
 
     By `remat`, of each layer, whatever its backward pass needs again of what was not kept (see
-    rapo_jax/models/decoder.py), and the logits, unless they are kept too (rapo_jax/logprobs.py). `scores_again` are the products of queries and keys (or values) that a kernel repeats
-    because it kept no scores: 1 in a fused backward pass, 3 where two kernels share the work.
+    rapo_jax/models/decoder.py), and the logits, unless they are kept too (rapo_jax/logprobs.py). `scores_again` are the
+    products of queries and keys (or values) that a kernel repeats because it kept no scores: 1 in a fused backward pass, 3
+    where two kernels share the work.
     """
     matmuls, adapters, narrow = layer_matmuls(spec), adapter_matmuls(spec), adapter_matmuls(spec, sides="a")
     if not spec.gemma:  # the residual stream's next value is the next layer's input, which is kept
