@@ -259,10 +259,8 @@ class Decoder(nnx.Module):
             )  # fmt: skip
 
         policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
-        unprotected = (
-            unrolled and totals is None
-        )  # elsewhere a loop, or what differentiates it, keeps the two passes apart
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=unprotected)
+        in_the_open = unrolled and totals is None  # else a loop, or scan_layers, keeps forward and backward pass apart
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=in_the_open)
         windows, shared = jnp.asarray(spec.windows, jnp.int32), (layout, seen, angles)
         if totals is not None:
             assert cache is None
