@@ -35,7 +35,7 @@ from math import prod
 import numpy as np
 
 from rapo_jax.batch import Scored
-from rapo_jax.models.decoder import shape_of
+from rapo_jax.models.decoder import logits_are_kept, shape_of
 from rapo_jax.models.lora import adapter_letters
 from rapo_jax.models.spec import Spec
 
@@ -152,8 +152,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     if again:  # where a product is kept, the narrow inside of its adapter is not
         each += sum(flops for name, flops in narrow.items() if name not in again)
     attention = work.pairs * attention_matmuls(spec) * ((remat in ("mlp", "full")) + scores_again / 2)
-    logits_are_kept = remat == "none" and spec.final_softcap is None
-    logits = 0.0 if logits_are_kept else work.scored * vocabulary_matmul(spec)
+    logits = 0.0 if logits_are_kept(remat, spec) else work.scored * vocabulary_matmul(spec)
     return work.tokens * spec.L * each + logits + attention
 
 

@@ -33,14 +33,13 @@ def token_logps(
     `num_shards` is the number of pieces in which the mesh holds V; each chunk takes an equal part of every piece, so that
     no chunk has to be fetched from one device. Matrix products run in hidden's dtype and accumulate in float32; the
     gradient of the weight keeps the float32 sums. With `keep` the backward pass reads the exponentials of the logits, kept
-    in hidden's dtype, instead of computing the logits again; not with a soft-cap, whose slope needs the logits themselves.
+    in hidden's dtype, instead of computing the logits again; that does not go with a soft-cap, whose slope needs the logits.
     """
-    keep = keep and softcap is None
+    assert softcap is None or not keep
     num_chunks = number_of_chunks(weight_VD.shape[0], chunk, num_shards)
     hidden_XD, targets_X = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), targets_BS.reshape(-1)
-    return _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, keep).reshape(
-        targets_BS.shape
-    )
+    logps_X = _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, keep)
+    return logps_X.reshape(targets_BS.shape)
 
 
 def number_of_chunks(V: int, chunk: int, num_shards: int) -> int:

@@ -44,9 +44,9 @@ from rapo_jax.train.state import abstract_state, first_state, random_parameters,
 from rapo_jax.train.step import make_evaluate_step, make_train_step
 
 # What may differ between a run and its resumption: it changes no update, or the fingerprints decide.
-MAY_CHANGE = ("run_dir", "mesh.", "rows.", "model.path", "model.remat", "model.scan_layers", "model.attention")
-MAY_CHANGE += ("reference.cache",)
-MAY_CHANGE += ("data.path", "data.eval_path", "data.eval_split", "data.eval_rewards", "data.split", "data.revision")
+MAY_CHANGE = ("run_dir", "mesh.", "rows.", "reference.cache")
+MAY_CHANGE += tuple(f"model.{key}" for key in ("path", "remat", "scan_layers", "attention"))
+MAY_CHANGE += tuple(f"data.{key}" for key in ("path", "eval_path", "eval_split", "eval_rewards", "split", "revision"))
 MAY_CHANGE += tuple(
     f"train.{key}" for key in ("log_every", "eval_every", "save_every", "keep_", "wandb", "max_skipped", "profile")
 )

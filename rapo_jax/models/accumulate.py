@@ -27,7 +27,7 @@ def _summed_backward(total: Array, gradient: Array) -> tuple[None, Array]:
 summed.defvjp(lambda weight, total: (weight, total), _summed_backward)
 
 
-def scan_layers(
+def accumulate_over_layers(
     layer: Layer, x: Array, parameters: Any, totals: Any, scanned: Any, shared: Any, *, unrolled: bool = False
 ) -> Array:
     """layer(x, parameters, scanned, shared) for every layer in turn; all trees but `shared` lead with the layers.
@@ -61,9 +61,10 @@ def scan_layers(
 
         def one_layer(at: Array | int, carry: tuple[Array, Any]) -> tuple[Array, Any]:
             d_x, totals = carry
-            x, was_kept = saved[at] if unrolled else of_layer(saved, at)
             if unrolled:  # what is computed again must neither be found in the forward pass nor begin before its turn
-                x, was_kept, d_x = jax.lax.optimization_barrier((x, was_kept, d_x))
+                x, was_kept, d_x = jax.lax.optimization_barrier((*saved[at], d_x))
+            else:
+                x, was_kept = of_layer(saved, at)
             inputs = of_layer((parameters, scanned), at)
             _, pull_back = pull(x, inputs)
             d_x, d_weights = with_kept(pull_back, (x, inputs, shared), was_kept)(d_x)

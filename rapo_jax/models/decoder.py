@@ -13,7 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
-from rapo_jax.models.accumulate import over_layers, scan_layers
+from rapo_jax.models.accumulate import accumulate_over_layers, over_layers
 from rapo_jax.models.attention import (
     Layout,
     Visible,
@@ -36,6 +36,11 @@ KEPT = {  # by `remat`: what the forward pass keeps of a layer besides its input
     "full": (),
 }
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+
+
+def logits_are_kept(remat: str, spec: Spec) -> bool:
+    """Whether a backward pass reads what rapo_jax/logprobs.py kept of the logits; a soft-cap's slope needs more than that."""
+    return remat == "none" and spec.final_softcap is None
 
 
 def block_letters(spec: Spec) -> dict[str, str]:
@@ -259,13 +264,14 @@ class Decoder(nnx.Module):
             )  # fmt: skip
 
         policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
-        in_the_open = unrolled and totals is None  # else a loop, or scan_layers, keeps forward and backward pass apart
+        in_the_open = unrolled and totals is None  # elsewhere a loop or a barrier keeps the two passes apart
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=in_the_open)
         windows, shared = jnp.asarray(spec.windows, jnp.int32), (layout, seen, angles)
         if totals is not None:
             assert cache is None
             one = lambda *arguments: layer(*arguments, None)[0]  # noqa: E731
-            x_BTD = scan_layers(one, x_BTD, parameters, totals, windows, shared, unrolled=unrolled)
+            layers = parameters, totals, windows
+            x_BTD = accumulate_over_layers(one, x_BTD, *layers, shared, unrolled=unrolled)
         else:
             one = lambda x_BTD, scanned: layer(x_BTD, *scanned[:2], shared, scanned[2])  # noqa: E731
             assert cache is None or not unrolled

@@ -21,7 +21,7 @@ from rapo_jax.config import Config, Objective
 from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
 from rapo_jax.models.attention import Layout, kernel_for
-from rapo_jax.models.decoder import abstract_decoder
+from rapo_jax.models.decoder import abstract_decoder, logits_are_kept
 from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.spec import Spec
 from rapo_jax.objectives import OBJECTIVES, Logps
@@ -75,7 +75,7 @@ def response_logps(
             softcap=decoder.spec.final_softcap,
             num_shards=num_vocabulary_shards,
             chunk=chunk,
-            keep=remat == "none",
+            keep=logits_are_kept(remat, decoder.spec),
         )
     )
     branches = rows.num_responses + 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from rapo_jax.models.accumulate import kept, scan_layers
+from rapo_jax.models.accumulate import accumulate_over_layers, kept
 
 L, D = 3, 4
 RANDOM = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function, unroll
     """Breaks: microbatches after the first are lost, or counted twice, at one level of remat and not at another."""
 
     def joined(totals, x):
-        return scan_layers(function, x, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()
+        return accumulate_over_layers(function, x, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()
 
     def plain(weights, x):
         return jax.lax.scan(lambda x, each: (layer(x, *each, SHARED), None), x, (weights, SCALES))[0].sum()
@@ -64,7 +64,7 @@ def test_layers_written_out_are_kept_apart_from_their_forward_pass():
     keeps it, and remat is a word. (What that costs is in tests/test_plan_verb.py, where a GPU's compiler is at hand.)"""
 
     def joined(totals, unrolled):
-        return scan_layers(remembering(), X, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()
+        return accumulate_over_layers(remembering(), X, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()
 
     barriers = [
         str(jax.make_jaxpr(jax.grad(partial(joined, unrolled=u)))(TOTALS)).count("barrier") for u in (False, True)

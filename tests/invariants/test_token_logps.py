@@ -28,8 +28,7 @@ def inputs(V, *, scale=1.0):
     return hidden_BSD, random.normal(size=(V, D)).astype(np.float32), targets_BS
 
 
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("softcap", "keep"), [(None, False), (None, True), (3.0, False)])
 @pytest.mark.parametrize(
     ("V", "chunk", "num_shards"), [(103, 16, 1), (103, 16, 3), (104, 30, 4), (96, 7, 8), (103, 4096, 1), (97, 1, 1)]
 )
