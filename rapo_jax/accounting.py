@@ -35,8 +35,9 @@ from math import prod
 import numpy as np
 
 from rapo_jax.batch import Scored
-from rapo_jax.models.decoder import logits_are_kept, shape_of
+from rapo_jax.models.decoder import logits_are_kept
 from rapo_jax.models.lora import adapter_letters
+from rapo_jax.models.parameters import shape_of
 from rapo_jax.models.spec import Spec
 
 # Dense bfloat16 FLOP/s of one JAX device, by jax.Device.device_kind. Cloud TPU system architecture pages ("TPU v4" ...

@@ -78,9 +78,9 @@ def quiet() -> None:
 
 
 def relabel(options: argparse.Namespace) -> int:
-    from rapo_jax.config_file import load_config
-    from rapo_jax.data.chat import load_tokenizer, resolve_placement
-    from rapo_jax.data.preferences import write_preferences
+    from rapo_jax.chat.templates import load_tokenizer, resolve_placement
+    from rapo_jax.config.files import load_config
+    from rapo_jax.export.preferences import write_preferences
     from rapo_jax.models.directory import model_directory
 
     config = load_config(options.config, options.overrides)
@@ -97,7 +97,7 @@ def relabel(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    from rapo_jax.config_file import load_config
+    from rapo_jax.config.files import load_config
     from rapo_jax.run import train_or_resume
 
     config = load_config(options.config, options.overrides)
@@ -121,7 +121,7 @@ def keep_compilations() -> None:
 
 def export(options: argparse.Namespace) -> int:
     from rapo_jax.checkpoint import Store
-    from rapo_jax.export import GoalPrompt, refuse_no_adapters, refuse_nonempty, write_run
+    from rapo_jax.export.model import GoalPrompt, refuse_no_adapters, refuse_nonempty, write_run
     from rapo_jax.run import open_run_dir, set_up
     from rapo_jax.train.state import abstract_trained
 
@@ -167,7 +167,7 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def score(options: argparse.Namespace) -> int:
-    from rapo_jax.config_file import load_config
+    from rapo_jax.config.files import load_config
     from rapo_jax.score.responses import score_source
     from rapo_jax.train.loop import INTERRUPTED
 
@@ -192,7 +192,7 @@ def plan(options: argparse.Namespace) -> int:
     import json
 
     without_chips(options)
-    from rapo_jax.config_file import load_config
+    from rapo_jax.config.files import load_config
     from rapo_jax.plan import verb
 
     config = load_config(options.config, options.overrides)

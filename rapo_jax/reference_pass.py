@@ -10,9 +10,9 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from rapo_jax.config import Config
-from rapo_jax.data import pipeline
-from rapo_jax.data.packing import Group, Plan, num_branches
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group, Plan, num_branches
+from rapo_jax.config.tree import Config
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.journal import PRINT_EVERY, duration

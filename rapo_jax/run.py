@@ -20,19 +20,20 @@ from transformers import PreTrainedTokenizerBase
 
 from rapo_jax import __version__
 from rapo_jax.accounting import real_work, step_flops
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Plan, group_lengths, num_branches
+from rapo_jax.batching.groups import what_is_scored
+from rapo_jax.borders import write_text
+from rapo_jax.chat.templates import Placement, end_of_turn, load_tokenizer, padding_token, resolve_placement
 from rapo_jax.checkpoint import Restored, Store, fingerprint
-from rapo_jax.config import Config, Objective
-from rapo_jax.config_file import as_dict, load_config, to_yaml
-from rapo_jax.data import pipeline
-from rapo_jax.data.chat import Placement, end_of_turn, load_tokenizer, padding_token, resolve_placement
-from rapo_jax.data.groups import what_is_scored
-from rapo_jax.data.packing import Plan, group_lengths, num_branches
+from rapo_jax.config.files import as_dict, load_config, to_yaml
+from rapo_jax.config.tree import Config, Objective
 from rapo_jax.data.scaling import SIDECAR
 from rapo_jax.errors import UserError
-from rapo_jax.models.decoder import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.directory import eos_tokens, model_directory
-from rapo_jax.models.hf import load_parameters, write_text
+from rapo_jax.models.files import load_parameters
 from rapo_jax.models.lora import adapted_spec
+from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config, spec_to_train
 from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
 from rapo_jax.reference_pass import fill

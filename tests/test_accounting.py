@@ -15,8 +15,8 @@ from rapo_jax.accounting import (
     step_flops,
 )
 from rapo_jax.batch import Shape
-from rapo_jax.data.packing import materialise
-from rapo_jax.models.attention import Layout, in_window, sees
+from rapo_jax.batching.batch_plan import materialise
+from rapo_jax.models.attention.dispatch import Layout, in_window, sees
 from rapo_jax.models.lora import adapted_spec
 from tests.invariants.tiny import random_groups, tiny_spec
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rapo_jax import run
-from rapo_jax.config_file import load_config
+from rapo_jax.config.files import load_config
 from rapo_jax.parallel import make_mesh
 from tests import tiny
 
@@ -24,7 +24,13 @@ def ultrafeedback(n: int) -> dict:
     rate = lambda k: {name: {"Rating": str(1 + (n + k + i) % 5)} for i, name in enumerate(ASPECTS)}  # noqa: E731
     completions = [
         {"response": f"Answer {k} to {n}", "overall_score": 1.0 + (3 * n + 2 * k) % 9, "annotations": rate(k)}
-        | {"fine-grained_score": 3.0, "model": f"model-{k}", "critique": "", "custom_system_prompt": "", "principle": ""}
+        | {
+            "fine-grained_score": 3.0,
+            "model": f"model-{k}",
+            "critique": "",
+            "custom_system_prompt": "",
+            "principle": "",
+        }
         for k in range(4)
     ]
     return {"source": "evol_instruct", "instruction": f"What is {n} plus one?", "completions": completions}
@@ -32,7 +38,9 @@ def ultrafeedback(n: int) -> dict:
 
 def helpsteer(n: int) -> dict:
     names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-    return {"prompt": f"Why {n // 2}?", "response": f"Because {n}"} | {name: (n + i) % 5 for i, name in enumerate(names)}
+    return {"prompt": f"Why {n // 2}?", "response": f"Because {n}"} | {
+        name: (n + i) % 5 for i, name in enumerate(names)
+    }
 
 
 ROWS = {  # what a configuration names as its data: rows of that shape
@@ -41,7 +49,8 @@ ROWS = {  # what a configuration names as its data: rows of that shape
     "openbmb/UltraFeedback": [ultrafeedback(n) for n in range(12)],
     "nvidia/HelpSteer2": [helpsteer(n) for n in range(24)],
     "HuggingFaceH4/ultrachat_200k": [
-        {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n}!"}]} for n in range(12)
+        {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(12)
     ],
 }
 SPECIAL = {

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rapo_jax.cli import main
-from rapo_jax.models.hf import table
 from rapo_jax.models.spec import spec_from_config
+from rapo_jax.models.table import table
 from rapo_jax.relabel import goal_text
 
 CHAT_TEMPLATE = (

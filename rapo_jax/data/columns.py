@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-from rapo_jax.config import Columns
-from rapo_jax.data.records import is_transcript
+from rapo_jax.config.tree import Columns
+from rapo_jax.data.values import is_transcript
 from rapo_jax.errors import UserError, nearest
 
 # What published data sets call the scores of (chosen, rejected), in the order in which they are tried.

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from rapo_jax.data.records import Message, Record
+from rapo_jax.messages import Message, Record
 
 
 def prompt_share(prompt: Sequence[Message], *, seed: int, purpose: str) -> float:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rapo_jax.data.draws import prompt_share, record_share
 from rapo_jax.data.files import read_rows
-from rapo_jax.data.records import Record
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
 
 QUESTION_COLUMNS = ("question", "prompt", "instruction")
 

@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rapo_jax.config import Pairs
+from rapo_jax.config.tree import Pairs
 from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import record_share
-from rapo_jax.data.records import Record
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
 
 
 def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> list[Record]:

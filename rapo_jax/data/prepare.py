@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rapo_jax import config as settings
-from rapo_jax.config import Config
+from rapo_jax.config import tree as settings
+from rapo_jax.config.tree import Config
 from rapo_jax.data import mixture
 from rapo_jax.data.columns import FOR_GOALS, Want
 from rapo_jax.data.pairs import fine_grained_agree, reduce_record
-from rapo_jax.data.records import Record
 from rapo_jax.data.rewards import CONSTANT, read_scores, told, with_constants, with_scores
 from rapo_jax.data.scaling import Scales, fit_scales
 from rapo_jax.data.sources import SHOWN, Source, counts, read_records
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
 
 Part = Literal["train", "eval"]
 

@@ -6,11 +6,11 @@ Knows which objectives compare one response, two, or all; it knows no tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rapo_jax.config import Config
+from rapo_jax.config.tree import Config
 from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import prompt_share
-from rapo_jax.data.records import Record
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
 from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, relabel, within
 
 NAN = float("nan")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from rapo_jax.config import Config
+from rapo_jax.config.tree import Config
 from rapo_jax.data.prepare import Prepared
-from rapo_jax.data.records import Record
 from rapo_jax.data.relabelled import Relabelled, is_tie, num_limited
+from rapo_jax.messages import Record
 from rapo_jax.relabel import SIDES, level
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rapo_jax.data.records import Record
 from rapo_jax.data.report import by_side, margins
+from rapo_jax.messages import Record
 
 CHOSEN, REJECTED, QUIET, LOST = "#2a6f97", "#e07a5f", "#8d99ae", "#c9ada7"
 COLOUR = {"chosen": CHOSEN, "rejected": REJECTED}

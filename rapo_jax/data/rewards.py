@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rapo_jax.data.files import read_rows
-from rapo_jax.data.records import BadRow, Record, score
 from rapo_jax.data.sources import SHOWN
+from rapo_jax.data.values import BadRow, score
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
 
 CONSTANT = "constant"
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from rapo_jax.config import Relabel
-from rapo_jax.data.records import Record
+from rapo_jax.config.tree import Relabel
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
 from rapo_jax.relabel import Scale, fit_range
 
 SIDECAR = "scale.json"

@@ -9,18 +9,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from rapo_jax.config import Columns
-from rapo_jax.data.records import (
-    BadRow,
-    Message,
-    Record,
-    check_turns,
-    list_of,
-    messages,
-    present,
-    score,
-    split,
-)
+from rapo_jax.config.tree import Columns
+from rapo_jax.data.values import BadRow, check_turns, list_of, messages, present, score, split
+from rapo_jax.messages import Message, Record
 
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")  # UltraFeedback's, rated 1 to 5
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # 0 to 4

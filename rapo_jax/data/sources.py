@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal
 
-from rapo_jax.config import Columns
+from rapo_jax.config.tree import Columns
 from rapo_jax.data.columns import FOR_GOALS, Want, resolve
 from rapo_jax.data.files import read_rows
-from rapo_jax.data.records import BadRow, Message, Record
 from rapo_jax.data.schemas import Defect, reader
+from rapo_jax.data.values import BadRow
 from rapo_jax.errors import UserError
-
-__all__ = ["Columns", "Message", "Record", "Source", "counts", "read_records"]
+from rapo_jax.messages import Record
 
 SHOWN = 5
 DETECT = Columns()

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from rapo_jax.data.chat import load_tokenizer
-from rapo_jax.data.encode import Item, encode_all
-from rapo_jax.data.goal_prompt import read_goal_prompt
-from rapo_jax.data.sources import Message
+from rapo_jax.chat.encoding import Item, encode_all
+from rapo_jax.chat.goal_prompt import read_goal_prompt
+from rapo_jax.chat.templates import load_tokenizer
 from rapo_jax.errors import UserError
 from rapo_jax.generate.decode import Sampling, answer_tokens
+from rapo_jax.messages import Message
 from rapo_jax.models.directory import eos_tokens
 from rapo_jax.models.spec import read_config
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rapo_jax.data.chat import Placement, end_of_turn, load_tokenizer, resolve_placement
-from rapo_jax.data.encode import Item, encode_all
+from rapo_jax.chat.encoding import Item, encode_all
+from rapo_jax.chat.goal_prompt import DEFAULT_GOAL_PROMPT, GoalPrompt, read_goal_prompt
+from rapo_jax.chat.templates import Placement, end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.data.files import Row, read_rows
-from rapo_jax.data.goal_prompt import DEFAULT_GOAL_PROMPT, GoalPrompt, read_goal_prompt
-from rapo_jax.data.sources import Message
 from rapo_jax.errors import UserError
 from rapo_jax.generate.decode import Continuation, Sampling, answer_tokens
+from rapo_jax.messages import Message
 from rapo_jax.models.directory import eos_tokens, model_directory
 from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config
 

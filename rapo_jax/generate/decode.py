@@ -17,9 +17,9 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rapo_jax.models.attention import Layout
+from rapo_jax.models.attention.dispatch import Layout
 from rapo_jax.models.decoder import Cache, Decoder, abstract_decoder
-from rapo_jax.models.hf import load_parameters
+from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
 from rapo_jax.parallel import global_array, host_slice, make_mesh, num_row_shards
 

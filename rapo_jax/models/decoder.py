@@ -3,7 +3,6 @@
 What differs between families is in the spec (flags) or in scanned data (windows), never in a second class.
 """
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from rapo_jax.models.accumulate import accumulate_over_layers, over_layers
-from rapo_jax.models.attention import (
+from rapo_jax.models.attention.dispatch import (
     Layout,
     Visible,
     attend,
@@ -26,6 +25,7 @@ from rapo_jax.models.attention import (
     visible,
 )
 from rapo_jax.models.lora import adapter_letters, product
+from rapo_jax.models.parameters import block_letters, initial
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
 
@@ -41,67 +41,6 @@ ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approx
 def logits_are_kept(remat: str, spec: Spec) -> bool:
     """Whether a backward pass reads what rapo_jax/logprobs.py kept of the logits; a soft-cap's slope needs more than that."""
     return remat == "none" and spec.final_softcap is None
-
-
-def block_letters(spec: Spec) -> dict[str, str]:
-    """The parameters of one block and what their dimensions count."""
-    letters = {"attention_norm": "D", "q": "DNH", "k": "DKH", "v": "DKH", "o": "NHD"}
-    letters |= {"mlp_norm": "D", "gate": "DF", "up": "DF", "down": "FD"}
-    if spec.qkv_bias:
-        letters |= {"q_bias": "NH", "k_bias": "KH", "v_bias": "KH"}
-    if spec.out_bias:
-        letters |= {"o_bias": "D"}
-    if spec.mlp_bias:
-        letters |= {"gate_bias": "F", "up_bias": "F", "down_bias": "D"}
-    if spec.gemma:
-        letters |= {"attention_out_norm": "D", "mlp_out_norm": "D"}
-    return letters
-
-
-def parameter_letters(spec: Spec) -> dict[tuple[str, ...], str]:
-    """Every weight of a decoder by path: ("blocks", "q") -> "LDNH". Sharding and the weight table start from it.
-
-    Adapters are not among them: no model's file has any.
-    """
-    letters = {("embed",): "VD", ("norm",): "D"}
-    if spec.scored:
-        letters[("score_head",)] = "D"
-    elif not spec.tied:
-        letters[("head",)] = "VD"
-    return letters | {("blocks", name): "L" + dims for name, dims in block_letters(spec).items()}
-
-
-def trained_letters(spec: Spec) -> dict[tuple[str, ...], str]:
-    """What training changes: every weight, or the adapters where there are any, and with them a score head."""
-    letters = parameter_letters(spec)
-    if spec.lora is None:
-        return letters
-    score = {path: dims for path, dims in letters.items() if path == ("score_head",)}
-    return score | {("blocks", name): "L" + dims for name, dims in adapter_letters(spec).items()}
-
-
-def shape_of(spec: Spec, letters: str) -> tuple[int, ...]:
-    """The sizes behind shape letters: "DNH" -> (4096, 32, 128)."""
-    return tuple(getattr(spec, letter) for letter in letters)
-
-
-def initial(spec: Spec, name: str, letters: str, rngs: nnx.Rngs) -> Array:
-    """float32 start values of a model trained from nothing: norms neutral, biases 0, matrices normal.
-
-    Of an adapter, B is 0 and A uniform within 1 / sqrt(its inputs), as peft has it (He et al., 2015, eq. 14, with a slope
-    of sqrt(5)).
-    """
-    shape = shape_of(spec, letters)
-    if name.endswith("lora_a"):
-        bound = math.prod(shape[1:-1]) ** -0.5
-        return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-    if name.endswith("lora_b"):
-        return jnp.zeros(shape)
-    if name.endswith("norm"):
-        return jnp.zeros(shape) if spec.gemma else jnp.ones(shape)
-    if name.endswith("bias"):
-        return jnp.zeros(shape)
-    return spec.initial_sigma * jax.random.normal(rngs.params(), shape)
 
 
 @jax.tree_util.register_dataclass

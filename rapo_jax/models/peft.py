@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from rapo_jax.models.decoder import shape_of, trained_letters
-from rapo_jax.models.hf import BLOCK, SCORE, Row, file_groups, pick, place, write_text
+from rapo_jax.borders import write_text
 from rapo_jax.models.lora import TARGETS
+from rapo_jax.models.parameters import pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
+from rapo_jax.models.table import BLOCK, SCORE, Row, file_groups
 from rapo_jax.parallel import from_slices, host_slice
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rapo_jax.batch import FLOATS, LETTERS, Batch, Shape
-from rapo_jax.config import Config
+from rapo_jax.config.tree import Config
 from rapo_jax.models.spec import Spec
 from rapo_jax.run import precision
 from rapo_jax.train.optim import direction

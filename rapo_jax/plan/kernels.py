@@ -11,12 +11,12 @@ from math import prod
 import jax.numpy as jnp
 import numpy as np
 
-from rapo_jax.data.packing import Group, Plan, materialise
-from rapo_jax.models.attention import Layout, in_window, sees, takes
-from rapo_jax.models.cpu_attention import TILE
-from rapo_jax.models.gpu_attention import FORWARD
+from rapo_jax.batching.batch_plan import Group, Plan, materialise
+from rapo_jax.models.attention.cpu import TILE
+from rapo_jax.models.attention.dispatch import Layout, in_window, sees, takes
+from rapo_jax.models.attention.gpu import FORWARD
+from rapo_jax.models.attention.tpu import block_size
 from rapo_jax.models.spec import Spec
-from rapo_jax.models.tpu_attention import block_size
 from rapo_jax.plan.program import Kernel, Program
 
 NUM_SAMPLED_ROWS = 16
@@ -59,7 +59,7 @@ def products_of(kernel: Kernel) -> int:
 
 
 def attention_of(kernel: str, spec: Spec, groups: Sequence[Group], plan: Plan, *, remat: str) -> Attention:
-    """What `kernel`, a name of rapo_jax/models/attention.py, computes on the rows of a plan."""
+    """What `kernel`, a name of rapo_jax/models/attention/dispatch.py, computes on the rows of a plan."""
     T = plan.shape.T
     if kernel == "einsum" or not takes(kernel, T=T, S=T, H=spec.H):  # its scores are not kept, whatever else is
         return Attention("einsum", float(T**2), scores_again=int(remat in ("none", "attention")))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rapo_jax.config import Config
-from rapo_jax.data import pipeline
-from rapo_jax.data.chat import load_tokenizer, resolve_placement
-from rapo_jax.data.packing import Group
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group
+from rapo_jax.chat.templates import load_tokenizer, resolve_placement
+from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
 
 NUM_RECORDS = 61_000  # of UltraFeedback, binarized

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import get_args
 
-from rapo_jax.config import Remat
+from rapo_jax.config.tree import Remat
 from rapo_jax.plan.assess import Assessment, Question, assess, changed
 from rapo_jax.plan.targets import GiB, Target, larger, slice_target
 from rapo_jax.train.reference import reference_is_resident

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from math import prod
 
-from rapo_jax.config import Config
+from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.spec import Spec

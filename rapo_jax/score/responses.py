@@ -18,18 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rapo_jax.batching.batch_plan import Group, num_branches
+from rapo_jax.batching.groups import NAN, fingerprint_of_groups, padded
+from rapo_jax.chat.encoding import Encoded, Item, encode_all
+from rapo_jax.chat.goal_prompt import read_goal_prompt
+from rapo_jax.chat.templates import load_tokenizer
 from rapo_jax.checkpoint import fingerprint
-from rapo_jax.config import Config, Objective
-from rapo_jax.data.chat import load_tokenizer
-from rapo_jax.data.encode import Encoded, Item, encode_all
-from rapo_jax.data.goal_prompt import read_goal_prompt
-from rapo_jax.data.groups import NAN, fingerprint_of_groups, padded
-from rapo_jax.data.packing import Group, num_branches
+from rapo_jax.config.tree import Config, Objective
 from rapo_jax.data.prepare import read_source, sources_of
-from rapo_jax.data.records import Record
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
-from rapo_jax.models.hf import load_parameters
+from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, require_vocabulary, spec_from_config
 from rapo_jax.parallel import make_mesh
 from rapo_jax.reference_pass import fill

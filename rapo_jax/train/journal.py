@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 from tensorboardX import SummaryWriter
 
-from rapo_jax.config import Config
-from rapo_jax.config_file import as_dict
+from rapo_jax.config.files import as_dict
+from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
 
 PRINT_EVERY = 2.0  # seconds between progress lines

@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from rapo_jax.accounting import mfu
 from rapo_jax.batch import LETTERS, Batch
 from rapo_jax.checkpoint import Store
-from rapo_jax.config import Config
-from rapo_jax.config_file import as_dict
+from rapo_jax.config.files import as_dict
+from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
 from rapo_jax.parallel import global_array
 from rapo_jax.train.journal import Journal

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from rapo_jax.config import Optimizer
-from rapo_jax.models.decoder import trained_letters
-from rapo_jax.models.hf import place
+from rapo_jax.config.tree import Optimizer
+from rapo_jax.models.parameters import place, trained_letters
 from rapo_jax.models.spec import Spec
 
 

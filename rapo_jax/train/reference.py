@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rapo_jax.config import Config
+from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
 from rapo_jax.models.spec import Spec
 from rapo_jax.train.state import parameter_shardings

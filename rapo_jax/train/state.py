@@ -9,8 +9,8 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from rapo_jax.models.decoder import Decoder, parameter_letters, shape_of, trained_letters
-from rapo_jax.models.hf import Location, pick, place
+from rapo_jax.models.decoder import Decoder
+from rapo_jax.models.parameters import Location, parameter_letters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import replicated, sharding
 

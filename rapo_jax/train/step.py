@@ -17,10 +17,10 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rapo_jax.batch import BEST_SIDE, LETTERS, Batch, Shape
-from rapo_jax.config import Config, Objective
+from rapo_jax.config.tree import Config, Objective
 from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
-from rapo_jax.models.attention import Layout, kernel_for
+from rapo_jax.models.attention.dispatch import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder, logits_are_kept
 from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.spec import Spec

@@ -20,9 +20,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rapo_jax.config_file import from_dict
-from rapo_jax.data import pipeline
-from rapo_jax.data.packing import Group
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group
+from rapo_jax.config.files import from_dict
 from rapo_jax.models.spec import Spec, spec_from_config
 from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
 from rapo_jax.run import precision

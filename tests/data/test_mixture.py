@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.data import mixture
-from rapo_jax.data.records import Message, Record
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message, Record
 
 
 def record(question, row=1, **more):

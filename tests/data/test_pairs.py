@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.data.pairs import fine_grained_agree, reduce_record
-from rapo_jax.data.records import Message, Record
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message, Record
 
 HI = (Message("user", "Hi"),)
 MANY = Record(1, HI, ("A", "B", "C", "D"), (3.0, 9.0, 1.0, 9.0), source="s", weight=0.5, ranked=False)

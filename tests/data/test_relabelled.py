@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from rapo_jax.config_file import from_dict
+from rapo_jax.batching.pipeline import without_goals
+from rapo_jax.config.files import from_dict
 from rapo_jax.data import relabelled
-from rapo_jax.data.pipeline import without_goals
-from rapo_jax.data.records import Message, Record
 from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message, Record
 
 HI = (Message("user", "Hi"),)
 PAIR = Record(1, HI, ("A", "B"), (9.0, 6.0), source="gpt4", weight=0.5)
@@ -47,7 +47,9 @@ def test_a_term_that_the_data_cannot_give_is_refused():
     """Breaks: a weight that is asked for, and that nothing reads, because no response was chosen over another."""
     config = from_dict({"objective": {"name": "kto", "best_goal_weight": 0.5}})
     alone = Record(1, HI, ("A",), (9.0,), labels=(True,))
-    with pytest.raises(UserError, match=r"best_goal_weight=0\.5 is of the responses that were chosen over others, and this"):
+    with pytest.raises(
+        UserError, match=r"best_goal_weight=0\.5 is of the responses that were chosen over others, and this"
+    ):
         relabel_records([alone], config)
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from rapo_jax.data.records import Message, Record
 from rapo_jax.data.rewards import read_scores, told, with_constants, with_scores
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message, Record
 
 HI = (Message("user", "Hi"),)
 RECORDS = [Record(1, HI, ("A", "B"), None), Record(3, HI, ("C", "D"), None)]

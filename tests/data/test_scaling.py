@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.config import Relabel, ScaleFit
-from rapo_jax.data.records import Message, Record
+from rapo_jax.config.tree import Relabel, ScaleFit
 from rapo_jax.data.scaling import Scales, fit_scales, read_scales, write_scales
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message, Record
 from rapo_jax.relabel import Scale, fit_range
 
 HI = (Message("user", "Hi"),)

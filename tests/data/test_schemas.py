@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from rapo_jax.data.sources import Columns, Message, read_records
+from rapo_jax.data.sources import Columns, read_records
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message
 
 HI = (Message("user", "Hi"),)
 

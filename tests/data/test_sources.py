@@ -8,8 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rapo_jax.data.sources import Columns, Message, read_records
+from rapo_jax.data.sources import Columns, read_records
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message
 
 PAIR = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "score_chosen": 8.0, "score_rejected": 3.5}
 

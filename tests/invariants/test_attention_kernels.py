@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from rapo_jax.errors import UserError
-from rapo_jax.models.attention import attend_einsum, kernel_for, takes
-from rapo_jax.models.cpu_attention import TILE, attend_tiles
+from rapo_jax.models.attention.cpu import TILE, attend_tiles
+from rapo_jax.models.attention.dispatch import attend_einsum, kernel_for, takes
+from rapo_jax.models.attention.gpu import attend_triton
+from rapo_jax.models.attention.tpu import attend_splash
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.gpu_attention import attend_triton
-from rapo_jax.models.tpu_attention import attend_splash
 from tests.invariants import tiny
 
 B, N, K, H = 2, 4, 2, 16

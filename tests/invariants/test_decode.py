@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from rapo_jax.generate.decode import Sampling, decode
-from rapo_jax.models.attention import Layout
+from rapo_jax.models.attention.dispatch import Layout
 from rapo_jax.models.decoder import Cache, abstract_decoder, plain_layout
 from tests.invariants import tiny
 

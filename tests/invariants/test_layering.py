@@ -13,26 +13,30 @@ ROOT = Path(rapo_jax.__file__).parent
 # Each room may import from the floors below its own, and, on its own floor, only what is named after it.
 FLOORS = [
     ["errors"],
+    ["borders", "messages"],
     ["relabel", "objectives", "logprobs", "batch"],
     ["config"],
-    ["constraints"],
-    ["config_file"],
-    ["parallel"],
-    ["data", "models"],
-    ["generate", "checkpoint", "accounting"],
+    ["distributed", "parallel"],
+    ["models"],
+    ["accounting", "checkpoint", "data"],
+    ["chat"],
+    ["batching"],
+    ["opened"],
     ["train"],
-    ["reference_pass"],
-    ["score"],
-    ["evaluate"],
+    ["passes", "reference_pass"],
+    ["generate"],
     ["run"],
-    ["export", "plan"],
+    ["runs"],
+    ["export", "plan", "score"],
+    ["evaluate"],
     ["quickstart", "arguments"],
     ["cli"],
     ["__main__"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FORBIDDEN = [("train", "data"), ("evaluate", "train"), ("models", "data"), ("data", "models"), ("models", "objectives")]
-FORBIDDEN += [(room, "config") for room in ("relabel", "objectives", "logprobs", "batch", "models")]
+FORBIDDEN = [("train", room) for room in ("data", "chat", "batching", "opened")]
+FORBIDDEN += [("evaluate", "train"), ("data", "models"), ("chat", "models"), ("batching", "models")]
+FORBIDDEN += [("models", room) for room in ("objectives", "messages", "relabel", "config")]
 SHAPELESS = {"utils", "util", "common", "helpers", "helper", "misc", "base", "manager", "managers"}
 
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.config import LORA_TARGETS
-from rapo_jax.data.packing import materialise
+from rapo_jax.batching.batch_plan import materialise
+from rapo_jax.config.tree import LORA_TARGETS
 from rapo_jax.errors import UserError
 from rapo_jax.generate.decode import Sampling, decode
-from rapo_jax.models.decoder import parameter_letters, trained_letters
 from rapo_jax.models.lora import TARGETS, adapted_spec, merged, with_adapters
+from rapo_jax.models.parameters import parameter_letters, trained_letters
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import direction

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
-from rapo_jax.data.packing import Group
+from rapo_jax.batching.batch_plan import Group
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.objectives import OBJECTIVES, Logps
 from tests.invariants import tiny

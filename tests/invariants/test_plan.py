@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.data import pipeline
-from rapo_jax.data.packing import Group, make_plan, materialise, shuffled_steps
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group, make_plan, materialise, shuffled_steps
 from tests.invariants import tiny
 
 GROUPS = tiny.random_groups(60)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.models.attention import KERNELS
-from rapo_jax.models.gpu_attention import attend_triton
-from rapo_jax.models.tpu_attention import attend_splash
+from rapo_jax.models.attention.dispatch import KERNELS
+from rapo_jax.models.attention.gpu import attend_triton
+from rapo_jax.models.attention.tpu import attend_splash
 from tests.invariants import tiny
 
 # The kernels of TPU and GPU, step by step on this processor.

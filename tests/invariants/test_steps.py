@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rapo_jax.batch import NO_SIDE
-from rapo_jax.data import packing, pipeline
-from rapo_jax.data.packing import materialise
+from rapo_jax.batching import batch_plan as packing
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import materialise
 from rapo_jax.parallel import num_row_shards
 from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate, to_device
 from rapo_jax.train.optim import direction

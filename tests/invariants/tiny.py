@@ -11,13 +11,13 @@ from jax import Array
 from jax.sharding import AxisType, Mesh
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE, Batch, Shape
-from rapo_jax.config import Config
-from rapo_jax.config_file import as_dict, from_dict
-from rapo_jax.data.groups import what_is_scored
-from rapo_jax.data.packing import Group, Plan, make_plan, materialise, shuffled_steps
-from rapo_jax.models.decoder import abstract_decoder, parameter_letters, plain_layout, shape_of, trained_letters
-from rapo_jax.models.hf import place
+from rapo_jax.batching.batch_plan import Group, Plan, make_plan, materialise, shuffled_steps
+from rapo_jax.batching.groups import what_is_scored
+from rapo_jax.config.files import as_dict, from_dict
+from rapo_jax.config.tree import Config
+from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.lora import adapted_spec
+from rapo_jax.models.parameters import parameter_letters, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, spec_from_config
 from rapo_jax.parallel import AXES, my_rows, num_row_shards
 from rapo_jax.train.loop import to_device

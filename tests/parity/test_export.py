@@ -20,13 +20,13 @@ from flax import nnx
 from safetensors import safe_open
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group
 from rapo_jax.checkpoint import Store
-from rapo_jax.config_file import load_config
-from rapo_jax.data import pipeline
-from rapo_jax.data.packing import Group
+from rapo_jax.config.files import load_config
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.hf import file_tensors
+from rapo_jax.models.files import file_tensors
 from rapo_jax.run import Setup, set_up
 from rapo_jax.train.state import abstract_parameters
 from tests.parity import trajectory

@@ -12,7 +12,7 @@ import torch
 import transformers
 from jax.sharding import AxisType, Mesh
 
-from rapo_jax.config_file import from_dict
+from rapo_jax.config.files import from_dict
 from rapo_jax.models.peft import adapter_tensors, save_adapters
 from rapo_jax.parallel import AXES
 from rapo_jax.run import set_up, starting_parameters

@@ -14,13 +14,13 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from rapo_jax.config_file import from_dict
-from rapo_jax.data.chat import padding_token
-from rapo_jax.data.goal_prompt import GoalPrompt
+from rapo_jax.chat.goal_prompt import GoalPrompt
+from rapo_jax.chat.templates import padding_token
+from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
-from rapo_jax.export import write_model
+from rapo_jax.export.model import write_model
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.hf import load_parameters, save_parameters
+from rapo_jax.models.files import load_parameters, save_parameters
 from rapo_jax.models.lora import adapted_spec, merged, with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import read_config, score_config, spec_from_config

@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.hf import load_parameters, save_parameters
+from rapo_jax.models.files import load_parameters, save_parameters
 from rapo_jax.models.spec import read_config, spec_from_config
 from rapo_jax.parallel import make_mesh
 from tests.parity.families import FAMILIES

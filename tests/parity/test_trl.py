@@ -9,7 +9,7 @@ import torch
 import transformers
 import trl
 
-from rapo_jax.data.preferences import write_preferences
+from rapo_jax.export.preferences import write_preferences
 from tests.parity import trajectory
 
 BETA, BATCH_SIZE = 0.1, 6

@@ -21,7 +21,7 @@ import transformers
 import trl
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from rapo_jax.data.preferences import write_preferences
+from rapo_jax.export.preferences import write_preferences
 from tests.parity import trajectory
 from tests.parity.test_trl import METRICS
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from jax.sharding import AxisType, Mesh
 
-from rapo_jax.config_file import from_dict
-from rapo_jax.data import pipeline
-from rapo_jax.data.packing import Group, Plan
-from rapo_jax.models.hf import file_tensors
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group, Plan
+from rapo_jax.config.files import from_dict
+from rapo_jax.models.files import file_tensors
 from rapo_jax.models.peft import adapter_tensors
 from rapo_jax.parallel import AXES, my_rows, num_row_shards
 from rapo_jax.run import Setup, precision, set_up, starting_parameters
@@ -25,7 +25,7 @@ from rapo_jax.train.optim import direction
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_train_step
-from tests.data.conftest import SHAPES, build
+from tests.chat_templates import SHAPES, build
 from tests.parity.families import GEMMA2, LLAMA, MISTRAL, QWEN2
 from tests.parity.test_transformers import random_checkpoint
 

@@ -14,11 +14,11 @@ import numpy as np
 import yaml
 from turns import Turns, lengths, pairs, settings, worker_parser
 
-from rapo_jax.config import Config
-from rapo_jax.config_file import load_config
-from rapo_jax.data import pipeline
-from rapo_jax.data.groups import fingerprint_of_groups
-from rapo_jax.data.packing import Group, Plan
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group, Plan
+from rapo_jax.batching.groups import fingerprint_of_groups
+from rapo_jax.config.files import load_config
+from rapo_jax.config.tree import Config
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.run import cached_references, identify, precision, set_up, starting_parameters
 from rapo_jax.train.loop import to_device

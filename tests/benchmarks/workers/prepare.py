@@ -24,12 +24,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rapo_jax.accounting import real_work, step_flops
-from rapo_jax.config_file import from_dict
-from rapo_jax.data import pipeline
-from rapo_jax.data.chat import load_tokenizer, resolve_placement
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import Group, shuffled_steps
+from rapo_jax.chat.templates import load_tokenizer, resolve_placement
+from rapo_jax.config.files import from_dict
 from rapo_jax.data.files import read_rows
-from rapo_jax.data.packing import Group, shuffled_steps
-from rapo_jax.models.decoder import parameter_letters, shape_of
+from rapo_jax.models.parameters import parameter_letters, shape_of
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
 
 SETTINGS = {"beta": 0.1, "learning_rate": 5e-7, "b1": 0.9, "b2": 0.999, "eps": 1e-8}

@@ -1,0 +1,1 @@
+"""Tokenized preferences become groups, groups become the batch plan, and the plan becomes arrays."""

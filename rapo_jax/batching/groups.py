@@ -1,0 +1,104 @@
+"""Tokenized preferences -> groups, all of one number of responses: what an objective compares, with its rewards and weight."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE, Scored
+from rapo_jax.batching.batch_plan import Group
+from rapo_jax.chat.encoding import Encoded
+from rapo_jax.config.tree import Config
+from rapo_jax.data.relabelled import Relabelled, rewards_under_goal
+from rapo_jax.errors import UserError
+from rapo_jax.messages import Message
+
+SIDE_CODE = {None: NO_SIDE, "chosen": CHOSEN_SIDE, "rejected": REJECTED_SIDE, "best": BEST_SIDE}
+NAN = float("nan")
+NOTHING = np.zeros(0, np.int32)
+
+
+def what_is_scored(config: Config) -> Scored:
+    if config.objective.is_reward_model:
+        return "last"
+    return "prompt_too" if config.objective.needs("prompt") else "responses"
+
+
+def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> list[Group]:
+    """Groups of one number of responses each; what a group lacks is empty.
+
+    A labelled response takes the first place where it is desirable, else the second; the third is an answer to another
+    prompt, for the divergence. Where some groups are the regulariser's, at the highest goal, weights make the mean over
+    all groups the mean over these plus the mean over the others.
+    """
+    groups = [as_group(relabelled, encoded, config) for relabelled, encoded in kept]
+    num_best = sum(group.side == BEST_SIDE for group in groups)
+    if num_best:
+        weights = {True: len(groups) / num_best, False: len(groups) / max(1, len(groups) - num_best)}
+        groups = [replace(group, weight=group.weight * weights[group.side == BEST_SIDE]) for group in groups]
+    if config.objective.needs("divergence"):
+        prompts = [relabelled.record.prompt for relabelled, _ in kept]
+        groups = with_answers_to_others(groups, prompts, max_length=config.data.max_length)
+    width = max((len(group.responses) for group in groups), default=0)
+    return [padded(group, max(width, 1 if config.objective.responses == "one" else 2)) for group in groups]
+
+
+def as_group(relabelled: Relabelled, encoded: Encoded, config: Config) -> Group:
+    responses, rewards = encoded.responses, rewards_under_goal(relabelled, config)
+    if config.objective.responses == "labelled" and len(responses) == 1:
+        desirable = relabelled.labels is None or relabelled.labels[0]
+        responses, rewards = (
+            ((responses[0], NOTHING), (*rewards, NAN)) if desirable else ((NOTHING, responses[0]), (NAN, *rewards))
+        )
+    return Group(
+        prompt=encoded.prompt,
+        responses=responses,
+        rewards=rewards,
+        side=SIDE_CODE[relabelled.preference.goal_of],
+        row=relabelled.record.row,
+        weight=relabelled.weight,
+    )
+
+
+def padded(group: Group, width: int) -> Group:
+    """The group with as many more empty responses as it takes."""
+    missing = width - len(group.responses)
+    if not missing:
+        return group
+    return replace(
+        group, responses=(*group.responses, *[NOTHING] * missing), rewards=(*group.rewards, *[NAN] * missing)
+    )
+
+
+def with_answers_to_others(
+    groups: Sequence[Group], prompts: Sequence[tuple[Message, ...]], *, max_length: int
+) -> list[Group]:
+    """Every group with a third response, the one of the group before it that has another prompt, cut to `max_length`.
+
+    The group before the first is the last. `prompts` are the records': a group's own tokens hold its goal, and row numbers
+    repeat from source to source. The answer is the chosen one where there is one.
+    """
+    pairs = [padded(group, 2) for group in groups]
+    added = []
+    for n, group in enumerate(pairs):
+        other = next((pairs[n - k] for k in range(1, len(pairs)) if prompts[n - k] != prompts[n]), None)
+        if other is None:
+            raise UserError(
+                "objective.name=kto compares with answers to other prompts, and the data has a single prompt; add rows with "
+                "other prompts or choose another objective."
+            )
+        answer = next(response for response in other.responses if len(response))
+        answer = answer[: max_length - len(group.prompt)]
+        added.append(replace(group, responses=(*group.responses, answer), rewards=(*group.rewards, NAN)))
+    return added
+
+
+def fingerprint_of_groups(groups: Sequence[Group]) -> str:
+    """sha256 over all that the step will see: tokens, order, goals and rewards."""
+    digest = hashlib.sha256()
+    for group in groups:
+        for tokens in (group.prompt, *group.responses):
+            digest.update(np.int64(len(tokens)).tobytes() + tokens.tobytes())
+        digest.update(np.float64([group.side, group.weight, *group.rewards]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,219 @@
+"""From a source to batches: records -> goal-conditioned preferences -> tokens -> a plan -> arrays, with the report.
+
+Everything that was read, dropped, tied or cut is counted in the report.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import grain
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rapo_jax.batch import Batch
+from rapo_jax.batching.batch_plan import Group, Plan, make_plan, materialise, sequential_steps, shuffled_steps
+from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
+from rapo_jax.chat.encoding import Item, encode_all
+from rapo_jax.chat.templates import Placement
+from rapo_jax.config.tree import Config
+from rapo_jax.config.tree import Source as SourceOptions
+from rapo_jax.data.prepare import Prepared, prepare, sources_of
+from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
+from rapo_jax.data.report import report_of
+from rapo_jax.data.scaling import Scales
+from rapo_jax.data.sources import counts
+from rapo_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenized groups in the order of the source, what became of the source's rows, and hashes of both."""
+
+    groups: list[Group]
+    report: dict
+    source_fingerprint: str  # of texts and scores as they were read
+    fingerprint: str  # of all that the step will see
+    scales: Scales = field(default_factory=Scales)  # the map of the scores, which the evaluation shares
+
+
+def read_part(config: Config, part: Literal["train", "eval"], *, scales: Scales | None = None) -> Prepared:
+    """The records of the training or of the evaluation, ready to be relabelled.
+
+    `scales`: the map of the training's scores, for the evaluation; None fits one on these records.
+    """
+    return prepare(
+        config,
+        sources_of(config, part),
+        part=part,
+        want=responses_wanted(config),
+        scores_required=rewards_wanted(config),
+        scales=scales,
+    )
+
+
+def load_dataset(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    path: str,
+    split: str,
+    placement: Placement,
+    progress: bool = False,
+    option: str = "data.path",
+) -> Dataset:
+    """Reads, relabels and tokenizes one source. Raises UserError when nothing is left of it, naming `option`."""
+    data = config.data
+    source = SourceOptions(path=path, split=split, schema=data.schema, rewards=data.rewards, columns=data.columns)
+    prepared = prepare(
+        config,
+        [(option, source)],
+        part="train",
+        want=responses_wanted(config),
+        scores_required=rewards_wanted(config),
+    )
+    return tokenize_records(config, tokenizer, prepared, placement=placement, progress=progress)
+
+
+def load_training(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, placement: Placement, progress: bool = False
+) -> Dataset:
+    """data.path or data.sources, without what is held out of them."""
+    return tokenize_records(config, tokenizer, read_part(config, "train"), placement=placement, progress=progress)
+
+
+def load_held_out(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    scales: Scales,
+    placement: Placement,
+    plain: bool = False,
+    progress: bool = False,
+) -> Dataset | None:
+    """data.eval_path, or the prompts held out by data.eval_fraction, on the training's `scales`; None without either.
+
+    Relabelled as the training data are, or `plain`: the same records in their own order, without goals.
+    """
+    if not (config.data.eval_path or config.data.eval_fraction):
+        return None
+    prepared = read_part(config, "eval", scales=scales)
+    config = without_goals(config) if plain else config
+    return tokenize_records(config, tokenizer, prepared, placement=placement, progress=progress)
+
+
+def without_goals(config: Config) -> Config:
+    return replace(config, relabel=replace(config.relabel, goals=()))
+
+
+def tokenize_records(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    *,
+    placement: Placement,
+    progress: bool = False,
+) -> Dataset:
+    """Relabels and tokenizes records. Raises UserError when nothing is left of them."""
+    relabelled, num_ties = relabel_records(prepared.records, config)
+    items = [Item(r.record.row, r.record.prompt, r.goal_sentence(config), r.responses) for r in relabelled]
+    encoded, cuts = encode_all(
+        tokenizer,
+        items,
+        placement=placement,
+        max_length=config.data.max_length,
+        max_prompt_length=config.data.max_prompt_length,
+        progress=progress,
+    )
+    groups = as_groups([(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None], config)
+    if not groups:
+        dropped = prepared.dropped | {"ties": num_ties} | cuts.dropped
+        raise UserError(
+            f"{prepared.said}: nothing is left of its {prepared.num_rows} rows, which gave {len(items)} preferences; "
+            f"dropped: {counts(dropped)}. What does not fit needs a larger data.max_length={config.data.max_length}; "
+            f"ties are kept by relabel.ties=keep."
+        )
+    report = report_of(prepared, relabelled, num_ties, config) | {
+        "goal_placement": placement if config.relabel.goals else None,
+        "groups": len(groups),
+        "tokens": token_statistics(groups),
+        "cut": dataclasses.asdict(cuts),
+    }
+    return Dataset(groups, report, prepared.fingerprint, fingerprint_of_groups(groups), prepared.scales)
+
+
+def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
+    lengths = {
+        "prompt": [len(group.prompt) for group in groups],
+        "response": [len(response) for group in groups for response in group.responses],
+        "group": [group.num_tokens for group in groups],
+    }
+    return {
+        name: {
+            "mean": round(float(np.mean(values)), 1),
+            "median": float(np.median(values)),
+            "p95": float(np.percentile(values, 95)),
+            "max": int(max(values)),
+            "total": int(sum(values)),
+        }
+        for name, values in lengths.items()
+    }
+
+
+def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
+    """The optimizer steps of the whole run. Raises UserError when a batch would need more groups than there are."""
+    batch_size, num_groups = config.train.batch_size, len(groups)
+    num_steps = config.train.max_steps or int(config.train.num_epochs * num_groups / batch_size)
+    if batch_size > num_groups or num_steps < 1:
+        raise UserError(
+            f"train.batch_size={batch_size} exceeds the {num_groups} pairs that the data gives after relabelling "
+            f"(train.num_epochs={config.train.num_epochs:g}); lower train.batch_size or use more data."
+        )
+    sizes = np.array([group.num_tokens for group in groups])
+    steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed)
+    return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+
+
+def plan_reference(groups: Sequence[Group], members: np.ndarray, config: Config, *, num_row_shards: int) -> Plan:
+    """Rows of `members`, one microbatch a step, for a pass whose results are wanted group by group."""
+    whole = pack_steps(groups, [members], config, num_row_shards=num_row_shards)
+    (rows,), B = whole.steps, whole.shape.B
+    steps = [rows[start : start + B] for start in range(0, len(rows), B)]
+    return replace(whole, steps=steps, shape=replace(whole.shape, M=1))
+
+
+def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
+    """Every group once, in order."""
+    steps = sequential_steps(len(groups), batch_size=config.train.batch_size)
+    try:
+        return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+    except UserError as error:
+        raise UserError(f"data.eval_path={config.data.eval_path}: {error}") from error
+
+
+def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config, *, num_row_shards: int) -> Plan:
+    return make_plan(
+        groups,
+        steps,
+        row_length=config.rows.length,
+        rows_per_shard=config.rows.per_shard,
+        num_row_shards=num_row_shards,
+        scored=what_is_scored(config),
+    )
+
+
+def batches(
+    groups: Sequence[Group], plan: Plan, mine: Sequence[int], *, reference: np.ndarray | None = None
+) -> Callable[[int], Iterator[Batch]]:
+    """k -> the batches of steps k, k + 1, ... to the plan's end, prepared by a few threads ahead of their use.
+
+    `mine` are the rows of a microbatch that this process supplies; `reference` as in `materialise`.
+    """
+
+    def start(first: int = 0) -> Iterator[Batch]:
+        steps = grain.MapDataset.source(plan.steps[first:])
+        made = steps.map(lambda rows: materialise(groups, rows, plan.shape, mine=mine, reference=reference))
+        return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+    return start

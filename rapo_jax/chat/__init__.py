@@ -1,0 +1,1 @@
+"""Messages become text and text becomes tokens; the goal is written here and nowhere else."""

@@ -1,0 +1,214 @@
+"""Conversations -> arrays of tokens, in bulk, cut to length.
+
+A cut loses neither the goal, nor the end of the instruction, nor a response whole; everything cut is counted.
+Where a goal is written and where a response begins is decided in rapo_jax.chat.templates; this module only makes it fit.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rapo_jax.chat import templates as chat
+from rapo_jax.chat.templates import ChatFormat, Placement
+from rapo_jax.errors import UserError
+from rapo_jax.messages import Message
+
+BATCH_SIZE = 256  # conversations rendered and tokenized at a time
+MIN_INSTRUCTION_TOKENS = 8  # of a shortened instruction, apart from the assistant's header
+
+
+class Item(NamedTuple):
+    """A conversation to encode: `row` for messages, `goal` the sentence or None, `responses` () for a prompt alone."""
+
+    row: int
+    prompt: tuple[Message, ...]
+    goal: str | None
+    responses: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids (int32) of a prompt and of what may follow it, and what was cut to fit.
+
+    The prompt ends with the assistant's header; an uncut response ends with one end-of-turn token. `prompt_tokens_cut`
+    includes those of the `turns_cut` (user and assistant turns both count).
+    """
+
+    prompt: np.ndarray
+    responses: tuple[np.ndarray, ...]
+    prompt_tokens_cut: int
+    turns_cut: int
+    response_tokens_cut: tuple[int, ...]
+    boundary_retokenized: int
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What became of all items. Token and turn counts are of items that were kept; `dropped` counts items by reason."""
+
+    num_items: int
+    num_encoded: int
+    prompt_tokens_cut: int
+    response_tokens_cut: int
+    rows_with_prompt_cut: int
+    rows_with_response_cut: int
+    turns_cut: int
+    boundary_retokenized: int
+    dropped: dict[str, int]
+
+
+class _Tokens(NamedTuple):
+    prompt: list[int]
+    responses: list[list[int]]
+    retokenized: int
+
+
+class _Limits(NamedTuple):
+    max_length: int
+    max_prompt_length: int
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    *,
+    placement: Placement,
+    max_length: int,
+    max_prompt_length: int,
+    progress: bool = False,
+) -> tuple[list[Encoded | None], EncodeReport]:
+    """Encodes every item; None stands for one that was dropped. Lengths are in tokens.
+
+    Only where prompt + longest response exceed `max_length` anything is cut: first the prompt, down to the larger of
+    `max_prompt_length` and what the longest response leaves, then the ends of the responses. A prompt loses its oldest
+    exchanges first (system turn and goal stay), then the middle of its only user turn. Without responses a prompt is
+    cut to `max_length`. Raises UserError for rows that the template cannot render into a prompt and a response.
+    """
+    if max_prompt_length >= max_length:
+        raise UserError(
+            f"data.max_length={max_length} must exceed data.max_prompt_length={max_prompt_length}; raise the first or "
+            "lower the second."
+        )
+    form = chat.chat_format(tokenizer, placement)
+    results: list[Encoded | str] = []
+    with tqdm(total=len(items), desc="tokenize", disable=None if progress else True) as bar:
+        for start in range(0, len(items), BATCH_SIZE):
+            batch = items[start : start + BATCH_SIZE]
+            results += _encode_batch(form, batch, _Limits(max_length, max_prompt_length))
+            bar.update(len(batch))
+    return [result if isinstance(result, Encoded) else None for result in results], _report(results)
+
+
+def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> list[Encoded | str]:
+    texts = [_texts(form, item, item.prompt) for item in items]
+    ids = iter(chat.tokenize(form.tokenizer, list(chain.from_iterable(texts))))
+    tokens = [_split(form, item, text, [next(ids) for _ in text]) for item, text in zip(items, texts, strict=True)]
+    return [_fit(form, item, token, limits) for item, token in zip(items, tokens, strict=True)]
+
+
+def _texts(form: ChatFormat, item: Item, turns: Sequence[Message]) -> list[str]:
+    return chat.render_texts(form, turns, goal=item.goal, responses=item.responses, row=item.row)
+
+
+def _split(form: ChatFormat, item: Item, texts: list[str], ids: list[list[int]]) -> _Tokens:
+    prompt, *wholes = zip(texts, ids, strict=True)
+    parts = [chat.response_ids(form, prompt, whole, row=item.row) for whole in wholes]
+    return _Tokens(ids[0], [response for response, _ in parts], sum(apart for _, apart in parts))
+
+
+def _fit(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -> Encoded | str:
+    """The item within the limits, or the reason why it is dropped."""
+    prompt, responses = tokens.prompt, tokens.responses
+    turns = item.prompt
+    longest = max(map(len, responses), default=0)
+    budget = max(limits.max_prompt_length, limits.max_length - longest)
+    if len(prompt) > budget:
+        turns = _drop_exchanges(form, item, budget)
+        texts = _texts(form, item, turns)
+        prompt, responses, _ = _split(form, item, texts, chat.tokenize(form.tokenizer, texts))
+    if len(prompt) > budget:
+        prompt = _cut_middle(form, item, turns, budget)
+    if prompt is None:
+        return "prompt_does_not_fit" if item.goal is None else "goal_does_not_fit"
+    kept = [response[: limits.max_length - len(prompt)] for response in responses]
+    cut = tuple(len(before) - len(after) for before, after in zip(responses, kept, strict=True))
+    if len(set(map(tuple, kept))) < len(kept):
+        return "identical_after_truncation" if any(cut) else "identical_responses"
+    return Encoded(
+        prompt=np.array(prompt, np.int32),
+        responses=tuple(np.array(response, np.int32) for response in kept),
+        prompt_tokens_cut=len(tokens.prompt) - len(prompt),
+        turns_cut=len(item.prompt) - len(turns),
+        response_tokens_cut=cut,
+        boundary_retokenized=tokens.retokenized,
+    )
+
+
+# Shortening a prompt: what the model must still see is the goal, and how the instruction ends.
+
+
+def _prompt_text(form: ChatFormat, turns: Sequence[Message], goal: str | None) -> str:
+    return chat.render(form.tokenizer, chat.place_goal(turns, goal, form.placement))
+
+
+def _drop_exchanges(form: ChatFormat, item: Item, budget: int) -> tuple[Message, ...]:
+    """Drops the oldest user and assistant turns, two by two, until the prompt fits or one user turn is left.
+
+    The system turn stays, and the goal is written anew on what remains.
+    """
+    turns = item.prompt
+    first = 1 if turns[0].role == "system" else 0
+    while len(turns) > first + 1:
+        turns = turns[:first] + turns[first + 2 :]
+        (ids,) = chat.tokenize(form.tokenizer, [_prompt_text(form, turns, item.goal)])
+        if len(ids) <= budget:
+            break
+    return turns
+
+
+def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: int) -> list[int] | None:
+    """`budget` tokens of a prompt with one user turn: its head and its end. None if that leaves no end to speak of.
+
+    The head goes up to the user's own words. If a system turn of the row's own makes that too long, the head goes up to
+    the system turn's own words, unless the goal comes only after them.
+    """
+    text = _prompt_text(form, turns, item.goal)
+    encoding = form.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    head, footer = _around(form, item, turns, len(turns) - 1)
+    num_footer = sum(end > len(text) - len(footer) for _, end in encoding.offset_mapping)
+    heads = [head]
+    if len(turns) == 2 and (item.goal is None or form.placement == "system"):
+        heads.append(_around(form, item, turns, 0)[0])
+    for head in heads:
+        num_head = sum(start < len(head) for start, _ in encoding.offset_mapping)
+        if budget - num_head - num_footer >= MIN_INSTRUCTION_TOKENS:
+            return encoding.input_ids[:num_head] + encoding.input_ids[num_head - budget :]
+    return None
+
+
+def _around(form: ChatFormat, item: Item, turns: Sequence[Message], index: int) -> tuple[str, str]:
+    """The prompt's text before and after the own words of one turn. A goal is never among those."""
+    probed = (*turns[:index], Message(turns[index].role, chat.PROBE), *turns[index + 1 :])
+    before, _, after = _prompt_text(form, probed, item.goal).partition(chat.PROBE)
+    return before, after
+
+
+def _report(results: list[Encoded | str]) -> EncodeReport:
+    encoded = [result for result in results if isinstance(result, Encoded)]
+    return EncodeReport(
+        num_items=len(results),
+        num_encoded=len(encoded),
+        prompt_tokens_cut=sum(one.prompt_tokens_cut for one in encoded),
+        response_tokens_cut=sum(sum(one.response_tokens_cut) for one in encoded),
+        rows_with_prompt_cut=sum(one.prompt_tokens_cut > 0 for one in encoded),
+        rows_with_response_cut=sum(any(one.response_tokens_cut) for one in encoded),
+        turns_cut=sum(one.turns_cut for one in encoded),
+        boundary_retokenized=sum(one.boundary_retokenized for one in encoded),
+        dropped=dict(Counter(result for result in results if isinstance(result, str))),
+    )

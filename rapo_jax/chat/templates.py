@@ -1,0 +1,317 @@
+"""Messages -> text -> tokens. The one place where a goal is written and where a response begins and ends.
+
+Training, generation, evaluation and the exported chat template all write the goal through `place_goal` (or its Jinja
+twin, `bake_goal`). Lengths, truncation and bulk are the business of rapo_jax.chat.encoding.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rapo_jax.errors import UserError
+from rapo_jax.messages import Message
+
+Placement = Literal["system", "user"]
+
+# For tokenizers without a template. "plain" suits base models: contents apart by blank lines, no names of roles.
+TEMPLATE_PRESETS = {
+    "plain": (
+        r"{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+        r"{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        r"{% if not loop.last or add_generation_prompt %}{{ '\n\n' }}{% endif %}{% endfor %}"
+    ),
+    "chatml": (
+        r"{% for message in messages %}"
+        r"{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+        r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "zephyr": (
+        r"{% for message in messages %}"
+        r"{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}"
+        r"{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+}
+TEMPLATE_CHOICES = f"{'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
+TEMPLATE_KNOB = f"data.chat_template={TEMPLATE_CHOICES}"
+PROBE = "rapo-jax-probe"  # no template treats it specially, and no template contains it
+
+# `rapo_goal` is set to the goal before either. trim_blocks eats the line feed that ends a prelude, so the template
+# after it starts on a line of its own, as it did before.
+SYSTEM_PRELUDE = (
+    r"{%- set messages = [{'role': 'system', 'content': rapo_goal + '\n\n' + messages[0]['content']}] + messages[1:] "
+    r"if messages[0]['role'] == 'system' else [{'role': 'system', 'content': rapo_goal}] + messages %}"
+    "\n"
+)
+USER_PRELUDE = (
+    "{%- set rapo_turns = namespace(placed=[], pending=true) -%}"
+    "{%- for message in messages -%}"
+    "{%- if rapo_turns.pending and message['role'] == 'user' -%}"
+    r"{%- set message = {'role': 'user', 'content': rapo_goal + '\n\n' + message['content']} -%}"
+    "{%- set rapo_turns.pending = false -%}"
+    "{%- endif -%}"
+    "{%- set rapo_turns.placed = rapo_turns.placed + [message] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = rapo_turns.placed %}\n"
+)
+
+
+def load_tokenizer(
+    path: str, *, chat_template: str | None, option: str = "data.chat_template"
+) -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template: its own (None), a preset's, or a .jinja file's.
+
+    `option` is what the user calls `chat_template`, for messages. Runs no code from the checkpoint. Raises UserError where there is no tokenizer or no template.
+    """
+    local = Path(path).expanduser()
+    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"{path}: no such directory; a tokenizer is read from a checkpoint's directory or a hub id.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} has no tokenizer (tokenizer.json) that can be read: {error}") from error
+    if not tokenizer.is_fast or not tokenizer(PROBE, add_special_tokens=False).input_ids:
+        raise UserError(f"{path} has no tokenizer.json; without one, tokens cannot be told from characters.")
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template, option)
+    if tokenizer.chat_template is None:
+        raise UserError(f"{path}: its tokenizer has no chat template; choose one with {option}={TEMPLATE_CHOICES}.")
+    return tokenizer
+
+
+def _read_template(name: str, option: str) -> str:
+    if name in TEMPLATE_PRESETS:
+        return TEMPLATE_PRESETS[name]
+    if not Path(name).is_file():
+        raise UserError(f"{option}={name} is neither a preset nor a file; give {option}={TEMPLATE_CHOICES}.")
+    return Path(name).read_text(encoding="utf-8")
+
+
+# The goal.
+
+
+def place_goal(messages: Sequence[Message], text: str | None, placement: Placement) -> tuple[Message, ...]:
+    r"""Writes the goal's sentence in front: of the system turn, which may be new, or of the first user turn.
+
+    "system": [user Hi] -> [system GOAL, user Hi];   [system Be brief, user Hi] -> [system GOAL\n\nBe brief, user Hi]
+    "user":   [user Hi] -> [user GOAL\n\nHi]
+    """
+    messages = tuple(messages)
+    if text is None:
+        return messages
+    if placement == "system" and messages[0].role != "system":
+        return (Message("system", text), *messages)
+    index = next(index for index, message in enumerate(messages) if message.role == placement)
+    message = Message(placement, f"{text}\n\n{messages[index].content}")
+    return (*messages[:index], message, *messages[index + 1 :])
+
+
+def bake_goal(template: str, text: str, placement: Placement) -> str:
+    """A chat template that writes `text` by itself: on any messages it renders what `template` does after `place_goal`.
+
+    A prelude rebinds `messages` and renders nothing; `template` follows unchanged.
+    """
+    # Not ASCII-only JSON: Jinja would read its surrogate pairs as two broken characters.
+    literal = json.dumps(text, ensure_ascii=False)
+    prelude = SYSTEM_PRELUDE if placement == "system" else USER_PRELUDE
+    return f"{{%- set rapo_goal = {literal} -%}}{prelude}{template}"
+
+
+def resolve_placement(tokenizer: PreTrainedTokenizerBase, requested: Literal["auto", "system", "user"]) -> Placement:
+    """Where this template takes the goal, found by trying: "auto" is the system turn where the template keeps one.
+
+    Some templates raise on a system turn (Gemma-2), some lose it once an answer follows (Mistral-v0.3). Raises
+    UserError where "system" is requested of such a template.
+    """
+    if requested == "user":
+        return "user"
+    if _keeps_system(tokenizer):
+        return "system"
+    if requested == "system":
+        raise UserError(
+            "relabel.placement=system, but the chat template refuses or loses a system turn; "
+            "use relabel.placement=user, or another template with data.chat_template=FILE.jinja."
+        )
+    return "user"
+
+
+def _keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    opening = (Message("system", PROBE), Message("user", "Hi"))
+    middle = (*opening, Message("assistant", "Hello"), Message("user", "Bye"))
+    try:
+        texts = [
+            (render(tokenizer, prompt), render(tokenizer, (*prompt, Message("assistant", "Yes"))))
+            for prompt in (opening, middle)
+        ]
+    except jinja2.TemplateError:
+        return False
+    return all(text.count(PROBE) == 1 for pair in texts for text in pair)
+
+
+# Text and tokens.
+
+
+@dataclass(frozen=True)
+class Ending:
+    r"""How a template closes an assistant turn: it writes `suffix`, of which `kept` ends the response in token `token`.
+
+    Qwen: suffix "<|im_end|>\n", kept "<|im_end|>". A template that writes no special token: kept is the eos token.
+    """
+
+    token: int
+    suffix: str
+    kept: str
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """All it takes to turn a conversation into tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    placement: Placement
+    ending: Ending
+
+
+def chat_format(tokenizer: PreTrainedTokenizerBase, placement: Placement) -> ChatFormat:
+    """Finds out, once per tokenizer, how its template ends a turn."""
+    return ChatFormat(tokenizer=tokenizer, placement=placement, ending=_find_ending(tokenizer))
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends every untruncated response in training, and at which generation stops."""
+    return _find_ending(tokenizer).token
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
+    """A token that no text ends with: the tokenizer's padding, unless a turn ends with it, or another special token."""
+    known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(tokenizer.all_special_ids))
+    free = [token for token in known if token is not None and token not in stops]
+    if not free:
+        raise UserError(
+            "the tokenizer has no special token but those that end a turn, and transformers finds the end of a text by its "
+            "padding; give the starting model's tokenizer a pad_token of its own."
+        )
+    return free[0]
+
+
+def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
+    """Renders a probe response: the first special token that follows it ends the turn, eos without one."""
+    try:
+        text = render(tokenizer, (Message("user", "Hi"), Message("assistant", PROBE)))
+    except jinja2.TemplateError as error:
+        raise UserError(
+            f"the chat template cannot be rendered: {error}; supply another with {TEMPLATE_KNOB}."
+        ) from error
+    if PROBE not in text:
+        raise UserError(f"the chat template does not show the assistant's turn; supply another with {TEMPLATE_KNOB}.")
+    suffix = text.rpartition(PROBE)[2]
+    tokens = {token: number for token, number in tokenizer.added_tokens_encoder.items() if token.strip()}
+    found = [(suffix.index(token), -len(token), token) for token in tokens if token in suffix]
+    if found:
+        start, _, token = min(found)
+        return Ending(token=tokens[token], suffix=suffix, kept=suffix[: start + len(token)])
+    if tokenizer.eos_token is None:
+        raise UserError(
+            "the chat template ends a response without a special token, and the tokenizer has no eos_token; "
+            f"supply another template with {TEMPLATE_KNOB}."
+        )
+    return Ending(token=tokenizer.eos_token_id, suffix=suffix, kept=suffix.rstrip() + tokenizer.eos_token)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """The conversation's text: up to the assistant's header, or with the assistant's turn where that comes last.
+
+    A bos token that the template or the text doubles is written once. Raises jinja2.TemplateError where the template
+    refuses.
+    """
+    text = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.content} for message in messages],
+        tokenize=False,
+        add_generation_prompt=messages[-1].role != "assistant",
+    )
+    bos = tokenizer.bos_token
+    while bos and text.startswith(bos + bos):
+        text = text.removeprefix(bos)
+    return text
+
+
+def render_texts(
+    chat: ChatFormat, messages: Sequence[Message], *, goal: str | None, responses: Sequence[str], row: int
+) -> list[str]:
+    """The text of the prompt, then for each response the text of prompt and response up to the end of the turn.
+
+    Raises UserError, naming `row`, if the template refuses the turns or the prompt's text is not how the others begin.
+    """
+    prompt = place_goal(messages, goal, chat.placement)
+    conversations = [prompt, *((*prompt, Message("assistant", response)) for response in responses)]
+    try:
+        prompt_text, *texts = (render(chat.tokenizer, conversation) for conversation in conversations)
+    except jinja2.TemplateError as error:
+        raise UserError(
+            f"row {row}: the chat template refuses it: {error}; supply another with {TEMPLATE_KNOB}."
+        ) from error
+    for text in texts:
+        if not text.startswith(prompt_text):
+            raise _different(row, prompt_text, text)
+        if not text.endswith(chat.ending.suffix):
+            raise UserError(
+                f"row {row}: the chat template ends this response with {text[-40:]!r}, others with "
+                f"{chat.ending.suffix!r}; supply another with {TEMPLATE_KNOB}."
+            )
+    return [prompt_text, *(text.removesuffix(chat.ending.suffix) + chat.ending.kept for text in texts)]
+
+
+def _different(row: int, prompt_text: str, text: str) -> UserError:
+    pairs = enumerate(zip(prompt_text, text, strict=False))
+    start = next((index for index, (a, b) in pairs if a != b), min(len(prompt_text), len(text)))
+    begin = max(0, start - 20)
+    return UserError(
+        f"row {row}: the chat template writes the prompt differently once a response follows: the prompt has "
+        f"...{prompt_text[begin : start + 40]!r} where the conversation has ...{text[begin : start + 40]!r}; "
+        f"supply a template that does not, with {TEMPLATE_KNOB}."
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered texts. The template has written every special token, so none is added."""
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(texts, verbose=False, **options).input_ids
+
+
+def response_ids(
+    chat: ChatFormat, prompt: tuple[str, list[int]], full: tuple[str, list[int]], *, row: int
+) -> tuple[list[int], bool]:
+    r"""The tokens after the prompt's, ending in exactly one end-of-turn token; and whether they were tokenized apart.
+
+    `prompt` and `full` are texts with their ids. Usually the prompt's ids begin the whole's. Where tokens merge across
+    the boundary ("tell:" + "no" has a token ":no"), no real prompt would ever end like that: the response is tokenized
+    by itself, and must still decode to the same text.
+    """
+    prompt_ids, full_ids = prompt[1], full[1]
+    retokenized = full_ids[: len(prompt_ids)] != prompt_ids
+    ids = _tokenize_apart(chat.tokenizer, prompt, full, row=row) if retokenized else full_ids[len(prompt_ids) :]
+    while ids[-2:] == [chat.ending.token] * 2:
+        ids = ids[:-1]
+    return ids, retokenized
+
+
+def _tokenize_apart(
+    tokenizer: PreTrainedTokenizerBase, prompt: tuple[str, list[int]], full: tuple[str, list[int]], *, row: int
+) -> list[int]:
+    rest = full[0][len(prompt[0]) :]
+    whole = tokenizer.decode(full[1], clean_up_tokenization_spaces=False)
+    for anchor in ("", "\n"):  # after a line feed, sentencepiece adds no space of its own to the response
+        anchor_ids, ids = tokenize(tokenizer, [anchor, anchor + rest])
+        after = ids[len(anchor_ids) :]
+        together = tokenizer.decode(prompt[1] + after, clean_up_tokenization_spaces=False)
+        if ids[: len(anchor_ids)] == anchor_ids and together == whole:
+            return after
+    raise UserError(
+        f"row {row}: the response cannot be told from the prompt: after the prompt's last characters "
+        f"{prompt[0][-40:]!r} the text {rest[:40]!r} does not tokenize to the same text alone as in the conversation; "
+        f"supply a template with a special token between them, with {TEMPLATE_KNOB}."
+    )

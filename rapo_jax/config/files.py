@@ -1,0 +1,184 @@
+"""YAML and key=value overrides -> the typed tree of rapo_jax/config/tree.py, every key checked; and back.
+
+An unknown key is answered with the nearest known one, a wrong type with what was expected.
+"""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rapo_jax.config.constraints import validate
+from rapo_jax.config.tree import Config, Objective, Source
+from rapo_jax.errors import UserError, nearest
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML without code, without duplicate keys."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """The config of a YAML file with `key.sub=value` overrides. Raises UserError naming the key, and what is expected."""
+    tree = read_tree(Path(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not an override; write key=value, such as optimizer.learning_rate=1e-6.")
+        insert(tree, key.strip().split("."), parse_yaml(text, where=override))
+    return validate(build(Config, tree, where=""))
+
+
+def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
+    """The keys and values of a YAML file, over those of the file that its `extends` names (relative to it), if any."""
+    chain = (*chain, path)
+    if path.resolve() in {before.resolve() for before in chain[:-1]}:
+        raise UserError(f"{' extends '.join(map(str, chain))}: a circle; remove one `extends`.")
+    said = f"{chain[-2]} extends {path}, which" if len(chain) > 1 else f"{path}"
+    if not path.is_file():
+        fact = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"{said} {fact}; CONFIG must be a YAML file (examples: configs/).")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{said} is not a text file in UTF-8 ({error}); CONFIG must be a YAML file.") from error
+    tree = parse_yaml(text, where=str(path)) or {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {tree!r:.40}.")
+    if "extends" not in tree:
+        return tree
+    below = tree.pop("extends")
+    if not isinstance(below, str):
+        raise UserError(f"{path}: extends={below!r}: expected the name of a YAML file.")
+    return merge(read_tree(path.parent / below, chain=chain), tree)
+
+
+def merge(below: dict, above: dict) -> dict:
+    """`above` over `below`, key by key; lists are replaced whole.
+
+    >>> merge({"a": 1, "b": {"c": 2, "d": [3, 4]}}, {"b": {"d": [5]}})
+    {'a': 1, 'b': {'c': 2, 'd': [5]}}
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{where} cannot be read as YAML: {line}{problem or str(error).splitlines()[0]}.") from error
+
+
+def insert(tree: dict, keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{'.'.join(keys[: depth + 1])} is a value, it has no {keys[depth + 1]!r}.")
+    tree[keys[-1]] = value
+
+
+def build(cls: type, tree: Any, *, where: str) -> Any:
+    """An instance of the dataclass `cls` from a dict; nested dataclasses, every leaf converted or refused."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{where.rstrip('.')} must hold keys and values, found {tree!r}.")
+    hints, leaves = typing.get_type_hints(cls), {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise UserError(f"unknown key {where}{key}; {nearest(str(key), list(hints))}")
+        if dataclasses.is_dataclass(hints[key]):
+            leaves[key] = build(hints[key], {} if value is None else value, where=f"{where}{key}.")
+        else:
+            leaves[key] = convert(value, hints[key], name=f"{where}{key}")
+    return cls(**leaves)
+
+
+def convert(value: Any, hint: Any, *, name: str) -> Any:
+    """`value` as `hint`. YAML 1.1 reads 5e-7 as a string, so strings that spell numbers are accepted as numbers."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else convert(value, next(o for o in options if o is not type(None)), name=name)
+    if origin is Literal:
+        if value not in options:
+            raise UserError(f"{name}={value!r}: expected one of {', '.join(options)}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            such_as = EXAMPLES.get(options[0]) or f"[{', '.join(typing.get_args(options[0]))}]"
+            raise UserError(f"{name}={value!r}: expected a list, such as {such_as}.")
+        numbered = dataclasses.is_dataclass(options[0])
+        names = [f"{name}[{index}]" if numbered else name for index in range(len(value))]
+        return tuple(convert(item, options[0], name=name) for item, name in zip(value, names, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{name}={value!r}: expected keys and values, such as {{name: 0.5}}.")
+        return {str(key): convert(item, options[1], name=f"{name}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where=f"{name}.")
+    if hint is str and value is None:  # `data.eval_path=` on a command line
+        return ""
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is hint:
+        return value
+    raise UserError(f"{name}={value!r}: expected {EXPECTED[hint]}.")
+
+
+EXAMPLES = {
+    str: "[one, another]",
+    float: "[10, 1]",
+    Objective: "[{name: sft, weight: 0.5}]",
+    Source: "[{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}]",
+}
+EXPECTED = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text (in quotes, if it looks like something else)",
+}
+
+
+def as_dict(config: Any) -> dict:
+    """The resolved tree as plain dicts and lists, ready for YAML and JSON; an objective without what it does not read."""
+    tree = _lists(dataclasses.asdict(config))
+    if "objective" in tree:
+        tree["objective"] = _read_options(tree["objective"])
+    return tree
+
+
+def _read_options(objective: dict) -> dict:
+    plus = [_read_options(term) for term in objective["plus"]]
+    objective = objective | {"plus": plus} if plus else {k: v for k, v in objective.items() if k != "plus"}
+    return {key: value for key, value in objective.items() if value is not None}
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
+
+
+def from_dict(tree: dict) -> Config:
+    """The inverse of `as_dict`, for the config.yaml of a run directory."""
+    return validate(build(Config, tree, where=""))

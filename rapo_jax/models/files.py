@@ -1,0 +1,185 @@
+"""Model directories: safetensors read and written one slice at a time, so that no host ever holds a model whole."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rapo_jax.borders import write_text
+from rapo_jax.errors import UserError
+from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
+from rapo_jax.models.spec import Spec, is_scored, read_config
+from rapo_jax.models.table import SCORE, Row, table
+from rapo_jax.parallel import from_slices, host_slice
+
+RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # saved by old Llama checkpoints
+
+
+class Checkpoint:
+    """The safetensors of a model directory: one file, or shards with an index."""
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+        self.files = self._files()
+
+    def _files(self) -> dict[str, str]:
+        """Tensor name -> file name. Only plain names of safetensors in the directory itself are followed."""
+        index, single = self.directory / "model.safetensors.index.json", self.directory / "model.safetensors"
+        if index.is_file():
+            files = self._weight_map(index)
+            strange = sorted(
+                {f for f in files.values() if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors", f)}
+            )
+            if strange:
+                raise UserError(
+                    f"{index} points at {', '.join(strange[:3])}; only safetensors files beside it are read."
+                )
+            lost = sorted(f for f in set(files.values()) if not (self.directory / f).is_file())
+            if lost:
+                raise UserError(f"{index} names files that do not exist: {', '.join(lost)}.")
+            return files
+        if single.is_file():
+            return dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
+        raise UserError(
+            f"{self.directory} has neither model.safetensors nor model.safetensors.index.json; weights are read from "
+            f"safetensors only (pickled .bin files are refused: convert them first)."
+        )
+
+    def _weight_map(self, index: Path) -> dict[str, str]:
+        try:
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): str(file) for name, file in files.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{index} has no weight_map of tensor names to files; download it again.") from error
+
+    @cached_property
+    def _handles(self) -> dict:
+        return {}
+
+    def _open(self, file: str):
+        if file not in self._handles:
+            try:
+                self._handles[file] = safe_open(self.directory / file, framework="numpy")
+            except SafetensorError as error:
+                raise UserError(
+                    f"{self.directory / file} is not a whole safetensors file ({error}); download it again."
+                ) from error
+        return self._handles[file]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        file = self.files[name]
+        try:
+            return tuple(self._open(file).get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise UserError(f"{self.directory / file} does not hold {name}, which the index promises.") from error
+
+    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
+        return self._open(self.files[name]).get_slice(name)[slices]
+
+
+def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None:
+    """Raises one UserError that lists every missing, unknown and misshapen tensor.
+
+    With `new_head` the directory is a language model's, of which a reward model takes everything but the head.
+    """
+    wanted = {row.name: row.file_shape(spec) for row in table(spec)}
+    found = {name for name in checkpoint.files if not RECOMPUTED.fullmatch(name)}
+    if new_head:
+        wanted.pop(SCORE)
+    if spec.tied or new_head:
+        found.discard("lm_head.weight")
+    problems = [f"missing: {name}" for name in sorted(wanted.keys() - found)]
+    problems += [f"unknown: {name}" for name in sorted(found - wanted.keys())]
+    for name in sorted(wanted.keys() & found):
+        shape = checkpoint.shape(name)
+        if shape != wanted[name]:
+            problems.append(f"misshapen: {name} is {shape}, config.json implies {wanted[name]}")
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise UserError(f"{checkpoint.directory} does not match its config.json: {shown}.")
+
+
+def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> dict:
+    """The parameters of a model directory, sharded over the mesh, in `dtype`.
+
+    A reward model's spec may be read from a language model's directory: its score head is then new, normal like any
+    matrix of a model trained from nothing, from `seed`.
+    """
+    checkpoint = Checkpoint(directory)
+    new_head = spec.scored and not is_scored(read_config(directory))
+    check(checkpoint, spec, new_head=new_head)
+    parameters: dict = {"blocks": {}}
+    for path, letters in parameter_letters(spec).items():
+        if new_head and path == ("score_head",):
+            head_D = spec.initial_sigma * np.random.default_rng(seed).standard_normal(spec.D, np.float32)
+            whole = lambda index, head_D=head_D: head_D[index].astype(dtype)  # noqa: E731
+            parameters["score_head"] = from_slices(mesh, letters, (spec.D,), whole)
+            continue
+        rows = [row for row in table(spec) if row.path == path]
+
+        def read(index: tuple[slice, ...], rows: list[Row] = rows) -> np.ndarray:
+            if rows[0].layer is None:
+                return read_part(rows[0], index)
+            return np.stack([read_part(row, index[1:]) for row in rows[index[0]]])
+
+        def read_part(row: Row, index: tuple[slice, ...]) -> np.ndarray:
+            tensor = checkpoint.read(row.name, row.file_slices(index, spec))
+            return row.from_file(tensor, index).astype(dtype)
+
+        place(parameters, path, from_slices(mesh, letters, shape_of(spec, letters), read))
+    return parameters
+
+
+def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) in file layout, one at a time. In a multi-process run every process must walk it to the end."""
+    for row in table(spec):
+        array = pick(parameters, row.path)
+        array = host_slice(array if row.layer is None else array[row.layer])
+        yield row.name, row.to_file(array.astype(dtype), spec)
+
+
+def save_parameters(
+    parameters: dict, spec: Spec, directory: Path, *, dtype: np.dtype, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes model.safetensors, or shards of at most `shard_bytes` with an index; at most one shard is in memory."""
+    directory = Path(directory)
+    sizes = {row.name: prod(row.file_shape(spec)) * np.dtype(dtype).itemsize for row in table(spec)}
+    shard_of = assign_shards(sizes, shard_bytes)
+    num_shards = max(shard_of.values()) + 1
+    writes = jax.process_index() == 0
+    pending: dict[str, np.ndarray] = {}
+    weight_map = {}
+    for name, tensor in file_tensors(parameters, spec, dtype=dtype):
+        pending[name] = tensor
+        last = all(other in pending for other, shard in shard_of.items() if shard == shard_of[name])
+        weight_map[name] = shard_name(shard_of[name], num_shards)
+        if last:
+            if writes:
+                save_file(pending, directory / weight_map[name], metadata={"format": "pt"})
+            pending = {}
+    if writes and num_shards > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_text(directory / "model.safetensors.index.json", json.dumps(index, indent=2))
+
+
+def assign_shards(sizes: dict[str, int], shard_bytes: int) -> dict[str, int]:
+    """Tensors to files in order, a new file whenever the next tensor would exceed `shard_bytes`."""
+    shards, shard, used = {}, 0, 0
+    for name, size in sizes.items():
+        if used and used + size > shard_bytes:
+            shard, used = shard + 1, 0
+        shards[name], used = shard, used + size
+    return shards
+
+
+def shard_name(shard: int, num_shards: int) -> str:
+    return "model.safetensors" if num_shards == 1 else f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"

@@ -1,0 +1,102 @@
+"""From sources to groups of tokens: what is trained on and what is held out, with goals and without."""
+
+import json
+
+import pytest
+
+from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
+from rapo_jax.batching.pipeline import load_held_out, load_training
+from rapo_jax.config.files import from_dict
+from rapo_jax.errors import UserError
+from tests.tiny import build_tokenizer
+
+ROWS = [
+    {"prompt": f"Q{n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}.", "score_chosen": 0.5 + n % 7, "score_rejected": n % 3}
+    for n in range(60)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def config(tmp_path):
+    def config(data=None, **tree):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        lengths = {"max_length": 256, "max_prompt_length": 192}
+        return from_dict(tree | {"data": {"path": str(tmp_path / "rows.jsonl"), **lengths, **(data or {})}})
+
+    return config
+
+
+def load(config, tokenizer, **options):
+    train = load_training(config, tokenizer, placement="system")
+    return train, load_held_out(config, tokenizer, scales=train.scales, placement="system", **options)
+
+
+def test_without_an_evaluation_nothing_is_held_out(config, tokenizer):
+    train, held = load(config(), tokenizer)
+    assert held is None
+    assert train.report["records"] == 60 and train.report["preferences"]["chosen"] == len(train.groups) / 2
+
+
+def test_held_out_prompts_are_relabelled_like_the_others_or_left_plain(config, tokenizer):
+    made = config({"eval_fraction": 0.3})
+    train, held = load(made, tokenizer)
+    _, plain = load(made, tokenizer, plain=True)
+    assert train.report["records"] + held.report["records"] == 60
+    assert {group.side for group in held.groups} == {CHOSEN_SIDE, REJECTED_SIDE}
+    assert {group.side for group in plain.groups} == {NO_SIDE}
+    assert len(held.groups) == 2 * len(plain.groups)
+    assert {group.row for group in held.groups} == {group.row for group in plain.groups}
+    assert not {group.row for group in held.groups} & {group.row for group in train.groups}
+
+
+def test_the_evaluation_is_on_the_scale_of_the_training(config, tokenizer, tmp_path):
+    """Breaks: the same score would be another goal in the evaluation than in training."""
+    (tmp_path / "eval.jsonl").write_text(json.dumps(ROWS[0] | {"score_chosen": 3.25, "score_rejected": 0}) + "\n")
+    made = config({"eval_path": str(tmp_path / "eval.jsonl")}, relabel={"scale": {"fit": "minmax"}})
+    train, held = load(made, tokenizer)
+    assert train.report["scale"]["reward"]["high"] == 6.5
+    assert held.scales == train.scales
+    assert held.report["scores"] == {"chosen": {"5": 1}, "rejected": {"1": 1}}
+
+
+def test_what_is_read_is_one_thing_and_what_is_made_of_it_another(config, tokenizer):
+    """Breaks: a run that is resumed with another scale would be told that its data changed."""
+    first, second = (load_training(config(relabel={"goal_max": m, "scale": {"fit": "minmax"}}), tokenizer, placement="system")
+                     for m in (10, 100))  # fmt: skip
+    assert first.source_fingerprint == second.source_fingerprint
+    assert first.fingerprint != second.fingerprint
+
+
+def thirds_of(rows_of_sources, tokenizer, tmp_path):
+    """The third response of every group of KTO, as text."""
+    sources = []
+    for n, rows in enumerate(rows_of_sources):
+        path = tmp_path / f"source{n}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources.append({"path": str(path)})
+    data = {"sources": sources, "max_length": 256, "max_prompt_length": 192}
+    made = from_dict({"objective": {"name": "kto"}, "relabel": {"goals": []}, "data": data})
+    groups = load_training(made, tokenizer, placement="system").groups
+    return [tokenizer.decode(group.responses[2], skip_special_tokens=True) for group in groups]
+
+
+def test_prompts_of_two_sources_are_two_also_where_their_rows_have_one_number(tokenizer, tmp_path):
+    """Breaks: a mixture is refused as a single row, or KTO's divergence is never of answers from the other source."""
+    sources = [[{"prompt": f"Q{n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."}] for n in (1, 2, 3)]
+    assert thirds_of(sources, tokenizer, tmp_path) == ["Yes 3.", "Yes 1.", "Yes 2."]
+
+
+def test_rows_with_one_prompt_give_no_answers_to_each_other(tokenizer, tmp_path):
+    """Breaks: KTO's divergence is of answers to the prompt itself, and takes what was learnt for drift."""
+    prompts = ["Q1?", "Q1?", "Q2?", "Q1?"]
+    rows = [{"prompt": p, "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n, p in enumerate(prompts, 1)]
+    assert thirds_of([rows], tokenizer, tmp_path) == ["Yes 3.", "Yes 3.", "Yes 2.", "Yes 3."]
+    with pytest.raises(
+        UserError, match="compares with answers to other prompts, and the data has a single prompt; add"
+    ):
+        thirds_of([[rows[0]], [rows[1]]], tokenizer, tmp_path)

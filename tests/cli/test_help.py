@@ -1,0 +1,54 @@
+"""What a newcomer reads first is there and names what is there."""
+
+from pathlib import Path
+
+import pytest
+
+from rapo_jax import cli
+from rapo_jax.arguments import parser
+from tests.tiny import rapo
+
+ROOT = Path(__file__).parents[2]
+VERBS = {
+    "relabel": ["CONFIG", "--out", "relabel.goals"],
+    "train": ["CONFIG", "key=value", "run_dir", "--distributed", "--cpu-devices", "--coordinator", "--num-processes", "--process-id"],
+    "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal", "--adapter"],
+    "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
+                 "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],
+    "score": ["CONFIG", "--model", "--reference", "--out", "objective.beta"],
+    "plan": ["CONFIG", "key=value", "--topology", "--devices", "--smallest", "--json"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["launch/quickstart.sh", "tests/run.sh"])
+def test_the_readme_names_the_scripts_that_are_there(script):
+    """Breaks: the first two commands that anyone types."""
+    assert script in (ROOT / "README.md").read_text()
+    assert (ROOT / script).is_file()
+
+
+def test_help_lists_every_verb(capsys):
+    assert rapo("--help") == 0
+    printed = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"rapo {verb} " in printed
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_names_its_arguments(capsys, verb):
+    assert rapo(verb, "--help") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: rapo {verb}")
+    for name in VERBS[verb]:
+        assert name in printed
+
+
+def test_every_verb_that_can_be_typed_does_something():
+    """Breaks: a verb is offered by --help, takes its arguments, and ends in a traceback."""
+    (verbs,) = (action.choices for action in parser()._actions if action.dest == "name")
+    assert list(verbs) == list(cli.VERBS) == list(VERBS)
+
+
+def test_the_version_is_printed(capsys):
+    assert rapo("--version") == 0
+    assert capsys.readouterr().out.startswith("rapo_jax ")

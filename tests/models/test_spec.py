@@ -1,0 +1,239 @@
+"""What a model directory must be: every number of its config.json is read or refused, every tensor is accounted for."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rapo_jax.errors import UserError
+from rapo_jax.models.directory import model_directory
+from rapo_jax.models.files import Checkpoint, check
+from rapo_jax.models.spec import read_config, spec_from_config
+from rapo_jax.models.table import table
+from tests.parity.families import FAMILIES, GEMMA2, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2
+
+SPEC = spec_from_config(LLAMA)
+
+
+def refusal(config):
+    with pytest.raises(UserError) as caught:
+        spec_from_config(config)
+    return str(caught.value)
+
+
+# config.json.
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_experts", 8),
+        ("num_local_experts", 8),
+        ("embedding_multiplier", 12.0),
+        ("residual_multiplier", 0.22),
+        ("partial_rotary_factor", 0.5),
+        ("a_number_of_next_year", 3),
+        ("use_qk_norm", True),
+        ("rope_interleaved", True),
+    ],
+)
+def test_a_key_that_nobody_reads_is_refused_by_name(key, value):
+    """Breaks: a number that is ignored is a model that computes something else, without a sign of it."""
+    assert f"config.json (llama) asks for what this decoder does not compute: {key}={value!r}" in refusal(
+        LLAMA | {key: value}
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "supported"),
+    [
+        ("attention_dropout", 0.1, "0"),
+        ("pretraining_tp", 2, "1"),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "None"),
+        ("add_cross_attention", True, "False"),
+    ],
+)
+def test_a_key_with_one_supported_value_is_refused_with_any_other(key, value, supported):
+    assert f"{key}={value!r} (only {supported} is supported)" in refusal(LLAMA | {key: value})
+    spec_from_config(LLAMA | {key: {"0": 0.0, "1": 1, "None": None, "False": False}[supported]})
+
+
+def test_another_activation_is_refused():
+    """Breaks: Llama configs in the wild say gelu; silu in its place gives fluent nonsense."""
+    message = refusal(LLAMA | {"hidden_act": "gelu"})
+    assert "hidden_act='gelu' (supported: silu, gelu_pytorch_tanh)" in message
+
+
+def test_a_switch_of_another_family_is_refused():
+    assert "attn_logit_softcapping=50.0" in refusal(LLAMA | {"attn_logit_softcapping": 50.0})
+    assert "query_pre_attn_scalar=256" in refusal(MISTRAL | {"query_pre_attn_scalar": 256})
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    """Breaks: ten attempts for ten keys, each after a download."""
+    message = refusal(LLAMA | {"num_experts": 8, "attention_dropout": 0.1, "hidden_act": "relu", "use_cache": True})
+    assert message == (
+        "config.json (llama) asks for what this decoder does not compute: num_experts=8; attention_dropout=0.1 (only 0 "
+        "is supported); hidden_act='relu' (supported: silu, gelu_pytorch_tanh)."
+    )
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt2", "qwen3", None])
+def test_an_unknown_family_is_refused_with_the_known_ones(family):
+    assert refusal(LLAMA | {"model_type": family}) == (
+        f"config.json: model_type={family!r} is not supported; supported: llama, mistral, qwen2, gemma2."
+    )
+
+
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        (
+            {"rope_type": "yarn", "factor": 4.0},
+            "rope_type='yarn' is not supported; supported: default, linear, llama3.",
+        ),
+        ({"type": "dynamic", "factor": 2.0}, "rope_type='dynamic' is not supported"),
+        (LLAMA31_ROPE | {"beta_fast": 32}, "rope_type='llama3' has unknown keys beta_fast, lacks none."),
+        ({"rope_type": "linear"}, "rope_type='linear' has unknown keys none, lacks factor."),
+    ],
+)
+def test_a_rope_that_is_not_computed_is_refused(spelling, rope, message):
+    """Breaks: positions that are slightly wrong read well for a page and then do not."""
+    assert message in refusal(LLAMA | {spelling: rope})
+
+
+def test_missing_numbers_are_named_together():
+    config = {key: value for key, value in LLAMA.items() if key not in ("vocab_size", "intermediate_size")}
+    assert refusal(config) == "config.json lacks vocab_size, intermediate_size."
+
+
+def test_layer_types_must_be_one_for_each_layer_and_known():
+    message = refusal(MISTRAL | {"layer_types": ["full_attention", "linear_attention"]})
+    assert "layer_types has 2 entries for 3 layers, unknown linear_attention" in message
+
+
+def test_keys_that_change_no_computation_are_no_obstacle():
+    """Breaks: checkpoints in the wild are full of such keys; none of them may keep a user out."""
+    inert = {"use_cache": False, "torch_dtype": "bfloat16", "eos_token_id": [1, 2], "_name_or_path": "x", "new": None}
+    assert spec_from_config(LLAMA | inert) == SPEC
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_supported_family_is_read(family):
+    spec = spec_from_config(FAMILIES[family])
+    assert (spec.V, spec.D, spec.F, spec.N) == (96, 32, 48, 4)
+    assert len(spec.windows) == spec.L
+
+
+def test_a_key_without_a_value_has_the_meaning_that_transformers_gives_it():
+    """Breaks: an absent sliding_window is 4096 for Gemma-2 and Mistral, tied embeddings are Gemma's default."""
+    assert spec_from_config({k: v for k, v in GEMMA2.items() if k != "tie_word_embeddings"}).tied
+    assert not spec_from_config({k: v for k, v in LLAMA.items() if k != "tie_word_embeddings"}).tied
+    assert set(spec_from_config({k: v for k, v in MISTRAL.items() if k != "sliding_window"}).windows) == {4096}
+    assert spec_from_config(QWEN2).qkv_bias and not spec_from_config(QWEN2).out_bias
+
+
+def test_a_config_json_that_is_missing_or_broken_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json does not exist; model\.path must be"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UserError, match=r"config\.json is not JSON \(Expecting value"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"config\.json holds no object"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "./nowhere", "~/nowhere/at/all", "a/b/c"])
+def test_a_directory_that_does_not_exist_is_not_asked_of_the_hub(path):
+    """Breaks: a typing mistake would be a download, or a minute of retries."""
+    with pytest.raises(UserError, match=r"model\.path='.*': no such directory; give a Hugging Face model directory"):
+        model_directory(path)
+
+
+# Tensors.
+
+
+def tensors():
+    return {row.name: np.zeros(row.file_shape(SPEC), np.float32) for row in table(SPEC)}
+
+
+def complaint(directory):
+    with pytest.raises(UserError) as caught:
+        check(Checkpoint(directory), SPEC)
+    return str(caught.value)
+
+
+def test_a_directory_that_matches_is_accepted(tmp_path):
+    recomputed = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+    save_file(tensors() | recomputed, tmp_path / "model.safetensors")
+    check(Checkpoint(tmp_path), SPEC)
+
+
+def test_missing_unknown_and_misshapen_tensors_are_one_error(tmp_path):
+    """Breaks: weights that stay at their random start, or adapters that are left out, still train."""
+    wrong = tensors()
+    del wrong["model.norm.weight"], wrong["model.layers.2.mlp.up_proj.weight"]
+    wrong["model.layers.0.self_attn.q_norm.weight"] = np.zeros(8, np.float32)
+    wrong["model.embed_tokens.weight"] = np.zeros((97, 32), np.float32)
+    wrong["lm_head.weight"] = np.zeros((32, 96), np.float32)
+    save_file(wrong, tmp_path / "model.safetensors")
+    assert complaint(tmp_path) == (
+        f"{tmp_path} does not match its config.json: missing: model.layers.2.mlp.up_proj.weight; missing: "
+        "model.norm.weight; unknown: model.layers.0.self_attn.q_norm.weight; misshapen: lm_head.weight is (32, 96), "
+        "config.json implies (96, 32); misshapen: model.embed_tokens.weight is (97, 32), config.json implies (96, 32)."
+    )
+
+
+def test_a_very_long_list_is_shown_in_part_and_counted(tmp_path):
+    save_file({"model.norm.weight": np.zeros(32, np.float32)}, tmp_path / "model.safetensors")
+    assert len(table(SPEC)) == 30
+    assert complaint(tmp_path).endswith("; and 9 more.")
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    """Breaks: a .bin file is a program that runs when it is read."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    message = complaint(tmp_path)
+    assert "has neither model.safetensors nor model.safetensors.index.json" in message
+    assert "pickled .bin files are refused: convert them first" in message
+
+
+def write_index(directory, weight_map):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(
+    "file", ["../other/model.safetensors", "/etc/passwd", "a/b.safetensors", "model.bin", ".hidden.safetensors"]
+)
+def test_an_index_cannot_point_out_of_its_directory(tmp_path, file):
+    """Breaks: a model from the internet could name any file of this machine."""
+    write_index(tmp_path, {"model.norm.weight": file})
+    assert f"points at {file}; only safetensors files beside it are read" in complaint(tmp_path)
+
+
+def test_shards_that_do_not_exist_are_named(tmp_path):
+    write_index(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+    assert "files that do not exist: model-00001-of-00002.safetensors, model-00002-of-" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_an_index_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json has no weight_map of tensor names to files" in complaint(tmp_path)
+
+
+def test_an_index_that_promises_a_tensor_its_file_does_not_hold_is_found_out(tmp_path):
+    save_file({"model.norm.weight": np.zeros(32, np.float32)}, tmp_path / "one.safetensors")
+    write_index(tmp_path, dict.fromkeys(tensors(), "one.safetensors"))
+    assert "one.safetensors does not hold lm_head.weight, which the index promises" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -1])
+def test_a_file_cut_short_is_refused_before_anything_is_read_from_it(tmp_path, keep):
+    """Breaks: an interrupted download. Zeros or garbage at the end of the last tensor would train."""
+    save_file(tensors(), tmp_path / "whole.safetensors")
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:keep])
+    assert f"{tmp_path / 'model.safetensors'} is not a whole safetensors file (" in complaint(tmp_path)

@@ -1,0 +1,194 @@
+"""What a run leaves behind: metrics by the names that users know, a report of the data, and no secrets."""
+
+import json
+import math
+
+import pytest
+
+from rapo_jax.config.files import load_config
+from rapo_jax.config.tree import Config
+from rapo_jax.train.journal import Journal, cut_back, duration
+from tests.tiny import PAIRS, RUN, rapo, write_model, write_rows
+
+TOKEN = "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"
+OF_GROUPS = {"loss", "logps/chosen", "logps/rejected"} | {
+    f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")
+}
+OF_STEPS = {"step", "epoch", "learning_rate", "grad_norm", "pairs_per_s", "real_tokens_per_s", "real_token_fraction"}
+OF_STEPS |= {"time/step_s", "time/waiting_for_data_s"}
+SIDES = ("", "goal_chosen/", "goal_rejected/")
+TIED = PAIRS[0] | {"score_chosen": 5, "score_rejected": 5}
+EMPTY = PAIRS[0] | {"chosen": ""}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run of two steps with an evaluation after each; one tied row, one row that cannot be used, a token in the air."""
+    world = tmp_path_factory.mktemp("world")
+    (world / "config.yaml").write_text(RUN)
+    write_model(world / "model")
+    write_rows(world / "pairs.jsonl", [*PAIRS, TIED, EMPTY])
+    write_rows(world / "held_out.jsonl", PAIRS[:3])
+    paths = {"model.path": "model", "data.path": "pairs.jsonl", "data.eval_path": "held_out.jsonl", "run_dir": "run"}
+    overrides = [f"{key}={world / name}" for key, name in paths.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+            patch.setenv(name, TOKEN)
+        code = rapo("train", world / "config.yaml", *overrides, "train.eval_every=1", "data.bad_rows=drop")
+    assert code == 0
+    return world / "run"
+
+
+@pytest.fixture(scope="module")
+def records(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+# metrics.jsonl.
+
+
+@pytest.mark.slow
+def test_every_step_is_one_record_with_every_name(records):
+    """Breaks: plots and sweeps read these names; one that goes missing is noticed weeks later."""
+    names = OF_STEPS | {prefix + name for prefix in SIDES for name in OF_GROUPS}
+    names |= {f"eval_{prefix}{name}" for prefix in SIDES for name in OF_GROUPS}
+    names |= {f"eval_plain_{name}" for name in OF_GROUPS}  # the same rows without goals
+    assert [record["step"] for record in records] == [1, 2]
+    for record in records:
+        assert set(record) == names
+
+
+@pytest.mark.slow
+def test_the_first_step_is_where_policy_and_reference_are_the_same(records):
+    first = records[0]
+    for prefix in SIDES:
+        assert first[f"{prefix}loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert first[f"{prefix}rewards/margins"] == pytest.approx(0, abs=1e-6)
+        assert first[f"{prefix}logps/chosen"] < 0 > first[f"{prefix}logps/rejected"]
+    assert first["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_counters_count(records):
+    """12 pairs give 24 preferences, 8 a step: a third of an epoch each. The first rate of a warmup is 0."""
+    assert [record["epoch"] for record in records] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert [record["learning_rate"] for record in records] == [0, pytest.approx(1e-3)]
+    assert all(record["pairs_per_s"] > 0 and 0 < record["real_token_fraction"] <= 1 for record in records)
+
+
+@pytest.mark.slow
+def test_margins_are_chosen_minus_rejected_and_the_sides_average_to_the_whole(records):
+    """The held-out rows give as many goals of chosen as of rejected responses."""
+    for record in records:
+        difference = record["rewards/chosen"] - record["rewards/rejected"]
+        assert record["rewards/margins"] == pytest.approx(difference, abs=1e-5)
+        for name in OF_GROUPS:
+            sides = [record[f"eval_goal_{side}/{name}"] for side in ("chosen", "rejected")]
+            assert record[f"eval_{name}"] == pytest.approx(sum(sides) / 2, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_goals_reverse_which_response_is_chosen(records):
+    """At g = r_w the row's chosen response is preferred, at g = r_l its rejected one: the same two, the other way round.
+    Their log-probabilities differ only by the number in the goal."""
+    first = records[0]
+    for ours, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        forward, backward = (
+            first[f"eval_goal_{side}/logps/{name}"] for side, name in (("chosen", ours), ("rejected", other))
+        )
+        assert forward == pytest.approx(backward, rel=0.1)
+
+
+@pytest.mark.slow
+def test_an_update_shows_in_the_next_evaluation(records):
+    """After the second step, the first with a learning rate, the policy has left its reference on the held-out rows."""
+    assert records[0]["eval_rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert records[1]["eval_loss"] < math.log(2)
+    assert records[1]["eval_rewards/margins"] > 0
+
+
+# Everything else in the run directory.
+
+
+@pytest.mark.slow
+def test_the_run_directory_holds_what_it_says_it_holds(run_dir):
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {"config.yaml", "data_report.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert any(path.stat().st_size for path in (run_dir / "tensorboard").iterdir())
+    assert load_config(run_dir / "config.yaml").train.eval_every == 1
+
+
+@pytest.mark.slow
+def test_the_data_report_accounts_for_every_row(run_dir):
+    """Breaks: a fifth of the data could be dropped or cut without anyone being told."""
+    report = json.loads((run_dir / "data_report.json").read_text())
+    train = report["train"]
+    assert (train["rows_read"], train["rows_dropped"]) == (14, {"empty_response": 1})
+    assert train["ties"] == {"found": 1, "dropped": 1}
+    assert train["preferences"] == {"chosen": 12, "rejected": 12}
+    assert train["groups"] == 24
+    assert train["scores_from"] == "columns score_chosen, score_rejected"
+    assert train["scores"] == {"chosen": {"5": 1, "7": 4, "8": 4, "9": 4}, "rejected": {"2": 12, "5": 1}}
+    assert train["label_against_scores"] == 0
+    assert train["goal_placement"] == "system"
+    assert (train["cut"]["prompt_tokens_cut"], train["cut"]["response_tokens_cut"]) == (0, 0)
+    assert set(train["tokens"]) == {"prompt", "response", "group"}
+    assert report["eval"]["groups"] == 6
+    assert (report["plan"]["steps"], report["plan"]["groups_left_over"]) == (2, 8)
+
+
+@pytest.mark.slow
+def test_no_secret_is_written_anywhere(run_dir):
+    """Breaks: run directories are shared, uploaded and published."""
+    files = [path for path in run_dir.parent.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+# The journal itself.
+
+
+def lines(*steps):
+    return "".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("before", "last_step", "after"),
+    [
+        (lines(1, 2, 3), 3, lines(1, 2, 3)),
+        (lines(1, 2, 3), 2, lines(1, 2)),
+        (lines(1, 2) + '{"step": 3, "lo', 2, lines(1, 2)),
+        (lines(1, 2) + '{"step": 3, "lo', 5, lines(1, 2)),
+        (lines(1, 2), 0, ""),
+    ],
+)
+def test_a_resumed_record_holds_every_step_once_and_no_half_line(tmp_path, before, last_step, after):
+    """Breaks: after a kill, steps would stand in the record twice and its last line would not be JSON."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(before)
+    cut_back(path, last_step)
+    assert path.read_text() == after
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_there_is_nothing_to_cut_back_in_a_new_run(tmp_path):
+    cut_back(tmp_path / "metrics.jsonl", 0)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_side_without_groups_is_left_out_but_a_nan_loss_is_not(tmp_path):
+    """Breaks: NaN where there is nothing to average looks like divergence; divergence that is left out looks like peace."""
+    journal = Journal(tmp_path, Config(), num_steps=1, first_step=0)
+    journal.write(1, {"loss": math.nan, "goal_rejected/loss": math.nan, "goal_chosen/loss": 0.7})
+    journal.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text) == {"step": 1, "loss": None, "goal_chosen/loss": 0.7}
+    assert "NaN" not in text  # which is not JSON
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (45.4, "45 s"), (200, "3 m 20 s"), (3599.6, "1 h 00 m"), (7500, "2 h 05 m")],
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
