@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from rapo_jax.batching import pipeline
-from rapo_jax.batching.batch_plan import Group, Plan, num_branches
+from rapo_jax.batching.batch_plan import BatchPlan, Group, num_branches
 from rapo_jax.config.tree import Config
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import my_rows, num_row_shards
@@ -58,7 +58,7 @@ def run_pass(
     column: Column | None,
     known: np.ndarray,
     groups: Sequence[Group],
-    plan: Plan,
+    plan: BatchPlan,
     parameters: dict,
     *,
     config: Config,

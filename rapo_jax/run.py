@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rapo_jax import __version__
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.batching import pipeline
-from rapo_jax.batching.batch_plan import Plan, group_lengths, num_branches
+from rapo_jax.batching.batch_plan import BatchPlan, group_lengths, num_branches
 from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.borders import write_text
 from rapo_jax.chat.templates import Placement, end_of_turn, load_tokenizer, padding_token, resolve_placement
@@ -153,7 +153,7 @@ def train_or_resume(config: Config) -> int:
     return code
 
 
-def step_costs(data: pipeline.Dataset, plan: Plan, setup: Setup) -> Callable[[int], Cost]:
+def step_costs(data: pipeline.Dataset, plan: BatchPlan, setup: Setup) -> Callable[[int], Cost]:
     """step -> what it has to compute, by the definitions of rapo_jax/accounting.py."""
     B, T = plan.shape.B, plan.shape.T
     in_step = reference_is_resident(setup.config)
@@ -209,7 +209,7 @@ def cached_references(
     setup: Setup,
     parameters: dict,
     identity: dict,
-    plan: Plan,
+    plan: BatchPlan,
     data: pipeline.Dataset,
     held_out: dict[str, pipeline.Dataset],
 ) -> dict[str, np.ndarray] | None:
@@ -343,7 +343,7 @@ def refuse_foreign_directory(run_dir: Path) -> None:
         raise UserError(f"run_dir={run_dir} exists and is not a run of rapo_jax; choose another run_dir.")
 
 
-def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipeline.Dataset], plan: Plan) -> None:
+def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipeline.Dataset], plan: BatchPlan) -> None:
     if jax.process_index() != 0:
         return
     report = {"train": data.report, "eval": held_out["eval"].report if held_out else None}
@@ -359,7 +359,7 @@ def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipe
         write_text(setup.run_dir / SIDECAR, json.dumps(data.scales.tree(), indent=2) + "\n")
 
 
-def announce(setup: Setup, data: pipeline.Dataset, plan: Plan, restored: Restored | None) -> None:
+def announce(setup: Setup, data: pipeline.Dataset, plan: BatchPlan, restored: Restored | None) -> None:
     """What is about to happen, on one screen."""
     report, shape, config = data.report, plan.shape, setup.config
     unit = {"one": "responses", "pair": "pairs"}.get(config.objective.responses, "groups")

@@ -64,7 +64,7 @@ def num_branches(groups: Sequence[Group]) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """`steps[s]` are the rows of optimizer step s; `shape` fits them all."""
 
     steps: list[Rows]
@@ -144,7 +144,7 @@ def make_plan(
     rows_per_shard: int | None,
     num_row_shards: int,
     scored: Scored = "responses",
-) -> Plan:
+) -> BatchPlan:
     """Packs every step. Raises UserError when a group does not fit a row."""
     sizes = np.array([group.num_tokens for group in groups])
     T, rows_per_shard = choose_rows(sizes, steps, row_length, rows_per_shard, num_row_shards=num_row_shards)
@@ -164,7 +164,7 @@ def make_plan(
         C=len(groups[0].responses),
         scored=scored,
     )
-    return Plan(packed, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)))
+    return BatchPlan(packed, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)))
 
 
 def choose_rows(

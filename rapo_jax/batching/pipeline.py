@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.batch import Batch
-from rapo_jax.batching.batch_plan import Group, Plan, make_plan, materialise, sequential_steps, shuffled_steps
+from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise, sequential_steps, shuffled_steps
 from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.chat.templates import Placement
@@ -161,7 +161,7 @@ def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
     }
 
 
-def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
+def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> BatchPlan:
     """The optimizer steps of the whole run. Raises UserError when a batch would need more groups than there are."""
     batch_size, num_groups = config.train.batch_size, len(groups)
     num_steps = config.train.max_steps or int(config.train.num_epochs * num_groups / batch_size)
@@ -175,7 +175,7 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
 
 
-def plan_reference(groups: Sequence[Group], members: np.ndarray, config: Config, *, num_row_shards: int) -> Plan:
+def plan_reference(groups: Sequence[Group], members: np.ndarray, config: Config, *, num_row_shards: int) -> BatchPlan:
     """Rows of `members`, one microbatch a step, for a pass whose results are wanted group by group."""
     whole = pack_steps(groups, [members], config, num_row_shards=num_row_shards)
     (rows,), B = whole.steps, whole.shape.B
@@ -183,7 +183,7 @@ def plan_reference(groups: Sequence[Group], members: np.ndarray, config: Config,
     return replace(whole, steps=steps, shape=replace(whole.shape, M=1))
 
 
-def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> Plan:
+def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> BatchPlan:
     """Every group once, in order."""
     steps = sequential_steps(len(groups), batch_size=config.train.batch_size)
     try:
@@ -192,7 +192,7 @@ def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: 
         raise UserError(f"data.eval_path={config.data.eval_path}: {error}") from error
 
 
-def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config, *, num_row_shards: int) -> Plan:
+def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config, *, num_row_shards: int) -> BatchPlan:
     return make_plan(
         groups,
         steps,
@@ -204,7 +204,7 @@ def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config,
 
 
 def batches(
-    groups: Sequence[Group], plan: Plan, mine: Sequence[int], *, reference: np.ndarray | None = None
+    groups: Sequence[Group], plan: BatchPlan, mine: Sequence[int], *, reference: np.ndarray | None = None
 ) -> Callable[[int], Iterator[Batch]]:
     """k -> the batches of steps k, k + 1, ... to the plan's end, prepared by a few threads ahead of their use.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from rapo_jax.accounting import Work, mfu, real_work, recomputed_flops, step_flops
 from rapo_jax.batching import pipeline
-from rapo_jax.batching.batch_plan import Plan, group_lengths
+from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
 from rapo_jax.config.files import as_dict, from_dict, insert, parse_yaml
 from rapo_jax.config.tree import Config
 from rapo_jax.models.spec import Spec
@@ -145,7 +145,7 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
     return Assessment(*said, compiled.memory, compiled.seconds, attention, program, flops, seconds)
 
 
-def packing_of(plan: Plan, config: Config, num_groups: int, seconds: float) -> Packing:
+def packing_of(plan: BatchPlan, config: Config, num_groups: int, seconds: float) -> Packing:
     return Packing(
         shape=asdict(plan.shape),
         num_groups=num_groups,
@@ -159,7 +159,7 @@ def packing_of(plan: Plan, config: Config, num_groups: int, seconds: float) -> P
 
 def count_flops(
     question: Question,
-    plan: Plan,
+    plan: BatchPlan,
     packing: Packing,
     program: Program,
     attention: Attention,

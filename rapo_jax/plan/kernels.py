@@ -11,7 +11,7 @@ from math import prod
 import jax.numpy as jnp
 import numpy as np
 
-from rapo_jax.batching.batch_plan import Group, Plan, materialise
+from rapo_jax.batching.batch_plan import BatchPlan, Group, materialise
 from rapo_jax.models.attention.cpu import TILE
 from rapo_jax.models.attention.dispatch import Layout, in_window, sees, takes
 from rapo_jax.models.attention.gpu import FORWARD
@@ -58,7 +58,7 @@ def products_of(kernel: Kernel) -> int:
     return next((products for word, products in PRODUCTS.items() if word in kernel.name), 0)
 
 
-def attention_of(kernel: str, spec: Spec, groups: Sequence[Group], plan: Plan, *, remat: str) -> Attention:
+def attention_of(kernel: str, spec: Spec, groups: Sequence[Group], plan: BatchPlan, *, remat: str) -> Attention:
     """What `kernel`, a name of rapo_jax/models/attention/dispatch.py, computes on the rows of a plan."""
     T = plan.shape.T
     if kernel == "einsum" or not takes(kernel, T=T, S=T, H=spec.H):  # its scores are not kept, whatever else is
@@ -70,7 +70,7 @@ def attention_of(kernel: str, spec: Spec, groups: Sequence[Group], plan: Plan, *
     return Attention(kernel, tiles * height * width, tiles / (T // height), again)
 
 
-def visible_tiles(spec: Spec, groups: Sequence[Group], plan: Plan, *, height: int, width: int) -> float:
+def visible_tiles(spec: Spec, groups: Sequence[Group], plan: BatchPlan, *, height: int, width: int) -> float:
     """Tiles of `height` x `width` pairs with a visible one, on average over layers and the first rows of the plan."""
     rows = plan.steps[0][:NUM_SAMPLED_ROWS]
     shape = replace(plan.shape, M=1, B=len(rows))

@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE, Batch, Shape
-from rapo_jax.batching.batch_plan import Group, Plan, make_plan, materialise, shuffled_steps
+from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise, shuffled_steps
 from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config
@@ -166,7 +166,7 @@ class Trained:
     step: TrainStep
 
 
-def plan_of(groups: list[Group], config: Config, *, num_steps: int, row_length: int, num_shards: int) -> Plan:
+def plan_of(groups: list[Group], config: Config, *, num_steps: int, row_length: int, num_shards: int) -> BatchPlan:
     sizes = np.array([group.num_tokens for group in groups])
     steps = shuffled_steps(sizes, batch_size=config.train.batch_size, num_steps=num_steps, seed=config.seed)
     limits = {"row_length": row_length, "rows_per_shard": config.rows.per_shard, "num_row_shards": num_shards}

@@ -14,7 +14,7 @@ import torch
 from jax.sharding import AxisType, Mesh
 
 from rapo_jax.batching import pipeline
-from rapo_jax.batching.batch_plan import Group, Plan
+from rapo_jax.batching.batch_plan import BatchPlan, Group
 from rapo_jax.config.files import from_dict
 from rapo_jax.models.files import file_tensors
 from rapo_jax.models.peft import adapter_tensors
@@ -105,7 +105,7 @@ class Ours:
     one of peft where adapters were trained."""
 
     setup: Setup
-    plan: Plan
+    plan: BatchPlan
     groups: list[Group]
     metrics: list[dict[str, float]]
     weights: dict[str, np.ndarray]

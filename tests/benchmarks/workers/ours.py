@@ -15,7 +15,7 @@ import yaml
 from turns import Turns, lengths, pairs, settings, worker_parser
 
 from rapo_jax.batching import pipeline
-from rapo_jax.batching.batch_plan import Group, Plan
+from rapo_jax.batching.batch_plan import BatchPlan, Group
 from rapo_jax.batching.groups import fingerprint_of_groups
 from rapo_jax.config.files import load_config
 from rapo_jax.config.tree import Config
@@ -52,7 +52,7 @@ def as_group(number: int, pair: dict) -> Group:
     return Group(prompt, tuple(responses), rewards=(NAN, NAN), side=pair["side"], row=number)
 
 
-def as_in_a_run(groups: list[Group], all_lengths: list[list[int]], config: Config, *, num_row_shards: int) -> Plan:
+def as_in_a_run(groups: list[Group], all_lengths: list[list[int]], config: Config, *, num_row_shards: int) -> BatchPlan:
     """The plan of one step of `groups` in the shapes that fit every step of an epoch over groups of these lengths."""
     zeros = [[np.zeros(length, np.int32) for length in each] for each in all_lengths]
     every = [Group(p, tuple(r), rewards=(NAN, NAN), side=0, row=row) for row, (p, *r) in enumerate(zeros)]
