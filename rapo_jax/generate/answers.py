@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat.encoding import Item, encode_all
-from rapo_jax.chat.goal_prompt import DEFAULT_GOAL_PROMPT, GoalPrompt, read_goal_prompt
+from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, read_goal_prompt
 from rapo_jax.chat.templates import Placement, end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.data.files import Row, read_rows
 from rapo_jax.errors import UserError
@@ -147,7 +147,7 @@ def encode_prompts(
     if known and request.chat_template is None:
         tokenizer.chat_template = known.chat_template
     placement = known.placement if known else resolve_placement(tokenizer, "auto")
-    sentence = (known or DEFAULT_GOAL_PROMPT).sentence(request.goal)
+    sentence = (known or PAPER_GOAL_PROMPT).sentence(request.goal)
     return tokenizer, chat_prompts(
         tokenizer, prompts, goal=sentence, placement=placement, max_length=request.max_prompt_length
     )

@@ -1,8 +1,9 @@
-"""Where a model is: a local directory or a hub id, and what a directory says about stopping."""
+"""Finding a model: a local directory or a hub id, and the stop tokens that it declares. Weights: rapo_jax/models/files.py."""
 
-import json
 from pathlib import Path
+from typing import Any
 
+from rapo_jax.borders import read_object
 from rapo_jax.errors import UserError
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*"]
@@ -31,15 +32,25 @@ def model_directory(path: str, *, option: str = "model.path", weights: bool = Tr
         ) from error
 
 
-def read_generation_config(directory: Path) -> dict:
+def read_generation_config(directory: Path) -> dict[str, Any]:
+    """generation_config.json, {} where there is none. Raises UserError for a damaged one."""
     path = Path(directory) / "generation_config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); correct it, or remove it to do without.") from error
+    return read_object(path, remedy="correct it, or remove it to do without") if path.is_file() else {}
 
 
-def eos_tokens(directory: Path, config: dict) -> list[int]:
-    """The stop tokens that a checkpoint declares, in generation_config.json before config.json."""
-    declared = read_generation_config(directory).get("eos_token_id", config.get("eos_token_id"))
+def declared_stop_tokens(directory: Path) -> list[int]:
+    """The eos_token_id of generation_config.json, or else of config.json; [] where neither declares any."""
+    declared = read_generation_config(directory).get("eos_token_id")
+    path = Path(directory) / "config.json"
+    if declared is None and path.is_file():
+        declared = read_object(path).get("eos_token_id")
+    return eos_list(declared)
+
+
+def eos_list(declared: int | list[int] | None) -> list[int]:
     return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+
+
+def eos_tokens(directory: Path, config: dict[str, Any]) -> list[int]:
+    """As `declared_stop_tokens`, for callers that have read config.json."""
+    return eos_list(read_generation_config(directory).get("eos_token_id", config.get("eos_token_id")))

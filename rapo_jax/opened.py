@@ -1,0 +1,134 @@
+"""Opening a model: from a directory, or from live weights, to something that can be asked questions.
+
+Training, relabelling, generation, scoring, evaluation and export all open models here, so that they agree on the chat
+template, on how a goal is asked for and on the tokens that end an answer. Opening is not sampling: see rapo_jax/generate.
+
+A directory exported by rapo carries a chat template that asks for a goal by itself. Here that goal is taken out again
+(`tokenizer.chat_template` never writes one) and kept as `goal_prompt.baked`, so that no prompt asks twice.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_goal_prompt, read_goal_prompt
+from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
+from rapo_jax.config.tree import Config
+from rapo_jax.models.directory import declared_stop_tokens, model_directory
+from rapo_jax.models.files import load_parameters
+from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.parallel import make_mesh
+
+
+@dataclass(frozen=True)
+class OpenedTokenizer:
+    """A model's tokenizer and how the model is talked to, without its weights.
+
+    `tokenizer.chat_template` writes no goal by itself. `stop_tokens` end an answer: those that the directory declares
+    and, unless texts are continued raw, the one that ends a turn. `has_own_goal_prompt` is False where the goal prompt
+    is only the paper's, because nobody recorded how the model was trained.
+    """
+
+    directory: Path
+    tokenizer: PreTrainedTokenizerBase
+    goal_prompt: GoalPrompt
+    stop_tokens: tuple[int, ...]
+    has_own_goal_prompt: bool
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """Weights on a mesh, together with all that an `OpenedTokenizer` knows. `dtype` is that of the computation."""
+
+    spec: Spec
+    parameters: dict[str, Any]
+    mesh: Mesh
+    dtype: jnp.dtype
+    tokenizer: PreTrainedTokenizerBase
+    goal_prompt: GoalPrompt
+    stop_tokens: tuple[int, ...]
+    has_own_goal_prompt: bool
+
+
+def open_tokenizer(
+    directory: Path, *, chat_template: str | None = None, option: str = "data.chat_template", raw: bool = False
+) -> OpenedTokenizer:
+    """The tokenizer of a model directory and the goal prompt that the directory records, or else the paper's.
+
+    `chat_template` (a preset or a .jinja file; `option` is its name for the user) replaces the directory's own template
+    and the goal baked into it. With `raw`, texts are continued as they are: no chat template is needed, and the end of
+    a turn is no stop. Raises UserError where there is no tokenizer or no template, or rapo.json is damaged.
+    """
+    directory = Path(directory)
+    own = read_goal_prompt(directory)
+    # Any template will do for raw texts: none is applied.
+    tokenizer = load_tokenizer(str(directory), chat_template="plain" if raw else chat_template, option=option)
+    if own and chat_template is None and not raw:
+        tokenizer.chat_template = own.chat_template
+    stops = declared_stop_tokens(directory)
+    if not stops and tokenizer.eos_token_id is not None:
+        stops = [tokenizer.eos_token_id]
+    if raw:
+        return OpenedTokenizer(directory, tokenizer, own or PAPER_GOAL_PROMPT, tuple(stops), own is not None)
+    goal_prompt = own or replace(PAPER_GOAL_PROMPT, placement=resolve_placement(tokenizer, "auto"))
+    goal_prompt = replace(goal_prompt, chat_template=tokenizer.chat_template)
+    if chat_template is not None:
+        goal_prompt = replace(goal_prompt, baked=None)
+    stops = sorted({*stops, end_of_turn(tokenizer)})
+    return OpenedTokenizer(directory, tokenizer, goal_prompt, tuple(stops), own is not None)
+
+
+def open_for_training(directory: Path, config: Config) -> OpenedTokenizer:
+    """The tokenizer of the model that a run starts from, with the goal prompt that the configuration asks for."""
+    opened = open_tokenizer(directory, chat_template=config.data.chat_template)
+    goal_prompt = configured_goal_prompt(
+        config.relabel,
+        placement=resolve_placement(opened.tokenizer, config.relabel.placement),
+        chat_template=opened.goal_prompt.chat_template,
+    )
+    return replace(opened, goal_prompt=goal_prompt, has_own_goal_prompt=True)
+
+
+def with_weights(
+    opened: OpenedTokenizer, parameters: dict[str, Any], *, spec: Spec, mesh: Mesh, dtype: jnp.dtype | str = "float32"
+) -> OpenedModel:
+    """A model made of live weights; no disk is touched."""
+    return OpenedModel(
+        spec=spec,
+        parameters=parameters,
+        mesh=mesh,
+        dtype=jnp.dtype(dtype),
+        tokenizer=opened.tokenizer,
+        goal_prompt=opened.goal_prompt,
+        stop_tokens=opened.stop_tokens,
+        has_own_goal_prompt=opened.has_own_goal_prompt,
+    )
+
+
+def load_model(opened: OpenedTokenizer, *, mesh: Mesh | None = None, dtype: jnp.dtype | str = "float32") -> OpenedModel:
+    """The weights of a directory whose tokenizer is open, in `dtype`, on `mesh` (default: all devices as fsdp)."""
+    spec = spec_from_config(read_config(opened.directory))
+    mesh = mesh or make_mesh(fsdp=-1)
+    parameters = load_parameters(opened.directory, spec, mesh=mesh, dtype=jnp.dtype(dtype))
+    return with_weights(opened, parameters, spec=spec, mesh=mesh, dtype=dtype)
+
+
+def open_model(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: jnp.dtype | str = "float32",
+    chat_template: str | None = None,
+    raw: bool = False,
+    option: str = "MODEL_DIR",
+) -> OpenedModel:
+    """Opens a model directory or hub id, weights included; `option` is what the user calls `path`.
+
+    Where prompts are checked first, use `open_tokenizer` and then `load_model`: weights are slow to read.
+    """
+    directory = model_directory(str(path), option=option)
+    return load_model(open_tokenizer(directory, chat_template=chat_template, raw=raw), mesh=mesh, dtype=dtype)
