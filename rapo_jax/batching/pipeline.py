@@ -17,8 +17,7 @@ from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialis
 from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.chat.templates import Placement
-from rapo_jax.config.tree import Config
-from rapo_jax.config.tree import Source as SourceOptions
+from rapo_jax.config.tree import Config, SourceOptions
 from rapo_jax.data.prepare import Prepared, prepare, sources_of
 from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
 from rapo_jax.data.report import report_of

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from rapo_jax.config.tree import LORA_TARGETS, Config, Data, Lora, Objective, Relabel
+from rapo_jax.config.tree import LORA_TARGETS, Config, Data, LoraOptions, Objective, Relabel
 from rapo_jax.errors import UserError, nearest
 from rapo_jax.objectives import AMBIGUOUS, OBJECTIVES
 from rapo_jax.relabel import TEMPLATES, template_complaint
@@ -241,7 +241,7 @@ def validate_relabel(relabel: Relabel) -> None:
         raise UserError(f"relabel.scale.deviations={scale.deviations} must be positive and finite.")
 
 
-def validate_lora(lora: Lora) -> None:
+def validate_lora(lora: LoraOptions) -> None:
     unread = [
         f"lora.{option.name}={getattr(lora, option.name)}"
         for option in dataclasses.fields(lora)[1:]

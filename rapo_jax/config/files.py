@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from rapo_jax.config.constraints import validate
-from rapo_jax.config.tree import Config, Objective, Source
+from rapo_jax.config.tree import Config, Objective, SourceOptions
 from rapo_jax.errors import UserError, nearest
 
 
@@ -145,7 +145,7 @@ EXAMPLES = {
     str: "[one, another]",
     float: "[10, 1]",
     Objective: "[{name: sft, weight: 0.5}]",
-    Source: "[{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}]",
+    SourceOptions: "[{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}]",
 }
 EXPECTED = {
     int: "an integer",

@@ -1,12 +1,14 @@
-"""The typed tree of a run: every key and its default, which is the paper's.
+"""The typed tree of a run's configuration: every key with its default (the paper's), meaning and effect.
 
-Files and command lines become it in rapo_jax/config/files.py; what no type expresses is in rapo_jax/config/constraints.py.
+files.py reads it from YAML and command lines, constraints.py checks what no single field expresses, keys.py lists it.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from rapo_jax.objectives import OBJECTIVES
+from rapo_jax.config.fields import about, key, section
+from rapo_jax.config.objective import Objective
+from rapo_jax.intervals import NOT_NEGATIVE, POSITIVE, UNIT, Interval
 from rapo_jax.relabel import SIDES, Side
 
 Remat = Literal["none", "mlp", "attention", "full"]
@@ -19,248 +21,296 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class Model:
-    path: str = ""  # a Hugging Face model directory, or a hub id
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights are always float32
-    remat: Remat = "full"  # products computed again for gradients: none, all but the mlp's, all but attention's, all
-    scan_layers: bool = True  # one compiled layer for all; false: each its own, longer to compile, faster on a GPU
-    attention: Literal["auto", "einsum", "tiles", "splash", "triton"] = "auto"  # the kernel
-    random_init: bool = False  # start from random weights: model.path then needs no safetensors
+    path: str = key("", "a Hugging Face model directory or a hub id", affects="nothing")  # its weights are hashed
+    dtype: Literal["float32", "bfloat16"] = key(
+        "bfloat16", "dtype of the computation; master weights are always float32", affects="arithmetic"
+    )
+    remat: Remat = key(
+        "full",
+        "what the backward pass recomputes: none, all but the MLP, all but attention, everything",
+        affects="nothing",
+    )
+    scan_layers: bool = key(
+        True, "one compiled layer for all; false unrolls them: slower to compile, faster on a GPU", affects="nothing"
+    )
+    attention: Literal["auto", "einsum", "tiles", "splash", "triton"] = key(
+        "auto", "attention kernel: auto, einsum, tiles (CPU), splash (TPU) or triton (GPU)", affects="nothing"
+    )
+    random_init: bool = key(
+        False, "start from random weights; model.path then needs no safetensors", affects="arithmetic"
+    )
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Train low-rank adapters of frozen weights in place of the weights; the reference is what lies under them."""
+class LoraOptions:
+    """Low-rank adapters over frozen weights. The frozen weights are the reference."""
 
-    rank: int | None = None  # None = train the weights
-    alpha: float | None = None  # what adapters add is scaled by alpha / rank; None = 2 * rank
-    targets: tuple[str, ...] = LORA_TARGETS  # the matrices that have one
-    rslora: bool = False  # scaled by alpha / sqrt(rank) instead
+    rank: int | None = key(
+        None, "rank of the adapters; null trains the weights themselves", affects="arithmetic", allowed=POSITIVE
+    )
+    alpha: float | None = key(
+        None, "adapters are scaled by alpha / rank; null is 2 * rank", affects="arithmetic", allowed=POSITIVE
+    )
+    targets: tuple[str, ...] = key(LORA_TARGETS, "matrices that get an adapter", affects="arithmetic")
+    rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA)", affects="arithmetic")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns, where they are not the usual ones ("" = detect)."""
+    """Names of columns; "" detects the usual ones."""
 
-    prompt: str = ""
-    chosen: str = ""
-    rejected: str = ""
-    score_chosen: str = ""
-    score_rejected: str = ""
-    responses: str = ""  # a list of responses
-    rewards: str = ""  # a list of their scores
-    attributes: str = ""  # a list with, for each response, its named scores
-    response: str = ""  # a single response
-    label: str = ""  # whether it is desirable: true or false
-    source: str = ""  # where the row is from, or its class
-    weight: str = ""  # of the row in the loss
+    prompt: str = key("", "the prompt", affects="tokens")
+    chosen: str = key("", "the chosen response", affects="tokens")
+    rejected: str = key("", "the rejected response", affects="tokens")
+    score_chosen: str = key("", "score of the chosen response", affects="tokens")
+    score_rejected: str = key("", "score of the rejected response", affects="tokens")
+    responses: str = key("", "a list of responses", affects="tokens")
+    rewards: str = key("", "a list of their scores", affects="tokens")
+    attributes: str = key("", "a list with the named scores of each response", affects="tokens")
+    response: str = key("", "a single response", affects="tokens")
+    label: str = key("", "whether the single response is desirable: true or false", affects="tokens")
+    source: str = key("", "where the row comes from, or its class", affects="tokens")
+    weight: str = key("", "weight of the row in the loss", affects="tokens")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One of several sources of data."""
+class SourceOptions:
+    """One of several data sources."""
 
-    path: str = ""  # .jsonl, .parquet, a datasets directory, or a hub id
-    split: str = "train"  # where the source has splits
-    revision: str = ""  # of a hub id: a branch, tag or commit
-    name: str = ""  # "" = what the column `source` says
-    weight: float | None = None  # its share of the mixture, relative to the others'; null = all of its rows
-    max_rows: int | None = None  # at most so many, chosen by a hash of their prompts
-    schema: Schema = "auto"
-    rewards: str = ""  # as data.rewards
-    columns: Columns = field(default_factory=Columns)
+    path: str = key("", ".jsonl, .parquet, a datasets directory, or a hub id", affects="tokens")
+    split: str = key("train", "which split, where the source has splits", affects="tokens")
+    revision: str = key("", "branch, tag or commit of a hub id", affects="tokens")
+    name: str = key("", 'name of the source; "" takes it from the column `source`', affects="tokens")
+    weight: float | None = key(
+        None, "share of the mixture relative to the others; null takes all rows", affects="tokens", allowed=POSITIVE
+    )
+    max_rows: int | None = key(
+        None, "at most this many rows, chosen by a hash of their prompts", affects="tokens", allowed=POSITIVE
+    )
+    schema: Schema = key("auto", "as data.schema", affects="tokens")
+    rewards: str = key("", "as data.rewards", affects="tokens")
+    columns: Columns = section(Columns, "as data.columns")
 
 
 @dataclass(frozen=True)
 class Data:
-    path: str = ""  # .jsonl, .parquet, a datasets directory, or a hub id
-    sources: tuple[Source, ...] = ()  # several of them, in place of data.path
-    eval_path: str = ""  # one more, to evaluate on; "" = no evaluation, unless data.eval_fraction is set
-    split: str = "train"  # where the source has splits
-    revision: str = ""  # of data.path, where that is a hub id: a branch, tag or commit
-    eval_split: str = "test"
-    eval_fraction: float = 0.0  # of the prompts, by a hash, held out of the training data to evaluate on
-    max_length: int = 1024  # tokens of prompt and one response
-    max_prompt_length: int = 512  # what a prompt is shortened to, if it must be
-    chat_template: str | None = None  # None = the tokenizer's own; plain, chatml, zephyr; or a .jinja file
-    bad_rows: Literal["error", "drop"] = "error"
-    schema: Schema = "auto"  # the shape of a row; auto = by its columns
-    columns: Columns = field(default_factory=Columns)
-    pairs: Pairs = "auto"  # what is compared of more than two responses; auto = best_random
-    rewards: str = ""  # "" = the source's own; constant; or a file of scores, .jsonl
-    eval_rewards: str = ""  # of data.eval_path: "" = its own (or constant, as data.rewards); or a file of scores
-    constant_rewards: tuple[float, ...] = (10.0, 1.0)  # of chosen and of rejected ones, for data.rewards=constant
-    source_weights: dict[str, float] = field(default_factory=dict, hash=False)  # in the loss; other sources have 1
-    drop_sources: tuple[str, ...] = ("truthful_qa",)  # rows that say they are from there are dropped
-    drop_prompts: str = ""  # a file of questions, one a line or JSON lines; rows that ask one of them are dropped
-    score_defect: Literal["repair", "drop", "keep"] = "repair"  # UltraFeedback's 10 that should be 1
-    fine_grained_agree: bool = False  # drop pairs whose rejected response has the higher mean of attributes
+    path: str = key("", ".jsonl, .parquet, a datasets directory, or a hub id", affects="nothing")  # rows are hashed
+    sources: tuple[SourceOptions, ...] = key((), "several sources in place of data.path", affects="tokens")
+    eval_path: str = key(
+        "", 'a source to evaluate on; "" evaluates nothing unless data.eval_fraction is set', affects="nothing"
+    )
+    split: str = key("train", "which split of data.path, where it has splits", affects="nothing")
+    revision: str = key("", "branch, tag or commit of data.path, where that is a hub id", affects="nothing")
+    eval_split: str = key("test", "which split of data.eval_path", affects="nothing")
+    eval_fraction: float = key(
+        0.0,
+        "share of the prompts, by a hash, held out to evaluate on",
+        affects="tokens",
+        allowed=Interval(0, 1, high_open=True),
+    )
+    max_length: int = key(1024, "most tokens of a prompt and one response", affects="tokens", allowed=POSITIVE)
+    max_prompt_length: int = key(
+        512, "longer prompts are truncated to this many tokens", affects="tokens", allowed=POSITIVE
+    )
+    chat_template: str | None = key(
+        None, "null uses the tokenizer's own; or plain, chatml, zephyr, or a .jinja file", affects="tokens"
+    )
+    bad_rows: Literal["error", "drop"] = key("error", "whether unreadable rows stop the run", affects="tokens")
+    schema: Schema = key("auto", "shape of a row; auto detects it from the columns", affects="tokens")
+    columns: Columns = section(Columns, "column names, where they are not the usual ones")
+    pairs: Pairs = key(
+        "auto", "which pairs to form from more than two responses; auto is best_random", affects="tokens"
+    )
+    rewards: str = key("", '"" reads the source\'s own; constant; or a .jsonl file of scores', affects="tokens")
+    eval_rewards: str = key(
+        "", 'scores of data.eval_path: "" reads its own (or constant, as data.rewards); or a file', affects="nothing"
+    )
+    constant_rewards: tuple[float, ...] = key(
+        (10.0, 1.0), "scores of chosen and rejected responses for data.rewards=constant", affects="tokens"
+    )
+    source_weights: dict[str, float] = field(
+        default_factory=dict,
+        hash=False,
+        metadata=about("loss weight by source name; others have 1", affects="tokens", allowed=NOT_NEGATIVE),
+    )
+    drop_sources: tuple[str, ...] = key(("truthful_qa",), "rows from these sources are dropped", affects="tokens")
+    drop_prompts: str = key(
+        "", "a file of questions, one a line or JSON lines; rows that ask one are dropped", affects="tokens"
+    )
+    score_defect: Literal["repair", "drop", "keep"] = key(
+        "repair", "UltraFeedback's scores of 10 that should be 1", affects="tokens"
+    )
+    fine_grained_agree: bool = key(
+        False, "drop pairs whose rejected response has the higher mean of attributes", affects="tokens"
+    )
 
 
 @dataclass(frozen=True)
 class Limits:
-    min: float | None = None
-    max: float | None = None
+    min: float | None = key(None, "no goals below it", affects="tokens")
+    max: float | None = key(None, "no goals above it", affects="tokens")
 
 
 @dataclass(frozen=True)
 class ScaleFit:
-    """How rewards become scores from relabel.goal_min to relabel.goal_max; a linear map."""
+    """The linear map from rewards to scores between relabel.goal_min and relabel.goal_max."""
 
-    fit: Literal["none", "range", "minmax", "quantile", "zscore"] = "none"  # what the ends of the scale are
-    by: Literal["all", "source"] = "all"  # source: a map for each, where their scores are of different ranges
-    source_min: float | None = None  # for fit: range
-    source_max: float | None = None
-    quantile: float = 0.01  # this and 1 - this are the ends
-    deviations: float = 2.0  # standard deviations from the mean to either end
-    clip: bool = True  # what lies beyond an end becomes that end
-    file: str = ""  # a map that an earlier run or `rapo relabel` wrote (scale.json), in place of fit
+    fit: Literal["none", "range", "minmax", "quantile", "zscore"] = key(
+        "none", "how the ends of the scale are found", affects="tokens"
+    )
+    by: Literal["all", "source"] = key(
+        "all", "source: one map per source, where their scores have different ranges", affects="tokens"
+    )
+    source_min: float | None = key(None, "lower end for fit=range", affects="tokens")
+    source_max: float | None = key(None, "upper end for fit=range", affects="tokens")
+    quantile: float = key(
+        0.01,
+        "for fit=quantile: this and 1 - this are the ends",
+        affects="tokens",
+        allowed=Interval(0, 0.5, high_open=True),
+    )
+    deviations: float = key(
+        2.0, "for fit=zscore: standard deviations from the mean to either end", affects="tokens", allowed=POSITIVE
+    )
+    clip: bool = key(True, "clip scores to the ends", affects="tokens")
+    file: str = key(
+        "", "a scale.json written by an earlier run or by `rapo relabel`, in place of fit", affects="tokens"
+    )
 
 
 @dataclass(frozen=True)
 class Relabel:
-    goals: tuple[Side, ...] = SIDES  # whose reward becomes a goal; [] = the plain baseline
-    goal_min: float = 1.0
-    goal_max: float = 10.0
-    template: str = "paper"  # paper, released_code, or a text with {goal}; {goals} for attributes; {source}
-    placement: Literal["auto", "system", "user"] = "auto"
-    ties: Literal["drop", "keep"] = "drop"
-    fraction: float = 1.0  # of the prompts, by a hash; the others are dropped (0.5 = the paper's half)
-    rejected_goals: Limits = field(default_factory=Limits)  # which rewards of rejected responses become goals
-    attributes: tuple[str, ...] = ()  # named rewards, of which a goal then has one each
-    goal_kind: Literal["levels", "directions"] = "levels"  # directions: of two attributes, one drawn for each prompt
-    scale: ScaleFit = field(default_factory=ScaleFit)
-    decimals: int | None = None  # scores are rounded to; null = 1 where relabel.scale maps them, else as they are
+    goals: tuple[Side, ...] = key(SIDES, "whose reward becomes a goal; [] is the plain baseline", affects="tokens")
+    goal_min: float = key(1.0, "lowest goal", affects="tokens")
+    goal_max: float = key(10.0, "highest goal", affects="tokens", allowed=POSITIVE)
+    template: str = key(
+        "paper",
+        "the goal prompt: paper, released_code, or a text with {goal} ({goals} for attributes; {source})",
+        affects="tokens",
+    )
+    placement: Literal["auto", "system", "user"] = key("auto", "the turn that holds the goal prompt", affects="tokens")
+    ties: Literal["drop", "keep"] = key("drop", "what happens to pairs with equal rewards", affects="tokens")
+    fraction: float = key(
+        1.0,
+        "share of the prompts kept, by a hash (0.5 is the paper's half)",
+        affects="tokens",
+        allowed=Interval(0, 1, low_open=True),
+    )
+    rejected_goals: Limits = section(Limits, "which rewards of rejected responses become goals")
+    attributes: tuple[str, ...] = key((), "named rewards; a goal then has one number for each", affects="tokens")
+    goal_kind: Literal["levels", "directions"] = key(
+        "levels", "directions: of two attributes, one direction drawn per prompt", affects="tokens"
+    )
+    scale: ScaleFit = section(ScaleFit, "how rewards become scores on the goal scale")
+    decimals: int | None = key(
+        None,
+        "decimals of a score; null is 1 where relabel.scale maps them, else unrounded",
+        affects="tokens",
+        allowed=Interval(0, 15),
+    )
 
     @property
     def has_highest_goal(self) -> bool:
-        """Whether one sentence asks for the best: not where goals are directions, or where it names the row's source."""
+        """Whether one goal prompt asks for the best: not for directions, nor where the prompt names the row's source."""
         return bool(self.goals) and self.goal_kind == "levels" and "{source}" not in self.template
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A loss of rapo_jax/objectives.py. Options are the keyword arguments of its function; what is not given is the
-    function's default, what the function does not read is refused."""
-
-    name: str = "dpo"
-    weight: float = 1.0
-    plus: tuple["Objective", ...] = ()  # further losses, each with its weight, added to this one
-    best_goal_weight: float = 0.0  # eta of the paper's algorithm 1: of -beta log pi(chosen | prompt, highest goal)
-    beta: float | None = None
-    label_smoothing: float | None = None  # dpo, robust_dpo, exo_pair, simpo
-    average: bool | None = None  # ipo, cpo: per token, as TRL has them
-    gamma: float | None = None  # simpo's margin
-    delta: float | None = None  # slic_hf's margin
-    sft_weight: float | None = None  # cpo, slic_hf, rrhf: of the chosen response's negative log-likelihood
-    odds_weight: float | None = None  # orpo's lambda
-    length_weight: float | None = None  # r_dpo's alpha
-    penalty: float | None = None  # dpop's lambda
-    shift: float | None = None  # dpo_shift's factor
-    shift_end: float | None = None  # dpo_shift's factor at the last step
-    temperature: float | None = None  # discopop's tau, alpha of nca and infonca
-    calibration: float | None = None  # cal_dpo: 1 in the paper, 0.5 in its code
-    eta: float | None = None  # rpo_*, soft_label_dpo: of the difference of rewards
-    log_z0: float | None = None  # dro_pointwise
-    joint: bool | None = None  # dro_pointwise: eq. 8 in place of algorithm 1
-    reward_scale: float | None = None  # dro_pointwise
-    reward_shift: float | None = None  # dro_pointwise
-    desirable_weight: float | None = None  # kto
-    undesirable_weight: float | None = None  # kto
-    margin_weight: float | None = None  # bradley_terry: of the difference of rewards
-    centre_weight: float | None = None  # bradley_terry
-
-    @property
-    def terms(self) -> tuple["Objective", ...]:
-        """This loss and those added to it."""
-        return (self, *self.plus)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of the loss function."""
-        defaults = OBJECTIVES[self.name].options
-        return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}
-
-    def needs(self, what: str) -> bool:
-        """Whether any term needs `what`: "reference", "rewards", "prompt", "divergence" or "weight".
-
-        Weights multiply the loss of whatever objective; only one that needs them asks that there be some.
-        """
-        return any(needed_by(term, what) for term in self.terms)
-
-    @property
-    def is_reward_model(self) -> bool:
-        """Whether a scalar head is trained in place of a language model."""
-        return OBJECTIVES[self.name].is_reward_model
-
-    @property
-    def responses(self) -> str:
-        """What the data has to supply for a prompt: "one" response, a "pair", "labelled" ones or "all" of them."""
-        asked = {OBJECTIVES[term.name].responses for term in self.terms}
-        return next(kind for kind in ("all", "labelled", "pair", "one") if kind in asked)
-
-
-def needed_by(term: Objective, what: str) -> bool:
-    need = getattr(OBJECTIVES[term.name], f"needs_{what}")
-    return bool(getattr(term, need)) if isinstance(need, str) else need
-
-
-@dataclass(frozen=True)
 class Reference:
-    cache: str = ""  # a directory that keeps the reference's log-probabilities; "" = they are computed in every step
+    cache: str = key(
+        "",
+        'a directory that keeps the reference\'s log-probabilities; "" recomputes them in every step',
+        affects="nothing",
+    )
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    learning_rate: float = 5e-7
-    warmup_ratio: float = 0.1
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: float | None = None  # the released runs had no clipping in effect
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment; the second is always float32
+    """AdamW."""
+
+    learning_rate: float = key(5e-7, "peak learning rate", affects="arithmetic", allowed=NOT_NEGATIVE)
+    warmup_ratio: float = key(0.1, "share of the steps with linear warmup", affects="arithmetic", allowed=UNIT)
+    schedule: Literal["cosine", "linear", "constant"] = key("cosine", "decay after the warmup", affects="arithmetic")
+    max_grad_norm: float | None = key(
+        None, "gradients are clipped to this norm; null clips nothing", affects="arithmetic", allowed=POSITIVE
+    )  # the paper's released runs had no clipping in effect
+    weight_decay: float = key(0.0, "decoupled weight decay", affects="arithmetic", allowed=NOT_NEGATIVE)
+    b1: float = key(0.9, "decay of the first moment", affects="arithmetic", allowed=Interval(0, 1, high_open=True))
+    b2: float = key(0.999, "decay of the second moment", affects="arithmetic", allowed=Interval(0, 1, high_open=True))
+    eps: float = key(1e-8, "added to the root of the second moment", affects="arithmetic", allowed=POSITIVE)
+    mu_dtype: Literal["float32", "bfloat16"] = key(
+        "float32", "dtype of the first moment; the second is always float32", affects="arithmetic"
+    )
 
 
 @dataclass(frozen=True)
 class Train:
-    batch_size: int = 128  # pairs (after relabelling) per optimizer step, exactly
-    num_epochs: float = 1.0
-    max_steps: int | None = None  # overrides num_epochs
-    log_every: int = 1
-    eval_every: int | None = None  # steps; None = at the end only
-    save_every: int | None = None  # steps; None = at the end only
-    keep_last: int = 2  # checkpoints
-    keep_best: int = 1  # checkpoints by eval_loss, where there is an evaluation
-    max_skipped_steps: int = 5  # consecutive steps with a non-finite gradient before the run stops
-    profile_steps: int | None = None  # so many steps, once the first two are over, are traced into run_dir/profile
-    wandb_project: str | None = None
+    batch_size: int = key(
+        128,
+        "groups (pairs after relabelling) per optimizer step, exactly",
+        affects="order",
+        allowed=POSITIVE,
+        read_by=("train", "plan"),
+    )
+    num_epochs: float = key(1.0, "passes over the data", affects="order", allowed=POSITIVE)
+    max_steps: int | None = key(None, "number of steps; overrides train.num_epochs", affects="order", allowed=POSITIVE)
+    log_every: int = key(1, "steps between lines of metrics.jsonl", affects="nothing", allowed=POSITIVE)
+    eval_every: int | None = key(
+        None, "steps between evaluations; null evaluates at the end only", affects="nothing", allowed=POSITIVE
+    )
+    save_every: int | None = key(
+        None, "steps between checkpoints; null saves at the end only", affects="nothing", allowed=POSITIVE
+    )
+    keep_last: int = key(2, "newest checkpoints to keep", affects="nothing", allowed=POSITIVE)
+    keep_best: int = key(
+        1, "checkpoints to keep by eval_loss, where there is an evaluation", affects="nothing", allowed=NOT_NEGATIVE
+    )
+    max_skipped_steps: int = key(
+        5, "consecutive steps with a non-finite gradient before the run stops", affects="nothing", allowed=POSITIVE
+    )
+    profile_steps: int | None = key(
+        None, "steps to trace into run_dir/profile, after the first two", affects="nothing", allowed=POSITIVE
+    )
+    wandb_project: str | None = key(None, "Weights & Biases project; null logs locally only", affects="nothing")
 
 
 @dataclass(frozen=True)
 class MeshSizes:
-    data: int = 1
-    fsdp: int = -1  # -1 = all remaining devices
-    tensor: int = 1
+    data: int = key(1, "replicas of the parameters; -1 takes all remaining devices", affects="nothing")
+    fsdp: int = key(-1, "shards of the parameters; -1 takes all remaining devices", affects="nothing")
+    tensor: int = key(1, "shards of heads, feed-forward and vocabulary", affects="nothing")
 
 
 @dataclass(frozen=True)
 class Rows:
-    length: int | None = None  # tokens in a row; None = what leaves the least padding
-    per_shard: int | None = None  # rows per microbatch on each row shard; None = up to 4096 tokens
+    length: int | None = key(
+        None, "tokens in a row; null picks the length with the least padding", affects="nothing", allowed=POSITIVE
+    )
+    per_shard: int | None = key(
+        None,
+        "rows per microbatch on each row shard; null takes up to 4096 tokens",
+        affects="nothing",
+        allowed=POSITIVE,
+    )
 
 
 @dataclass(frozen=True)
 class Config:
-    run_dir: str = ""
-    seed: int = 0
-    model: Model = field(default_factory=Model)
-    lora: Lora = field(default_factory=Lora)
-    data: Data = field(default_factory=Data)
-    relabel: Relabel = field(default_factory=Relabel)
-    objective: Objective = field(default_factory=Objective)
-    reference: Reference = field(default_factory=Reference)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    train: Train = field(default_factory=Train)
-    mesh: MeshSizes = field(default_factory=MeshSizes)
-    rows: Rows = field(default_factory=Rows)
+    run_dir: str = key("", "directory of the run: checkpoints, metrics, records", affects="nothing", read_by=("train",))
+    seed: int = key(
+        0,
+        "of shuffling, hashes and random weights",
+        affects="order",
+        allowed=NOT_NEGATIVE,
+        read_by=("relabel", "train", "plan"),
+    )
+    model: Model = section(Model, "the model to start from", read_by=("train", "plan", "score", "export"))
+    lora: LoraOptions = section(LoraOptions, "low-rank adapters", read_by=("train", "plan", "export"))
+    data: Data = section(Data, "where preferences come from", read_by=("relabel", "train", "score", "plan"))
+    relabel: Relabel = section(Relabel, "rewards and goals", read_by=("relabel", "train", "plan", "export"))
+    objective: Objective = section(Objective, "the loss", read_by=("relabel", "train", "plan", "score"))
+    reference: Reference = section(Reference, "the frozen reference model", read_by=("train", "plan"))
+    optimizer: Optimizer = section(Optimizer, "AdamW and its schedule", read_by=("train", "plan"))
+    train: Train = section(Train, "batches, checkpoints, logs", read_by=("train",))
+    mesh: MeshSizes = section(MeshSizes, "how devices are arranged", read_by=("train", "plan", "score", "export"))
+    rows: Rows = section(Rows, "fixed shapes of a batch", read_by=("train", "plan", "score"))

@@ -46,10 +46,10 @@ class Prepared:
     sources: list[dict] = field(default_factory=list)
 
 
-def sources_of(config: Config, part: Part) -> tuple[tuple[str, settings.Source], ...]:
+def sources_of(config: Config, part: Part) -> tuple[tuple[str, settings.SourceOptions], ...]:
     """(what the user calls it, the source) for every source of the training or of the evaluation."""
     data = config.data
-    common = settings.Source(
+    common = settings.SourceOptions(
         path=data.path,
         split=data.split,
         revision=data.revision,
@@ -72,7 +72,7 @@ def sources_of(config: Config, part: Part) -> tuple[tuple[str, settings.Source],
 
 def prepare(
     config: Config,
-    sources: Sequence[tuple[str, settings.Source]],
+    sources: Sequence[tuple[str, settings.SourceOptions]],
     *,
     part: Part,
     want: Want,
@@ -120,7 +120,7 @@ def prepare(
 
 
 def select(
-    config: Config, sources: Sequence[settings.Source], read: Sequence[Source], *, part: Part, dropped: Counter
+    config: Config, sources: Sequence[settings.SourceOptions], read: Sequence[Source], *, part: Part, dropped: Counter
 ) -> list[list[Record]]:
     """Of every source the records that take part: at most max_rows, on this side of what is held out, in their share."""
     data, seed, kept = config.data, config.seed, []
@@ -142,7 +142,9 @@ def select(
     return mixed
 
 
-def read_source(config: Config, source: settings.Source, *, option: str, want: Want, scores_required: bool) -> Source:
+def read_source(
+    config: Config, source: settings.SourceOptions, *, option: str, want: Want, scores_required: bool
+) -> Source:
     """The records of one source with their rewards, without those that must not be learnt."""
     data = config.data
     elsewhere = bool(source.rewards)

@@ -1,0 +1,56 @@
+"""Configuration fields that describe themselves: default, meaning, allowed values, what they affect, and who reads them."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+from rapo_jax.intervals import Interval
+
+T = TypeVar("T")
+
+# What a change of a field changes about a run: the groups it trains on (tokens, rewards, weights), the numbers it
+# computes, the order and number of its steps, or none of these. A run resumes only where all but "nothing" are as before.
+Affects = Literal["tokens", "arithmetic", "order", "nothing"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a field says about itself. `read_by` names verbs; empty means those of its section."""
+
+    meaning: str
+    affects: Affects | None = None  # None for a section, whose fields say it themselves
+    allowed: Interval | None = None
+    read_by: tuple[str, ...] = ()
+
+
+def about(
+    meaning: str,
+    *,
+    affects: Affects | None = None,
+    allowed: Interval | None = None,
+    read_by: tuple[str, ...] = (),
+) -> dict[str, Description]:
+    """The metadata of a described field, for `dataclasses.field`."""
+    return {"description": Description(meaning, affects, allowed, read_by)}
+
+
+def key(
+    default: T,
+    meaning: str,
+    *,
+    affects: Affects,
+    allowed: Interval | None = None,
+    read_by: tuple[str, ...] = (),
+) -> T:
+    """A described field with a default; its type for a type checker is that of the default, as in a plain dataclass."""
+    metadata = about(meaning, affects=affects, allowed=allowed, read_by=read_by)
+    return cast(T, field(default=default, metadata=metadata))
+
+
+def section(cls: type[T], meaning: str, *, read_by: tuple[str, ...] = ()) -> T:
+    """A field that holds another dataclass of described fields, all at their defaults."""
+    return cast(T, field(default_factory=cls, metadata=about(meaning, read_by=read_by)))
+
+
+def description(described: Any) -> Description:
+    """What a field of `dataclasses.fields` says about itself."""
+    return described.metadata["description"]
