@@ -18,7 +18,7 @@ from rapo_jax.batch import Shape
 from rapo_jax.batching.batch_plan import materialise
 from rapo_jax.models.attention.dispatch import Layout, in_window, sees
 from rapo_jax.models.lora import adapted_spec
-from tests.invariants.tiny import random_groups, tiny_spec
+from tests.tiny import random_groups, tiny_spec
 
 
 def test_a_group_by_eye():
@@ -49,7 +49,7 @@ def test_pairs_are_those_that_attention_lets_see(window):
 
 
 def test_flops_by_eye():
-    """D 32, N 4, K 2, H 16, F 48, V 96: see tests/parity/families.py."""
+    """D 32, N 4, K 2, H 16, F 48, V 96: see tests/tiny/families.py."""
     spec = tiny_spec("llama3")
     layer = 2 * (spec.D * spec.N * spec.H * 2 + spec.D * spec.K * spec.H * 2 + 3 * spec.D * spec.F)
     assert forward_flops(spec, Work(tokens=1, scored=0, pairs=0)) == spec.L * layer

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.invariants import runs
-from tests.tiny import compilations_kept
+from tests import tiny
+from tests.tiny import compilations_kept, runs
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +18,5 @@ def world(tmp_path_factory):
 def undisturbed(world, tmp_path_factory):
     """The run directory of a run from start to end, in this process, on eight devices."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     return run_dir

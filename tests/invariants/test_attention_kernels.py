@@ -14,7 +14,7 @@ from rapo_jax.models.attention.dispatch import attend_einsum, kernel_for, takes
 from rapo_jax.models.attention.gpu import attend_triton
 from rapo_jax.models.attention.tpu import attend_splash
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from tests.invariants import tiny
+from tests import tiny
 
 B, N, K, H = 2, 4, 2, 16
 

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from tests.invariants import runs
+from tests import tiny
+from tests.tiny import runs
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ DAMAGES = [flip_a_byte, cut_in_half, delete]
 def interrupted(world, tmp_path_factory):
     """A run directory with checkpoints of steps 6, 8 and 9, of 14 steps."""
     run_dir = tmp_path_factory.mktemp("interrupted") / "run"
-    assert runs.rapo_until(9, world.train(run_dir)) == runs.INTERRUPTED
+    assert tiny.rapo_until(9, world.train(run_dir)) == runs.INTERRUPTED
     assert runs.steps_of(run_dir)[-2:] == [8, 9]
     return run_dir
 
@@ -61,7 +62,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_bef
     """When this fails, a run goes on from silently wrong weights, or refuses to start, or trains without ever saving
     again (orbax declines to save a step that is not newer than the newest it knows)."""
     hurt(run_dir, 9, damage)
-    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     assert "corrupt-9 is damaged and was set aside; going on from step 8" in capsys.readouterr().out
     assert (run_dir / "checkpoints" / "corrupt-9").is_dir()
     assert runs.steps_of(run_dir)[-3:] == [10, 12, 14]
@@ -72,7 +73,7 @@ def test_two_damaged_checkpoints_cost_two(world, undisturbed, run_dir):
     """When this fails, only the newest checkpoint is ever doubted."""
     hurt(run_dir, 9, flip_a_byte)
     hurt(run_dir, 8, delete)
-    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     runs.assert_same_run(run_dir, undisturbed)
 
 
@@ -81,7 +82,7 @@ def test_nothing_but_damaged_checkpoints_is_said_and_nothing_is_touched(world, r
     steps, record = runs.steps_of(run_dir), (run_dir / "metrics.jsonl").read_bytes()
     for step in steps:
         hurt(run_dir, step, flip_a_byte)
-    assert runs.rapo(*world.train(run_dir)) == runs.USER_ERROR
+    assert tiny.rapo(*world.train(run_dir)) == runs.USER_ERROR
     said = capsys.readouterr().err
     assert "no sound checkpoint" in said and "another run_dir" in said and "Traceback" not in said
     assert runs.steps_of(run_dir) == steps
@@ -92,7 +93,7 @@ def test_export_skips_a_damaged_checkpoint_and_moves_nothing(world, run_dir, tmp
     """When this fails, wrong weights are published, or reading a run changes it under the hands of who writes it."""
     hurt(run_dir, 9, flip_many_bytes)  # in the parameters too: moments are not read, and may rot
     before = sorted(run_dir.rglob("*"))
-    assert runs.rapo("export", run_dir, tmp_path / "out") == runs.DONE
+    assert tiny.rapo("export", run_dir, tmp_path / "out") == runs.DONE
     assert "step 8 of" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert sorted(run_dir.rglob("*")) == before

@@ -11,7 +11,7 @@ from flax import nnx
 from rapo_jax.generate.decode import Sampling, decode
 from rapo_jax.models.attention.dispatch import Layout
 from rapo_jax.models.decoder import Cache, abstract_decoder, plain_layout
-from tests.invariants import tiny
+from tests import tiny
 
 PROMPTS = [np.random.default_rng(length).integers(0, tiny.V, length).astype(np.int32) for length in (5, 70, 23, 12)]
 NUM_NEW = 14

@@ -20,7 +20,8 @@ from rapo_jax.train.optim import direction
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_losses, make_train_step
-from tests.invariants import runs, tiny
+from tests import tiny
+from tests.tiny import runs
 
 CONFIG = tiny.tiny_config(train={"batch_size": 12})
 GROUPS = tiny.random_groups(36, prompt=(9, 50))
@@ -191,7 +192,7 @@ LORA = ("lora.rank=4", "optimizer.learning_rate=1e-2")
 @pytest.fixture(scope="module")
 def lora_run(world, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("lora") / "run"
-    assert runs.rapo(*world.train(run_dir, *LORA)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir, *LORA)) == runs.DONE
     return run_dir
 
 
@@ -210,30 +211,30 @@ def test_a_checkpoint_holds_adapters_and_their_moments_alone(lora_run):
 def test_an_interrupted_run_resumes_bit_for_bit(world, lora_run, tmp_path):
     """When this fails, N + N steps of adapters are not 2N."""
     run_dir = tmp_path / "run"
-    assert runs.rapo_until(7, world.train(run_dir, *LORA)) == runs.INTERRUPTED
-    assert runs.rapo(*world.train(run_dir, *LORA)) == runs.DONE
+    assert tiny.rapo_until(7, world.train(run_dir, *LORA)) == runs.INTERRUPTED
+    assert tiny.rapo(*world.train(run_dir, *LORA)) == runs.DONE
     runs.assert_same_run(run_dir, lora_run)
 
 
 @pytest.mark.slow
 def test_a_run_with_the_cache_has_the_metrics_of_one_that_computes_the_reference(world, lora_run, tmp_path):
     run_dir = tmp_path / "run"
-    assert runs.rapo(*world.train(run_dir, *LORA, f"reference.cache={tmp_path / 'cache'}")) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir, *LORA, f"reference.cache={tmp_path / 'cache'}")) == runs.DONE
     runs.assert_same_metrics(run_dir, lora_run, exact_ties=False)
 
 
 @pytest.mark.slow
 def test_a_run_from_random_weights_is_exported_merged_and_not_as_adapters(lora_run, tmp_path, capsys):
     """When this fails, adapters are written for weights that no file holds."""
-    assert runs.rapo("export", lora_run, tmp_path / "out", "--adapter") == runs.USER_ERROR
+    assert tiny.rapo("export", lora_run, tmp_path / "out", "--adapter") == runs.USER_ERROR
     assert "started from random weights (model.random_init)" in capsys.readouterr().err
-    assert runs.rapo("export", lora_run, tmp_path / "out") == runs.DONE
+    assert tiny.rapo("export", lora_run, tmp_path / "out") == runs.DONE
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
 def test_a_run_does_not_resume_with_other_adapters(world, lora_run, capsys):
-    assert runs.rapo(*world.train(lora_run, *LORA, "lora.alpha=3")) == runs.USER_ERROR
+    assert tiny.rapo(*world.train(lora_run, *LORA, "lora.alpha=3")) == runs.USER_ERROR
     assert "changed: lora.alpha (None -> 3.0)" in capsys.readouterr().err
-    assert runs.rapo(*world.train(lora_run, LORA[1])) == runs.USER_ERROR
+    assert tiny.rapo(*world.train(lora_run, LORA[1])) == runs.USER_ERROR
     assert "lora.rank (4 -> None)" in capsys.readouterr().err

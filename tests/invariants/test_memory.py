@@ -10,7 +10,7 @@ from rapo_jax.batch import FLOATS, LETTERS, Batch, Shape
 from rapo_jax.train.optim import direction
 from rapo_jax.train.state import abstract_parameters, abstract_state
 from rapo_jax.train.step import batch_shardings, make_train_step
-from tests.invariants import tiny
+from tests import tiny
 
 SMALL, LARGE = 8192, 131072
 MIB = 2**20

@@ -10,9 +10,10 @@ from flax import nnx
 
 from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
 from rapo_jax.batching.batch_plan import Group
+from rapo_jax.config.files import from_dict
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.objectives import OBJECTIVES, Logps
-from tests.invariants import tiny
+from tests import tiny
 
 NOTHING = np.zeros(0, np.int32)
 NUM_GROUPS = 12
@@ -95,7 +96,7 @@ def by_the_book(config, spec, parameters, reference, groups):
 def config_of(section, **rows):
     config = tiny.tiny_config(train={"batch_size": NUM_GROUPS}, optimizer={"max_grad_norm": None}, rows=rows)
     tree = {"objective": section, "relabel": {"goals": ["chosen"]}}  # these groups were made by hand
-    return replace(config, objective=tiny.from_dict(tree).objective)
+    return replace(config, objective=from_dict(tree).objective)
 
 
 @pytest.mark.slow

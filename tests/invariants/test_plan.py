@@ -8,7 +8,7 @@ import pytest
 
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import Group, make_plan, materialise, shuffled_steps
-from tests.invariants import tiny
+from tests import tiny
 
 GROUPS = tiny.random_groups(60)
 

@@ -7,7 +7,8 @@ import pytest
 
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.run import load_training, num_row_shards, open_run_dir, pipeline, set_up, step_costs
-from tests.invariants import runs
+from tests import tiny
+from tests.tiny import runs
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def profiled(world, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("profiled") / "run"
-    assert runs.rapo(*world.train(run_dir, "train.max_steps=6", "train.profile_steps=2")) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir, "train.max_steps=6", "train.profile_steps=2")) == runs.DONE
     return run_dir
 
 

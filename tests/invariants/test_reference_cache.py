@@ -8,7 +8,8 @@ import pytest
 
 from rapo_jax import run
 from rapo_jax.train.reference import Column
-from tests.invariants import runs
+from tests import tiny
+from tests.tiny import runs
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 def filled(world, tmp_path_factory):
     """A cache, and the run that filled it."""
     place = tmp_path_factory.mktemp("filled")
-    assert runs.rapo(*world.train(place / "run", f"reference.cache={place / 'cache'}")) == runs.DONE
+    assert tiny.rapo(*world.train(place / "run", f"reference.cache={place / 'cache'}")) == runs.DONE
     return place
 
 
@@ -47,7 +48,7 @@ def test_sweeps_over_beta_and_learning_rate_share_the_cache(filled, world, tmp_p
     """When this fails, every run of a sweep pays for the same forward pass."""
     changes = ["objective.beta=0.3", "optimizer.learning_rate=1e-4", "seed=0", "train.batch_size=4"]
     cache = f"reference.cache={filled / 'cache'}"
-    assert runs.rapo(*world.train(tmp_path / "run", cache, *changes, "train.max_steps=2")) == runs.DONE
+    assert tiny.rapo(*world.train(tmp_path / "run", cache, *changes, "train.max_steps=2")) == runs.DONE
 
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(world, filled, tmp_path, monkeypatch, capsys):
@@ -78,12 +79,12 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(world, filled, tmp_path, m
         tmp_path / "run", f"reference.cache={cache}", "rows.per_shard=1", "mesh.fsdp=1", "mesh.tensor=8"
     )
     monkeypatch.setattr("rapo_jax.reference_pass.make_logps_step", stop_after_two_calls)
-    assert runs.rapo(*arguments) == runs.INTERRUPTED
+    assert tiny.rapo(*arguments) == runs.INTERRUPTED
     assert "what was computed is kept" in capsys.readouterr().out
     first = len(computed)
     assert 0 < first < len(np.load(filled / "cache" / "train.npy"))
     monkeypatch.setattr("rapo_jax.reference_pass.make_logps_step", make)
-    assert runs.rapo(*arguments) == runs.DONE
+    assert tiny.rapo(*arguments) == runs.DONE
     in_evaluations = sum(len(np.load(cache / f"{name}.npy")) for name in ("eval", "eval_plain"))
     in_training = computed[: len(computed) - in_evaluations]
     assert len(in_training) == len(set(in_training)) and len(computed) > first
@@ -103,7 +104,7 @@ def test_a_cache_of_something_else_is_refused_by_name(change, named, filled, wor
     """When this fails, a policy is compared with the log-probabilities of another model, or of other texts."""
     before = (filled / "cache" / "train.npy").read_bytes()
     cache = f"reference.cache={filled / 'cache'}"
-    assert runs.rapo(*world.train(tmp_path / "run", cache, *change.split())) == runs.USER_ERROR
+    assert tiny.rapo(*world.train(tmp_path / "run", cache, *change.split())) == runs.USER_ERROR
     message = capsys.readouterr().err
     assert f"reference.cache={filled / 'cache'} holds log-probabilities of something else; changed: " in message
     assert named in message and "Choose another reference.cache" in message and "Traceback" not in message
@@ -135,7 +136,7 @@ def test_a_damaged_cache_is_computed_again(damage, filled, world, tmp_path):
 def test_an_objective_without_a_reference_refuses_a_cache(world, tmp_path, capsys):
     """When this fails, reference.cache is an option that nothing reads."""
     assert (
-        runs.rapo(
+        tiny.rapo(
             *world.train(
                 tmp_path / "run", "reference.cache=x", "objective.name=sft", "objective.beta=null", "relabel.goals=[]"
             )

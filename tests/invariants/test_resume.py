@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from tests.invariants import runs
+from tests import tiny
+from tests.tiny import runs
 
 pytestmark = pytest.mark.slow
 
@@ -15,11 +16,11 @@ def test_an_interrupted_run_saves_and_exits_with_75_and_resumes_bit_for_bit(numb
     position or the learning rate was lost. N + N steps = 2N. Step 7 falls between two checkpoints, step 10 on one."""
     run_dir = tmp_path / "run"
     previous = signal.getsignal(number)
-    assert runs.rapo_until(step, world.train(run_dir), number) == runs.INTERRUPTED
+    assert tiny.rapo_until(step, world.train(run_dir), number) == runs.INTERRUPTED
     assert signal.getsignal(number) == previous
     assert runs.steps_of(run_dir)[-1] == step
     assert runs.metrics_of(run_dir) == runs.metrics_of(undisturbed)[:step]
-    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     runs.assert_same_run(run_dir, undisturbed)
 
 
@@ -44,23 +45,23 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_never_killed(world, un
     assert unfinished()
     assert runs.steps_of(run_dir)[-1:] < [9]
     kill_when(lambda: len(runs.metrics_of(run_dir)) == 11 or 11 in runs.steps_of(run_dir))
-    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     runs.assert_same_run(run_dir, undisturbed)
 
 
 def test_a_run_resumes_on_another_mesh(world, undisturbed, tmp_path):
     """When this fails, a run is tied to the machine it was started on: after a preemption the other slice has to wait."""
     run_dir = tmp_path / "run"
-    assert runs.rapo_until(7, world.train(run_dir)) == runs.INTERRUPTED
+    assert tiny.rapo_until(7, world.train(run_dir)) == runs.INTERRUPTED
     other_mesh = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
-    assert runs.rapo(*world.train(run_dir, *other_mesh)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir, *other_mesh)) == runs.DONE
     runs.assert_same_metrics(run_dir, undisturbed, same_rows=False)
 
 
 def test_a_finished_run_has_nothing_left_to_do(world, undisturbed, capsys):
     """When this fails, repeating a command trains further than was asked, or rewrites what is there."""
     before = {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*") if path.is_file()}
-    assert runs.rapo(*world.train(undisturbed)) == runs.DONE
+    assert tiny.rapo(*world.train(undisturbed)) == runs.DONE
     assert "nothing to do" in capsys.readouterr().out
     after = {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*") if path.is_file()}
     assert before == after
@@ -70,7 +71,7 @@ def test_a_run_without_finite_gradients_stops_and_says_what_to_do(world, tmp_pat
     """When this fails, a diverged run burns its whole budget, or a user reads a traceback. beta = 1e38 leaves the first
     loss at ln 2 and its gradient beyond float32."""
     limits = ["objective.beta=1e38", "train.max_skipped_steps=3"]
-    assert runs.rapo(*world.train(tmp_path / "run", *limits)) == runs.USER_ERROR
+    assert tiny.rapo(*world.train(tmp_path / "run", *limits)) == runs.USER_ERROR
     said = capsys.readouterr()
     assert said.out.count("the update was skipped") == 3
     assert "3 steps in a row up to step 3 had no finite gradient" in said.err

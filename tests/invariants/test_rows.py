@@ -11,7 +11,7 @@ import pytest
 from rapo_jax.models.attention.dispatch import KERNELS
 from rapo_jax.models.attention.gpu import attend_triton
 from rapo_jax.models.attention.tpu import attend_splash
-from tests.invariants import tiny
+from tests import tiny
 
 # The kernels of TPU and GPU, step by step on this processor.
 INTERPRETED = {"splash": partial(attend_splash, interpret=True), "triton": partial(attend_triton, interpret=True)}

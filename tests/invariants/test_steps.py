@@ -17,7 +17,7 @@ from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate, to_device
 from rapo_jax.train.optim import direction
 from rapo_jax.train.state import first_state
 from rapo_jax.train.step import make_evaluate_step, make_losses, make_train_step
-from tests.invariants import tiny
+from tests import tiny
 
 CONFIG = tiny.tiny_config(train={"batch_size": 12})
 GROUPS = tiny.random_groups(36, prompt=(9, 50))

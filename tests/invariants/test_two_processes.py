@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.invariants import runs
+from tests import tiny
+from tests.tiny import runs
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +69,7 @@ def test_notice_to_one_of_two_processes_saves_both_and_one_process_goes_on(world
     assert codes == [runs.INTERRUPTED, runs.INTERRUPTED]
     step = runs.steps_of(run_dir)[-1]
     assert 2 <= step < runs.NUM_STEPS and len(runs.metrics_of(run_dir)) == step
-    assert runs.rapo(*world.train(run_dir)) == runs.DONE
+    assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     runs.assert_same_metrics(run_dir, undisturbed)
 
 

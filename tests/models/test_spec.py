@@ -11,7 +11,7 @@ from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import Checkpoint, check
 from rapo_jax.models.spec import read_config, spec_from_config
 from rapo_jax.models.table import table
-from tests.parity.families import FAMILIES, GEMMA2, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2
+from tests.tiny.families import FAMILIES, GEMMA2, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2
 
 SPEC = spec_from_config(LLAMA)
 

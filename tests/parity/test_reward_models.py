@@ -26,10 +26,10 @@ from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import read_config, score_config, spec_from_config
 from rapo_jax.parallel import make_mesh
 from rapo_jax.run import set_up
-from tests.invariants.tiny import assert_same_trees, random_trained
 from tests.parity import trajectory
-from tests.parity.families import FAMILIES
 from tests.parity.test_transformers import random_checkpoint
+from tests.tiny import assert_same_trees, random_trained
+from tests.tiny.families import FAMILIES
 
 PAD = 95
 NAMES = ["llama3", "llama3.2-tied", "mistral-v0.1-window", "qwen2", "gemma2"]

@@ -15,7 +15,7 @@ from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.files import load_parameters, save_parameters
 from rapo_jax.models.spec import read_config, spec_from_config
 from rapo_jax.parallel import make_mesh
-from tests.parity.families import FAMILIES
+from tests.tiny.families import FAMILIES
 
 
 def random_checkpoint(config: dict, directory, *, dtype=torch.float32, shard_size="5GB"):

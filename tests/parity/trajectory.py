@@ -25,9 +25,9 @@ from rapo_jax.train.optim import direction
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_train_step
-from tests.chat_templates import SHAPES, build
-from tests.parity.families import GEMMA2, LLAMA, MISTRAL, QWEN2
 from tests.parity.test_transformers import random_checkpoint
+from tests.tiny.chat_templates import SHAPES, build
+from tests.tiny.families import GEMMA2, LLAMA, MISTRAL, QWEN2
 
 WORDS = "ash birch cedar elm fir gum hazel larch maple oak pine rowan spruce teak willow yew".split()
 # Llama-3's template without line feeds: the simple tokenizer here merges them with what follows, as Llama-3's does not,

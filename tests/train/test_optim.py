@@ -12,7 +12,7 @@ from rapo_jax.config.tree import Optimizer
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import spec_from_config
 from rapo_jax.train.optim import clip, direction, learning_rate
-from tests.parity.families import QWEN2
+from tests.tiny.families import QWEN2
 
 SCHEDULES = {
     "cosine": transformers.get_cosine_schedule_with_warmup,

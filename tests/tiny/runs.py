@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rapo_jax import cli
 from rapo_jax.checkpoint import Store, flat
 from rapo_jax.quickstart.world import write_world
 from rapo_jax.run import open_run_dir, set_up
-from rapo_jax.train.journal import Journal
 from rapo_jax.train.optim import direction
 from rapo_jax.train.state import abstract_state
 
@@ -62,31 +59,6 @@ def make_world(directory: Path) -> World:
     config.write_text(json.dumps(json.loads(config.read_text()) | tiny))
     (world.directory / "run.yaml").write_text(CONFIG)
     return world
-
-
-def rapo(*arguments: str | Path) -> int:
-    """Runs a verb in this process; its exit code."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        return end.code
-    raise AssertionError("cli.main returned")
-
-
-def rapo_until(step: int, arguments: list[str], number: signal.Signals = signal.SIGTERM) -> int:
-    """Runs a verb in this process, which gets a signal while it is at optimizer step `step`."""
-    write = Journal.write
-
-    def write_and_signal(journal: Journal, written: int, metrics: dict) -> None:
-        write(journal, written, metrics)
-        if written == step - 1:  # metrics are written one step late
-            signal.raise_signal(number)
-
-    Journal.write = write_and_signal
-    try:
-        return rapo(*arguments)
-    finally:
-        Journal.write = write
 
 
 @contextmanager

@@ -1,17 +1,13 @@
 """A model of 9,808 parameters, a dozen scored pairs, and the command line in this process: what whole runs are tested on."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rapo_jax.cli import main
 from rapo_jax.models.spec import spec_from_config
 from rapo_jax.models.table import table
 from rapo_jax.relabel import goal_text
@@ -92,28 +88,3 @@ def with_padding(directory: Path) -> Path:
 def write_rows(path: Path, rows: list[dict] = PAIRS) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@contextmanager
-def compilations_kept(directory: Path) -> Iterator[None]:
-    """Within it every compilation is kept in the directory: the second run of a kind starts in seconds."""
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def rapo(*arguments: object) -> int:
-    """Runs the command line in this process; its exit code."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        return exit.code
-    raise AssertionError("the command line always exits")
