@@ -1,8 +1,8 @@
-"""Where files enter and leave: read this file as this shape or say why not; write this file whole or not at all.
+"""Files in and out: parse this file into this type or explain why not; write this file atomically.
 
-Every reader raises UserError with one sentence (the file, the fact, the remedy) for whatever can be wrong with a file that
-a person, another program or an earlier run wrote. Every writer goes through a temporary name and an atomic rename, so that
-a reader, or the next run, never meets half a file.
+Every reader raises UserError with one sentence (the file, what is wrong with it, what to do) for anything that can be wrong
+with a file written by a person, another program or an earlier run. Every writer writes under a temporary name and renames,
+so no reader and no later run ever sees half a file. What the values mean is not decided here.
 """
 
 import dataclasses
@@ -11,10 +11,12 @@ import os
 import shutil
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import yaml
 
 from rapo_jax.errors import UserError, nearest
 
@@ -24,6 +26,9 @@ EXPECTED = {
     float: "a number",
     bool: "true or false",
     str: "a text (in quotes, if it looks like something else)",
+    list: "a list",
+    tuple: "a list",
+    dict: "an object",
 }
 
 
@@ -31,19 +36,17 @@ EXPECTED = {
 
 
 def read_text(path: Path, *, remedy: str = "") -> str:
-    """The text of a UTF-8 file (a byte-order mark is skipped). Raises UserError; `remedy` ends its message."""
+    """The text of a UTF-8 file, without its byte-order mark. `remedy` ends the message of the UserError."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(_sentence(f"{path} is not text in UTF-8 ({error})", remedy)) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(
-            _sentence(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})", remedy)
-        ) from error
+        raise _unreadable(path, error, remedy) from error
 
 
 def parse_json(text: str | bytes, *, said: str, remedy: str = "") -> Any:
-    """The value of a JSON text; `said` names it in the message of the UserError."""
+    """The value of a JSON text. `said` is what the UserError calls the text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -60,18 +63,69 @@ def read_json(path: Path, *, remedy: str = "") -> Any:
 
 
 def read_object(path: Path, *, remedy: str = "") -> dict[str, Any]:
-    """The object that a JSON file holds."""
-    value = read_json(path, remedy=remedy)
-    if not isinstance(value, dict):
-        raise UserError(_sentence(f"{path} holds {_kind(value)} where a JSON object is expected", remedy))
-    return value
+    """The JSON object in a file."""
+    return _object(read_json(path, remedy=remedy), said=str(path), remedy=remedy)
+
+
+def read_json_lines(
+    path: Path, *, drop_torn_line: bool = False, remedy: str = "one JSON object per line is needed"
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Streams (line number from 1, object) from a JSON Lines file; blank lines are skipped.
+
+    With `drop_torn_line`, a last line without a line feed that is no JSON object is left out: the writer was killed in it.
+    """
+    for number, line in enumerate(_byte_lines(path, remedy=remedy), 1):
+        if not line.strip():
+            continue
+        said = f"{path} line {number}"
+        try:
+            value = _object(parse_json(line, said=said, remedy=remedy), said=said, remedy=remedy)
+        except UserError:
+            if drop_torn_line and not line.endswith(b"\n"):
+                return
+            raise
+        yield number, value
+
+
+def _byte_lines(path: Path, *, remedy: str) -> Iterator[bytes]:
+    """Bytes, because only b"\\n" ends a line, whatever Unicode separators a text contains."""
+    try:
+        with Path(path).open("rb") as file:
+            yield from file
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, remedy) from error
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML that runs no code and has no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, *, said: str) -> Any:
+    """The value of a YAML text. `said` is what the UserError calls the text."""
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        fact = f"{line}{problem or str(error).splitlines()[0]}"
+    except (ValueError, RecursionError) as error:  # a month 13, an integer of thousands of digits, nested too deep
+        fact = "nested too deep" if isinstance(error, RecursionError) else str(error)
+    raise UserError(f"{said} cannot be read as YAML: {fact}.")
 
 
 def shaped(value: Any, shape: type[T], *, said: str, remedy: str = "", path: str = "") -> T:
-    """`value`, as JSON has it, as an instance of the dataclass `shape`; nested dataclasses, tuples and mappings included.
+    """A parsed JSON value as an instance of the dataclass `shape`; nested dataclasses, tuples and mappings included.
 
-    Raises UserError that names the field, what it holds and what it should hold; `said` is what holds the value.
-    Unknown fields are refused, absent ones take their default.
+    `said` is what the UserError calls the value, `path` leads to it. The error names the field, its value and what was
+    expected. Unknown fields are refused; absent ones take their default. A ValueError that `shape` raises itself becomes a
+    UserError too.
 
     >>> @dataclasses.dataclass
     ... class Point:
@@ -81,22 +135,22 @@ def shaped(value: Any, shape: type[T], *, said: str, remedy: str = "", path: str
     Point(x=1.0, name='')
     """
     if not isinstance(value, Mapping):
-        what = f"{said}: {path} is" if path else f"{said} is"
+        what = f"{said}: {path.rstrip('.')} is" if path else f"{said} is"
         raise UserError(_sentence(f"{what} {_kind(value)} where an object is expected", remedy))
     hints = typing.get_type_hints(shape)
-    fields = {field.name: field for field in dataclasses.fields(shape) if field.init}  # pyright: ignore
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, shape)) if field.init}
     unknown = [str(key) for key in value if key not in fields]
     if unknown:
-        raise UserError(
-            _sentence(f"{said}: unknown field {path}{unknown[0]}; {nearest(unknown[0], list(fields))}", remedy)
-        )
-    required = [name for name, field in fields.items() if _is_required(field) and name not in value]
-    if required:
-        raise UserError(_sentence(f"{said} lacks {', '.join(path + name for name in required)}", remedy))
-    read = {
-        str(key): _as_hint(item, hints[key], said=said, remedy=remedy, path=path + key) for key, item in value.items()
-    }
-    return shape(**read)
+        hint = nearest(unknown[0], list(fields))
+        raise UserError(_sentence(f"{said}: unknown field {path}{unknown[0]}; {hint}", remedy))
+    absent = [name for name, field in fields.items() if _is_required(field) and name not in value]
+    if absent:
+        raise UserError(_sentence(f"{said} lacks {', '.join(path + name for name in absent)}", remedy))
+    read = {key: _as_hint(item, hints[key], said=said, remedy=remedy, path=path + key) for key, item in value.items()}
+    try:
+        return shape(**read)
+    except ValueError as error:
+        raise UserError(_sentence(f"{said}: {error}", remedy)) from error
 
 
 def _is_required(field: dataclasses.Field) -> bool:
@@ -121,17 +175,28 @@ def _as_hint(value: Any, hint: Any, *, said: str, remedy: str, path: str) -> Any
     if origin is dict and isinstance(value, dict):
         return {key: _as_hint(item, options[1], path=f"{path}.{key}", **inside) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is hint:
+        try:
+            return float(value)
+        except OverflowError:  # an integer beyond 1e308; refused below
+            pass
+    elif type(value) is hint:
         return value
-    expected = (
-        " or ".join(map(repr, options)) if origin is Literal else EXPECTED.get(hint, getattr(hint, "__name__", hint))
-    )
+    expected = " or ".join(map(repr, options)) if origin is Literal else EXPECTED.get(origin or hint, str(hint))
     raise UserError(_sentence(f"{said}: {path} is {value!r:.60}, expected {expected}", remedy))
+
+
+def _object(value: Any, *, said: str, remedy: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(_sentence(f"{said} holds {_kind(value)} where a JSON object is expected", remedy))
+    return value
 
 
 def _kind(value: Any) -> str:
     return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
+
+
+def _unreadable(path: Path, error: Exception, remedy: str) -> UserError:
+    return UserError(_sentence(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})", remedy))
 
 
 def _sentence(fact: str, remedy: str) -> str:
@@ -143,9 +208,9 @@ def _sentence(fact: str, remedy: str) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an error.
+    """A temporary path to write to, which replaces `path` when the block ends without an error.
 
-    Where the block raises, nothing is left behind.
+    After an error `path` is as it was, and the temporary file is gone.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -160,33 +225,45 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_directory(path: Path, *, writes: bool = True) -> Iterator[Path]:
-    """The same of a directory, PATH.partial until it is whole. `path` must be empty or absent; a partial one that an
-    earlier attempt left is removed. Processes other than the writer get the name and touch nothing."""
+    """A temporary directory, PATH.partial, which becomes `path` when the block ends without an error.
+
+    `path` must be absent or empty. What a killed attempt left in PATH.partial is removed first, and after an error nothing
+    is left. Processes with writes=False get the name and touch nothing.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
-    if writes:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    yield temporary
-    if writes:
+    if not writes:
+        yield temporary
+        return
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all, in UTF-8."""
+    """Writes a small UTF-8 file atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, whole or not at all. Raises ValueError for numbers that JSON cannot hold."""
+    """Writes a value as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_json_lines(path: Path, rows: typing.Iterable[Any], *, encode: Callable[[Any], str] | None = None) -> None:
-    """Writes one JSON value a line, whole or not at all."""
-    encode = encode or (lambda row: json.dumps(row, ensure_ascii=False))
+def json_line(value: Any) -> str:
+    """A value as one line of JSON, non-ASCII characters as they are."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any], str] = json_line) -> None:
+    """Writes one JSON value per line, atomically; `rows` may be a generator."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(encode(row) + "\n" for row in rows)
