@@ -78,20 +78,15 @@ def quiet() -> None:
 
 
 def relabel(options: argparse.Namespace) -> int:
-    from rapo_jax.chat.templates import load_tokenizer, resolve_placement
     from rapo_jax.config.files import load_config
     from rapo_jax.export.preferences import write_preferences
-    from rapo_jax.models.directory import model_directory
+    from rapo_jax.opened import goal_prompt_for_relabelling
 
     config = load_config(options.config, options.overrides)
     require_data(config)
-    placement = config.relabel.placement
-    if placement == "auto":  # only the model's chat template knows where a goal can stand
+    if config.relabel.placement == "auto":
         require(config, "model.path")
-        directory = model_directory(config.model.path)
-        tokenizer = load_tokenizer(str(directory), chat_template=config.data.chat_template)
-        placement = resolve_placement(tokenizer, "auto")
-    counts = write_preferences(config, Path(options.out), placement=placement)
+    counts = write_preferences(config, Path(options.out), goal_prompt=goal_prompt_for_relabelling(config))
     print(f"{options.out}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
     return 0
 
@@ -120,8 +115,10 @@ def keep_compilations() -> None:
 
 
 def export(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from rapo_jax.checkpoint import Store
-    from rapo_jax.export.model import GoalPrompt, refuse_no_adapters, refuse_nonempty, write_run
+    from rapo_jax.export.model import refuse_no_adapters, refuse_nonempty, write_run
     from rapo_jax.run import open_run_dir, set_up
     from rapo_jax.train.state import abstract_trained
 
@@ -140,15 +137,7 @@ def export(options: argparse.Namespace) -> int:
     goal = options.goal
     if goal is None and options.bake and config.relabel.has_highest_goal:
         goal = config.relabel.goal_max
-    goal_prompt = GoalPrompt(
-        template=config.relabel.template,
-        goal_max=config.relabel.goal_max,
-        placement=setup.placement,
-        baked=goal,
-        chat_template=setup.tokenizer.chat_template,
-        goal_min=config.relabel.goal_min,
-        attributes=config.relabel.attributes,
-    )
+    goal_prompt = replace(setup.goal_prompt, baked=goal)
     difference = write_run(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
     asks = goal_prompt.sentence(goal) or "no goal"
     print(f"{out_dir}: step {restored.step} of {run_dir}; read back, largest difference of logits {difference:.1e}")

@@ -93,6 +93,14 @@ def open_for_training(directory: Path, config: Config) -> OpenedTokenizer:
     return replace(opened, goal_prompt=goal_prompt, has_own_goal_prompt=True)
 
 
+def goal_prompt_for_relabelling(config: Config) -> GoalPrompt:
+    """The goal prompt of a configuration. The model's tokenizer is opened only where relabel.placement=auto leaves the
+    turn to its chat template."""
+    if config.relabel.placement == "auto":
+        return open_for_training(model_directory(config.model.path), config).goal_prompt
+    return configured_goal_prompt(config.relabel, placement=config.relabel.placement, chat_template="")
+
+
 def with_weights(
     opened: OpenedTokenizer, parameters: dict[str, Any], *, spec: Spec, mesh: Mesh, dtype: jnp.dtype | str = "float32"
 ) -> OpenedModel:

@@ -24,17 +24,19 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, group_lengths, num_branches
 from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.borders import write_text
-from rapo_jax.chat.templates import Placement, end_of_turn, load_tokenizer, padding_token, resolve_placement
+from rapo_jax.chat.goal_prompt import GoalPrompt
+from rapo_jax.chat.templates import padding_token
 from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config.files import as_dict, load_config, to_yaml
 from rapo_jax.config.tree import Config, Objective
 from rapo_jax.data.scaling import SIDECAR
 from rapo_jax.errors import UserError
-from rapo_jax.models.directory import eos_tokens, model_directory
+from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config, spec_to_train
+from rapo_jax.opened import open_for_training
 from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
 from rapo_jax.reference_pass import fill
 from rapo_jax.train.journal import Journal
@@ -63,7 +65,8 @@ class Setup:
     spec: Spec
     mesh: Mesh
     tokenizer: PreTrainedTokenizerBase
-    placement: Placement
+    goal_prompt: GoalPrompt
+    stop_tokens: tuple[int, ...]
 
 
 def set_up(config: Config) -> Setup:
@@ -71,9 +74,17 @@ def set_up(config: Config) -> Setup:
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     model_dir = model_directory(config.model.path)
     spec = spec_of(config, model_dir)
-    tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
-    placement = resolve_placement(tokenizer, config.relabel.placement)
-    return Setup(config, Path(config.run_dir), model_dir, spec, mesh, tokenizer, placement)
+    opened = open_for_training(model_dir, config)
+    return Setup(
+        config=config,
+        run_dir=Path(config.run_dir),
+        model_dir=model_dir,
+        spec=spec,
+        mesh=mesh,
+        tokenizer=opened.tokenizer,
+        goal_prompt=opened.goal_prompt,
+        stop_tokens=opened.stop_tokens,
+    )
 
 
 def spec_of(config: Config, model_dir: Path) -> Spec:
@@ -81,11 +92,6 @@ def spec_of(config: Config, model_dir: Path) -> Spec:
     the configuration asks for such."""
     scored, said = config.objective.is_reward_model, f"model.path={config.model.path}"
     return adapted_spec(spec_to_train(read_config(model_dir), scored=scored, path=said), **vars(config.lora))
-
-
-def stop_tokens(setup: Setup) -> list[int]:
-    """The tokens that end a text: those that the starting model declares, and the end of a turn."""
-    return sorted({*eos_tokens(setup.model_dir, read_config(setup.model_dir)), end_of_turn(setup.tokenizer)})
 
 
 def open_run_dir(run_dir: Path) -> Config:
@@ -100,7 +106,7 @@ def train_or_resume(config: Config) -> int:
     """Trains from the start, or from the last checkpoint of run_dir; returns the exit code of `rapo train`."""
     setup = set_up(config)
     if setup.spec.scored:
-        padding_token(setup.tokenizer, stop_tokens(setup))  # raises: what cannot be exported is not trained either
+        padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what cannot be exported is not trained either
     refuse_foreign_directory(setup.run_dir)
     data = load_training(setup)
     held_out = load_held_out(setup, data)
@@ -177,14 +183,14 @@ def precision(config: Config):
 
 
 def load_training(setup: Setup) -> pipeline.Dataset:
-    how = {"placement": setup.placement, "progress": jax.process_index() == 0}
+    how = {"goal_prompt": setup.goal_prompt, "progress": jax.process_index() == 0}
     return pipeline.load_training(setup.config, setup.tokenizer, **how)
 
 
 def load_held_out(setup: Setup, training: pipeline.Dataset) -> dict[str, pipeline.Dataset]:
     """What is evaluated, on the training's scale of scores, by what its metrics begin with: "eval", relabelled like the
     training data, and, where goals are asked for, "eval_plain", the same rows without. {} without an evaluation."""
-    how = {"placement": setup.placement, "progress": jax.process_index() == 0, "scales": training.scales}
+    how = {"goal_prompt": setup.goal_prompt, "progress": jax.process_index() == 0, "scales": training.scales}
     load = functools.partial(pipeline.load_held_out, setup.config, setup.tokenizer, **how)
     relabelled = load()
     if relabelled is None:
@@ -367,7 +373,7 @@ def announce(setup: Setup, data: pipeline.Dataset, plan: BatchPlan, restored: Re
     size, lora = parameter_count(setup.spec), setup.spec.lora
     dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
     goals = (
-        f"goals of {' and '.join(config.relabel.goals)} in the {setup.placement} turn"
+        f"goals of {' and '.join(config.relabel.goals)} in the {setup.goal_prompt.placement} turn"
         if config.relabel.goals
         else "no goals"
     )

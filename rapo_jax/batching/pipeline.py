@@ -16,7 +16,7 @@ from rapo_jax.batch import Batch
 from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise, sequential_steps, shuffled_steps
 from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
 from rapo_jax.chat.encoding import Item, encode_all
-from rapo_jax.chat.templates import Placement
+from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config, SourceOptions
 from rapo_jax.data.prepare import Prepared, prepare, sources_of
 from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
@@ -58,7 +58,7 @@ def load_dataset(
     *,
     path: str,
     split: str,
-    placement: Placement,
+    goal_prompt: GoalPrompt,
     progress: bool = False,
     option: str = "data.path",
 ) -> Dataset:
@@ -72,14 +72,14 @@ def load_dataset(
         want=responses_wanted(config),
         scores_required=rewards_wanted(config),
     )
-    return tokenize_records(config, tokenizer, prepared, placement=placement, progress=progress)
+    return tokenize_records(config, tokenizer, prepared, goal_prompt=goal_prompt, progress=progress)
 
 
 def load_training(
-    config: Config, tokenizer: PreTrainedTokenizerBase, *, placement: Placement, progress: bool = False
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, goal_prompt: GoalPrompt, progress: bool = False
 ) -> Dataset:
     """data.path or data.sources, without what is held out of them."""
-    return tokenize_records(config, tokenizer, read_part(config, "train"), placement=placement, progress=progress)
+    return tokenize_records(config, tokenizer, read_part(config, "train"), goal_prompt=goal_prompt, progress=progress)
 
 
 def load_held_out(
@@ -87,7 +87,7 @@ def load_held_out(
     tokenizer: PreTrainedTokenizerBase,
     *,
     scales: Scales,
-    placement: Placement,
+    goal_prompt: GoalPrompt,
     plain: bool = False,
     progress: bool = False,
 ) -> Dataset | None:
@@ -99,7 +99,7 @@ def load_held_out(
         return None
     prepared = read_part(config, "eval", scales=scales)
     config = without_goals(config) if plain else config
-    return tokenize_records(config, tokenizer, prepared, placement=placement, progress=progress)
+    return tokenize_records(config, tokenizer, prepared, goal_prompt=goal_prompt, progress=progress)
 
 
 def without_goals(config: Config) -> Config:
@@ -111,16 +111,20 @@ def tokenize_records(
     tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
     *,
-    placement: Placement,
+    goal_prompt: GoalPrompt,
     progress: bool = False,
 ) -> Dataset:
     """Relabels and tokenizes records. Raises UserError when nothing is left of them."""
     relabelled, num_ties = relabel_records(prepared.records, config)
-    items = [Item(r.record.row, r.record.prompt, r.goal_sentence(config), r.responses) for r in relabelled]
+    sentences = [goal_prompt.sentence(r.preference.goal, source=r.record.source) for r in relabelled]
+    items = [
+        Item(r.record.row, r.record.prompt, sentence, r.responses)
+        for r, sentence in zip(relabelled, sentences, strict=True)
+    ]
     encoded, cuts = encode_all(
         tokenizer,
         items,
-        placement=placement,
+        placement=goal_prompt.placement,
         max_length=config.data.max_length,
         max_prompt_length=config.data.max_prompt_length,
         progress=progress,
@@ -134,7 +138,7 @@ def tokenize_records(
             f"ties are kept by relabel.ties=keep."
         )
     report = report_of(prepared, relabelled, num_ties, config) | {
-        "goal_placement": placement if config.relabel.goals else None,
+        "goal_placement": goal_prompt.placement if config.relabel.goals else None,
         "groups": len(groups),
         "tokens": token_statistics(groups),
         "cut": dataclasses.asdict(cuts),

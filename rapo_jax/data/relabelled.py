@@ -11,7 +11,7 @@ from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import prompt_share
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
-from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, goal_text, relabel, within
+from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, relabel, within
 
 NAN = float("nan")
 
@@ -26,19 +26,6 @@ class Relabelled:
     record: Record
     preference: Preference
     labels: tuple[bool, ...] | None = None
-
-    def goal_sentence(self, config: Config) -> str | None:
-        goal, options = self.preference.goal, config.relabel
-        if goal is None and "{source}" not in options.template:
-            return None
-        return goal_text(
-            goal,
-            template=options.template,
-            goal_min=options.goal_min,
-            goal_max=options.goal_max,
-            attributes=options.attributes,
-            source=self.record.source,
-        )
 
     @property
     def responses(self) -> tuple[str, ...]:

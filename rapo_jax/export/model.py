@@ -31,7 +31,7 @@ from rapo_jax.models.lora import merged, with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import Spec, read_config, score_config
 from rapo_jax.relabel import format_score
-from rapo_jax.run import Setup, model_identity, model_weights, stop_tokens
+from rapo_jax.run import Setup, model_identity, model_weights
 
 
 def refuse_nonempty(out_dir: Path) -> None:
@@ -76,7 +76,7 @@ def write_model(setup: Setup, parameters: dict, out_dir: Path, *, step: int, goa
     temporary.mkdir(parents=True)
     save_parameters(parameters, setup.spec, temporary, dtype=dtype)
     if jax.process_index() == 0:
-        stops = stop_tokens(setup)
+        stops = list(setup.stop_tokens)
         stop = {"eos_token_id": stops[0] if len(stops) == 1 else stops}
         config = source | {"dtype": dtype.name} | stop
         if setup.spec.scored:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapo_jax.batching.pipeline import read_part
-from rapo_jax.chat.templates import Placement, place_goal
+from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config
 from rapo_jax.data.relabelled import Relabelled, relabel_records, responses_wanted
 from rapo_jax.data.report import report_of
@@ -16,7 +16,7 @@ from rapo_jax.data.scaling import write_scales
 from rapo_jax.errors import UserError
 
 
-def write_preferences(config: Config, out: Path, *, placement: Placement) -> dict[str, int]:
+def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> dict[str, int]:
     """Relabels the training data into `out`; returns what was counted.
 
     JSON lines, or parquet for a name that ends so. Columns, by what the objective compares: two responses: prompt, chosen,
@@ -34,7 +34,7 @@ def write_preferences(config: Config, out: Path, *, placement: Placement) -> dic
     prepared = read_part(config, "train")
     relabelled, num_ties = relabel_records(prepared.records, config)
     report = report_of(prepared, relabelled, num_ties, config)
-    written = [(one, rows) for one in relabelled if (rows := as_rows(one, config, placement))]
+    written = [(one, rows) for one in relabelled if (rows := as_rows(one, config, goal_prompt))]
     rows = [row for _, each in written for row in each]
     if not rows:
         raise UserError(
@@ -64,10 +64,10 @@ def write_rows(path: Path, rows: Sequence[dict], *, parquet: bool) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
-def as_rows(relabelled: Relabelled, config: Config, placement: Placement) -> list[dict]:
+def as_rows(relabelled: Relabelled, config: Config, goal_prompt: GoalPrompt) -> list[dict]:
     """The lines that one preference becomes: one, or with labels one for each response."""
-    prompt = place_goal(relabelled.record.prompt, relabelled.goal_sentence(config), placement)
     preference, record = relabelled.preference, relabelled.record
+    prompt = goal_prompt.write(record.prompt, preference.goal, source=record.source)
     head = {"prompt": [vars(message) for message in prompt]}
     tail = {"goal": preference.goal, "goal_of": preference.goal_of, "source_row": record.row}
     tail |= {"source": record.source} if record.source else {}

@@ -44,13 +44,10 @@ def declared_stop_tokens(directory: Path) -> list[int]:
     path = Path(directory) / "config.json"
     if declared is None and path.is_file():
         declared = read_object(path).get("eos_token_id")
-    return eos_list(declared)
-
-
-def eos_list(declared: int | list[int] | None) -> list[int]:
     return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
 
 
 def eos_tokens(directory: Path, config: dict[str, Any]) -> list[int]:
     """As `declared_stop_tokens`, for callers that have read config.json."""
-    return eos_list(read_generation_config(directory).get("eos_token_id", config.get("eos_token_id")))
+    declared = read_generation_config(directory).get("eos_token_id", config.get("eos_token_id"))
+    return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)

@@ -7,9 +7,9 @@ import numpy as np
 
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import Group
-from rapo_jax.chat.templates import load_tokenizer, resolve_placement
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
+from rapo_jax.opened import open_for_training
 
 NUM_RECORDS = 61_000  # of UltraFeedback, binarized
 MEAN_PROMPT, GOAL_TOKENS, MEAN_RESPONSE = 185, 40, 300
@@ -30,9 +30,8 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
     if not (config.data.path or config.data.sources):
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
     try:
-        tokenizer = load_tokenizer(str(model_dir), chat_template=config.data.chat_template)
-        placement = resolve_placement(tokenizer, config.relabel.placement)
-        data = pipeline.load_training(config, tokenizer, placement=placement)
+        opened = open_for_training(model_dir, config)
+        data = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt)
         return Lengths(data.groups, data.report["path"])
     except UserError as error:
         what = "data.path" if (config.data.path or "data.sources") in str(error) else "tokenizer"

@@ -6,6 +6,7 @@ import pytest
 
 from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
 from rapo_jax.batching.pipeline import load_held_out, load_training
+from rapo_jax.chat.goal_prompt import configured_goal_prompt
 from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
 from tests.tiny import build_tokenizer
@@ -31,9 +32,19 @@ def config(tmp_path):
     return config
 
 
+def asked_for(config):
+    """The goal prompt of a configuration whose goals are in the system turn."""
+    return configured_goal_prompt(config.relabel, placement="system", chat_template="")
+
+
+def train_on(config, tokenizer):
+    return load_training(config, tokenizer, goal_prompt=asked_for(config))
+
+
 def load(config, tokenizer, **options):
-    train = load_training(config, tokenizer, placement="system")
-    return train, load_held_out(config, tokenizer, scales=train.scales, placement="system", **options)
+    train = train_on(config, tokenizer)
+    options |= {"scales": train.scales, "goal_prompt": asked_for(config)}
+    return train, load_held_out(config, tokenizer, **options)
 
 
 def test_without_an_evaluation_nothing_is_held_out(config, tokenizer):
@@ -66,7 +77,7 @@ def test_the_evaluation_is_on_the_scale_of_the_training(config, tokenizer, tmp_p
 
 def test_what_is_read_is_one_thing_and_what_is_made_of_it_another(config, tokenizer):
     """Breaks: a run that is resumed with another scale would be told that its data changed."""
-    first, second = (load_training(config(relabel={"goal_max": m, "scale": {"fit": "minmax"}}), tokenizer, placement="system")
+    first, second = (train_on(config(relabel={"goal_max": m, "scale": {"fit": "minmax"}}), tokenizer)
                      for m in (10, 100))  # fmt: skip
     assert first.source_fingerprint == second.source_fingerprint
     assert first.fingerprint != second.fingerprint
@@ -81,7 +92,7 @@ def thirds_of(rows_of_sources, tokenizer, tmp_path):
         sources.append({"path": str(path)})
     data = {"sources": sources, "max_length": 256, "max_prompt_length": 192}
     made = from_dict({"objective": {"name": "kto"}, "relabel": {"goals": []}, "data": data})
-    groups = load_training(made, tokenizer, placement="system").groups
+    groups = train_on(made, tokenizer).groups
     return [tokenizer.decode(group.responses[2], skip_special_tokens=True) for group in groups]
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from rapo_jax.batching.pipeline import without_goals
+from rapo_jax.chat.goal_prompt import configured_goal_prompt
 from rapo_jax.config.files import from_dict
 from rapo_jax.data import relabelled
 from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
@@ -28,6 +29,12 @@ def relabel(record, want="pair", pairs="auto", **options):
 
 def told(found):
     return [(one.preference.goal, one.preference.goal_of, "".join(one.responses)) for one in found]
+
+
+def sentence_of(found, config):
+    """What a prompt says of this preference's goal and source."""
+    prompt = configured_goal_prompt(config.relabel, placement="system", chat_template="")
+    return prompt.sentence(found.preference.goal, source=found.record.source)
 
 
 def test_a_pair_becomes_two_goals_with_its_weight():
@@ -140,14 +147,14 @@ def test_a_goal_may_be_a_number_for_each_attribute():
     found = relabel(MARKED, attributes=["truth", "wit"])
     assert told(found) == [((8, 3), "chosen", "AB"), ((5, 5), "rejected", "BA")]
     config = from_dict({"relabel": {"attributes": ["truth", "wit"]}})
-    assert found[0].goal_sentence(config).endswith("10 is highest):\nTruth: 8\nWit: 3")
+    assert sentence_of(found[0], config).endswith("10 is highest):\nTruth: 8\nWit: 3")
 
 
 def test_attributes_of_one_response_can_be_written_as_in_steerlm():
     options = {"attributes": ["wit", "truth"], "goals": ["chosen"], "template": "quality:{wit},truth:{truth}"}
     one = Record(1, HI, ("A",), None, ({"wit": 3.0, "truth": 8.0},))
     (found,) = relabel(one, "one", **options)
-    assert found.goal_sentence(from_dict({"relabel": options})) == "quality:3,truth:8"
+    assert sentence_of(found, from_dict({"relabel": options})) == "quality:3,truth:8"
 
 
 def test_a_tie_in_all_attributes_is_a_tie_whatever_the_rewards():
@@ -166,7 +173,7 @@ def test_a_direction_orders_responses_by_their_reward_along_it():
     assert list(found.responses) == sorted(along, key=along.get, reverse=True)
     (best,) = relabel(MARKED, "one", **options | {"goals": ["chosen"]})
     assert best.responses == found.responses[:1]
-    sentence = found.goal_sentence(from_dict({"relabel": options}))
+    sentence = sentence_of(found, from_dict({"relabel": options}))
     assert sentence == f"Your response should maximize wit*{x} + truth*{y}."
 
 
@@ -183,7 +190,7 @@ def test_a_class_can_be_said_in_place_of_a_goal():
     """C-RLFT: the condition is where a response is from, and its loss is weighted by that."""
     options = {"goals": [], "template": "Answer as {source} would."}
     (found,) = relabel(PAIR, **options)
-    assert found.goal_sentence(from_dict({"relabel": options})) == "Answer as gpt4 would."
+    assert sentence_of(found, from_dict({"relabel": options})) == "Answer as gpt4 would."
 
 
 # What objectives want.

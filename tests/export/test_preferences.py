@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from rapo_jax.batching.pipeline import read_part
+from rapo_jax.chat.goal_prompt import configured_goal_prompt
 from rapo_jax.config.files import load_config
 from rapo_jax.data.sources import read_records
 from rapo_jax.errors import UserError
@@ -33,8 +34,13 @@ def config(tmp_path):
     return config
 
 
+def write(config, out):
+    goal_prompt = configured_goal_prompt(config.relabel, placement="system", chat_template="")
+    return write_preferences(config, out, goal_prompt=goal_prompt)
+
+
 def written(config, out):
-    counts = write_preferences(config, out, placement="system")
+    counts = write(config, out)
     return counts, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -61,7 +67,7 @@ def test_what_was_written_is_read_again_as_the_same_pairs(config, tmp_path):
 
 def test_parquet_holds_what_json_lines_hold(config, tmp_path):
     _, rows = written(config(), tmp_path / "out.jsonl")
-    write_preferences(config(), tmp_path / "other.parquet", placement="system")
+    write(config(), tmp_path / "other.parquet")
     assert pyarrow.parquet.read_table(tmp_path / "other.parquet").to_pylist() == rows
 
 
@@ -107,14 +113,14 @@ def test_a_report_a_picture_and_the_scale_stand_beside_it(config, tmp_path):
 def test_nothing_is_written_over(config, tmp_path, name):
     (tmp_path / name).write_text("...")
     with pytest.raises(UserError, match=f"{name} exists; nothing was written. Choose another --out."):
-        write_preferences(config(), tmp_path / "out.jsonl", placement="system")
+        write(config(), tmp_path / "out.jsonl")
     assert not [path for path in tmp_path.glob("out*") if path.name != name]
 
 
 def test_only_ties_are_nothing_to_write(config, tmp_path):
     tied = [row | {"score_chosen": 3, "score_rejected": 3} for row in ROWS]
     with pytest.raises(UserError, match="nothing is left of its 10 rows; 10 records are ties"):
-        write_preferences(config(tied), tmp_path / "out.jsonl", placement="system")
+        write(config(tied), tmp_path / "out.jsonl")
 
 
 # What the settings of the data section do, from files to records.

@@ -14,7 +14,6 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.chat.templates import padding_token
 from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
@@ -171,8 +170,7 @@ def test_a_reward_model_is_exported_as_transformers_reads_it(tmp_path):
     setup = set_up(from_dict({"model": {"path": str(model), "dtype": "float32"}, "run_dir": str(tmp_path / "run")}))
     setup = replace(setup, spec=replace(setup.spec, scored=True))
     parameters = load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh)
-    prompt = GoalPrompt("paper", 10.0, setup.placement, None, setup.tokenizer.chat_template)
-    assert write_model(setup, parameters, tmp_path / "out", step=1, goal_prompt=prompt) <= 1e-5
+    assert write_model(setup, parameters, tmp_path / "out", step=1, goal_prompt=setup.goal_prompt) <= 1e-5
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["architectures"] == ["LlamaForSequenceClassification"] and written["problem_type"] is None
     stops = written["eos_token_id"] if isinstance(written["eos_token_id"], list) else [written["eos_token_id"]]

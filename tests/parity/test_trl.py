@@ -80,7 +80,7 @@ def test_our_steps_are_those_of_trl_on_our_relabelled_file(case, tmp_path):
         "rows": {"length": 512, "per_shard": 1},
     }
     ours = trajectory.run(tree)
-    write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", placement=ours.setup.placement)
+    write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", goal_prompt=ours.setup.goal_prompt)
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert len(rows) == len(ours.groups), "group i must come from line i"
     order = [member for step in ours.steps for member in step]

@@ -88,7 +88,7 @@ def our_run(tmp_path, section, **sections):
     for name, changes in sections.items():
         tree[name] = tree.get(name, {}) | changes
     ours = trajectory.run(tree)
-    write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", placement=ours.setup.placement)
+    write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", goal_prompt=ours.setup.goal_prompt)
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert len(rows) == len(ours.groups), "group i must come from line i"
     return ours, [rows[member] for step in ours.steps for member in step]

@@ -26,11 +26,11 @@ from transformers import PreTrainedTokenizerFast
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import Group, shuffled_steps
-from rapo_jax.chat.templates import load_tokenizer, resolve_placement
 from rapo_jax.config.files import from_dict
 from rapo_jax.data.files import read_rows
 from rapo_jax.models.parameters import parameter_letters, shape_of
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
+from rapo_jax.opened import open_for_training
 
 SETTINGS = {"beta": 0.1, "learning_rate": 5e-7, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
 TOKENS = 16_000  # of the tokenizer that is trained on the data
@@ -123,10 +123,10 @@ def texts_of(value: object) -> list[str]:
 def all_groups(options: argparse.Namespace, model_dir: Path) -> list[Group]:
     """All goal-conditioned preferences that the data gives."""
     data = {"path": options.data, "max_length": options.max_length, "max_prompt_length": options.max_length // 2}
-    config = from_dict({"data": data})
-    tokenizer = load_tokenizer(str(model_dir), chat_template=options.chat_template)
-    placement = resolve_placement(tokenizer, config.relabel.placement)
-    groups = pipeline.load_dataset(config, tokenizer, path=options.data, split="train", placement=placement).groups
+    config = from_dict({"data": data | {"chat_template": options.chat_template}})
+    opened = open_for_training(model_dir, config)
+    source = {"path": options.data, "split": "train"}
+    groups = pipeline.load_dataset(config, opened.tokenizer, goal_prompt=opened.goal_prompt, **source).groups
     if len(groups) < options.pairs:
         raise SystemExit(f"{options.data} gives {len(groups)} pairs; lower --pairs={options.pairs} to that.")
     return groups
