@@ -35,9 +35,9 @@ from math import prod
 import numpy as np
 
 from rapo_jax.batch import Scored
+from rapo_jax.matrices import MATRICES
 from rapo_jax.models.decoder import logits_are_kept
-from rapo_jax.models.lora import adapter_letters
-from rapo_jax.models.parameters import shape_of
+from rapo_jax.models.parameters import adapter_letters, shape_of
 from rapo_jax.models.spec import Spec
 
 # Dense bfloat16 FLOP/s of one JAX device, by jax.Device.device_kind. Cloud TPU system architecture pages ("TPU v4" ...
@@ -140,7 +140,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     where two kernels share the work.
     """
     matmuls, adapters, narrow = layer_matmuls(spec), adapter_matmuls(spec), adapter_matmuls(spec, sides="a")
-    if not spec.gemma:  # the residual stream's next value is the next layer's input, which is kept
+    if spec.norms == "before":  # the sum with the branch's output is the next layer's input, which is kept
         matmuls["down"] = 0
         adapters |= {name: flops for name, flops in narrow.items() if name == "down"}
     again = {
@@ -159,17 +159,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
 
 def layer_matmuls(spec: Spec) -> dict[str, float]:
     """FLOPs a token of each matrix of a layer, forward."""
-    D, N, K, H, F = spec.D, spec.N, spec.K, spec.H, spec.F
-    weights = {
-        "q": D * N * H,
-        "k": D * K * H,
-        "v": D * K * H,
-        "o": N * H * D,
-        "gate": D * F,
-        "up": D * F,
-        "down": F * D,
-    }
-    return {name: 2.0 * number for name, number in weights.items()}
+    return {name: 2.0 * prod(shape_of(spec, matrix.letters)) for name, matrix in MATRICES.items()}
 
 
 def adapter_matmuls(spec: Spec, sides: str = "ab") -> dict[str, float]:

@@ -3,7 +3,6 @@
 Nothing is written before everything has been checked.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -35,7 +34,7 @@ from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
-from rapo_jax.models.spec import Spec, read_config, spec_to_train
+from rapo_jax.models.spec import Spec, identity_fields, read_config, spec_to_train
 from rapo_jax.opened import open_for_training
 from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
 from rapo_jax.reference_pass import fill
@@ -288,13 +287,7 @@ def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> dict:
 
 def model_identity(setup: Setup, parameters: dict) -> str:
     """A hash of the model that a run started from, whether its weights or adapters over them are trained."""
-    return sha256(json.dumps([fingerprint(parameters), distinctive(setup.spec.base)]))
-
-
-def distinctive(spec: Spec) -> dict:
-    """The fields of a spec that are not at their defaults: a later version may add a field and still know this model."""
-    fields = {f.name: (getattr(spec, f.name), f.default) for f in dataclasses.fields(spec)}
-    return {name: repr(value) for name, (value, default) in fields.items() if value != default}
+    return sha256(json.dumps([fingerprint(parameters), identity_fields(setup.spec.base)]))
 
 
 def sha256(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 from rapo_jax.config.fields import about, key, section
 from rapo_jax.config.objective import Objective
 from rapo_jax.intervals import NOT_NEGATIVE, POSITIVE, UNIT, Interval
+from rapo_jax.matrices import MATRICES
 from rapo_jax.relabel import SIDES, Side
 
 Remat = Literal["none", "mlp", "attention", "full"]
@@ -16,7 +17,7 @@ Schema = Literal[
     "auto", "pairs", "single", "labels", "lists", "numbered", "ultrafeedback", "sampled", "nectar", "helpsteer"
 ]
 Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
-LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+LORA_TARGETS = tuple(MATRICES)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
+from rapo_jax.matrices import MATRICES
 from rapo_jax.models.accumulate import accumulate_over_layers, over_layers
 from rapo_jax.models.attention.dispatch import (
     Layout,
@@ -24,13 +25,13 @@ from rapo_jax.models.attention.dispatch import (
     sees,
     visible,
 )
-from rapo_jax.models.lora import adapter_letters, product
-from rapo_jax.models.parameters import block_letters, initial
+from rapo_jax.models.lora import product
+from rapo_jax.models.parameters import adapter_letters, block_letters, initial
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
 
 KEPT = {  # by `remat`: what the forward pass keeps of a layer besides its input
-    "none": ("attention_in", "attention_out", "branch", "hidden", "adapter"),  # all that costs a product
+    "none": ("attention_in", "attention_out", "residual_branch", "hidden", "adapter"),  # all that costs a product
     "mlp": ("hidden",),
     "attention": ("attention_in", "attention_out"),
     "full": (),
@@ -58,11 +59,11 @@ class Cache:
 
 
 def rms_norm(x_BTD: Array, weight_D: Array, spec: Spec) -> Array:
-    """x / rms(x) * weight in float32, back in x's dtype (Zhang and Sennrich, 2019); Gemma stores weight - 1."""
+    """x / rms(x) * weight in float32, back in x's dtype (Zhang and Sennrich, 2019)."""
     x = x_BTD.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps)
     weight = weight_D.astype(jnp.float32)
-    return scaled(x, 1 + weight if spec.gemma else weight).astype(x_BTD.dtype)
+    return scaled(x, 1 + weight if spec.zero_centered_norms else weight).astype(x_BTD.dtype)
 
 
 @jax.custom_vjp
@@ -87,29 +88,31 @@ class Block(nnx.Module):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.spec = spec
         for name, letters in (block_letters(spec) | adapter_letters(spec)).items():
-            setattr(self, name, nnx.Param(initial(spec, name, "L" + letters, rngs)))
+            setattr(self, name, nnx.Param(initial(spec, name, letters="L" + letters, rngs=rngs)))
 
     def __call__(
         self, x_BTD: Array, *, queries: Layout, seen: Visible, angles, window: Array, cache: Cache | None, kernel: str
     ):
         branch, cache = self.attention(
-            rms_norm(x_BTD, self.attention_norm[...], self.spec),
+            self.normed(x_BTD, "attention_norm"),
             queries=queries, seen=seen, angles=angles, window=window, cache=cache, kernel=kernel,
         )  # fmt: skip
-        x_BTD = x_BTD + self.leave(branch, "attention_out_norm")
-        branch = self.mlp(rms_norm(x_BTD, self.mlp_norm[...], self.spec))
-        return x_BTD + self.leave(branch, "mlp_out_norm"), cache
+        x_BTD = x_BTD + self.normed(branch, "attention_out_norm")
+        branch = self.mlp(self.normed(x_BTD, "mlp_norm"))
+        return x_BTD + self.normed(branch, "mlp_out_norm"), cache
 
-    def leave(self, branch_BTD: Array, norm: str) -> Array:
-        return rms_norm(branch_BTD, getattr(self, norm)[...], self.spec) if self.spec.gemma else branch_BTD
+    def normed(self, x_BTD: Array, name: str) -> Array:
+        """x behind one of the layer's norms; x itself where the family has no norm there."""
+        weight = getattr(self, name, None)
+        return x_BTD if weight is None else rms_norm(x_BTD, weight[...], self.spec)
 
     def attention(
         self, x_BTD: Array, *, queries: Layout, seen: Visible, angles, window: Array, cache: Cache | None, kernel: str
     ):
         spec = self.spec
-        q_BTNH = rotate(self.project(x_BTD, "q", "BTD,DNH->BTNH"), angles)
-        k_BTKH = rotate(self.project(x_BTD, "k", "BTD,DKH->BTKH"), angles)
-        v_BTKH = self.project(x_BTD, "v", "BTD,DKH->BTKH")
+        q_BTNH = rotate(self.project(x_BTD, "q"), angles)
+        k_BTKH = rotate(self.project(x_BTD, "k"), angles)
+        v_BTKH = self.project(x_BTD, "v")
         q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, "attention_in") for x in (q_BTNH, k_BTKH, v_BTKH))
         keys = queries
         if cache is not None:
@@ -121,17 +124,21 @@ class Block(nnx.Module):
             k_BTKH, v_BTKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
         seen = of_layer(seen, queries, keys, window=window, windows=spec.windows, kernel=kernel, H=spec.H)
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible=seen, scale=spec.query_scale, softcap=spec.attention_softcap)
-        return checkpoint_name(self.project(out_BTNH, "o", "BTNH,NHD->BTD"), "branch"), cache
+        return checkpoint_name(self.project(out_BTNH, "o"), "residual_branch"), cache
 
     def mlp(self, x_BTD: Array) -> Array:
-        gate, up = (checkpoint_name(self.project(x_BTD, name, "BTD,DF->BTF"), "hidden") for name in ("gate", "up"))
+        gate, up = (checkpoint_name(self.project(x_BTD, name), "hidden") for name in ("gate", "up"))
         activate, lora = ACTIVATIONS[self.spec.activation], self.spec.lora
-        leave = lambda gate, up, down: product(activate(gate) * up, down, "BTF,FD->BTD", lora=lora)  # noqa: E731
-        return checkpoint_name(self.biased(jax.checkpoint(leave)(gate, up, self.factors("down")), "down"), "branch")
 
-    def project(self, x: Array, name: str, equation: str) -> Array:
-        """The product with a matrix of this block, its adapter and its bias included, in x's dtype."""
-        return self.biased(product(x, self.factors(name), equation, lora=self.spec.lora), name)
+        def down(gate: Array, up: Array, factors: tuple[Array, ...]) -> Array:
+            return product(activate(gate) * up, factors, MATRICES["down"].equation, lora=lora)
+
+        out_BTD = self.biased(jax.checkpoint(down)(gate, up, self.factors("down")), "down")
+        return checkpoint_name(out_BTD, "residual_branch")
+
+    def project(self, x: Array, name: str) -> Array:
+        """The product with a matrix of this layer, its adapter and its bias included, in x's dtype."""
+        return self.biased(product(x, self.factors(name), MATRICES[name].equation, lora=self.spec.lora), name)
 
     def factors(self, name: str) -> tuple[Array, ...]:
         """A matrix, and the two of its adapter where it has one."""
@@ -155,13 +162,13 @@ class Decoder(nnx.Module):
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.spec = spec
-        self.embed = nnx.Param(initial(spec, "embed", "VD", rngs))
+        self.embed = nnx.Param(initial(spec, "embed", letters="VD", rngs=rngs))
         self.blocks = Block(spec, rngs=rngs)
-        self.norm = nnx.Param(initial(spec, "norm", "D", rngs))
+        self.norm = nnx.Param(initial(spec, "norm", letters="D", rngs=rngs))
         if spec.scored:
-            self.score_head = nnx.Param(initial(spec, "score_head", "D", rngs))
+            self.score_head = nnx.Param(initial(spec, "score_head", letters="D", rngs=rngs))
         elif not spec.tied:
-            self.head = nnx.Param(initial(spec, "head", "VD", rngs))
+            self.head = nnx.Param(initial(spec, "head", letters="VD", rngs=rngs))
 
     def __call__(
         self,
@@ -186,7 +193,7 @@ class Decoder(nnx.Module):
         """
         spec = self.spec
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
-        if spec.gemma:
+        if spec.scaled_embeddings:
             x_BTD = x_BTD * jnp.asarray(spec.D**0.5, dtype)
         keys = layout if cache is None else cache_layout(layout, cache.k.shape[2])
         kernel = kernel or kernel_for(jax.default_backend())

@@ -18,7 +18,7 @@ from rapo_jax.borders import write_text
 from rapo_jax.errors import UserError
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import Spec, is_scored, read_config
-from rapo_jax.models.table import SCORE, Row, table
+from rapo_jax.models.table import TensorRow, table, top_tensor
 from rapo_jax.parallel import from_slices, host_slice
 
 RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # saved by old Llama checkpoints
@@ -94,9 +94,9 @@ def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None
     wanted = {row.name: row.file_shape(spec) for row in table(spec)}
     found = {name for name in checkpoint.files if not RECOMPUTED.fullmatch(name)}
     if new_head:
-        wanted.pop(SCORE)
+        wanted.pop(top_tensor(spec, "score_head"))
     if spec.tied or new_head:
-        found.discard("lm_head.weight")
+        found.discard(top_tensor(spec, "head"))
     problems = [f"missing: {name}" for name in sorted(wanted.keys() - found)]
     problems += [f"unknown: {name}" for name in sorted(found - wanted.keys())]
     for name in sorted(wanted.keys() & found):
@@ -126,12 +126,12 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
             continue
         rows = [row for row in table(spec) if row.path == path]
 
-        def read(index: tuple[slice, ...], rows: list[Row] = rows) -> np.ndarray:
+        def read(index: tuple[slice, ...], rows: list[TensorRow] = rows) -> np.ndarray:
             if rows[0].layer is None:
                 return read_part(rows[0], index)
             return np.stack([read_part(row, index[1:]) for row in rows[index[0]]])
 
-        def read_part(row: Row, index: tuple[slice, ...]) -> np.ndarray:
+        def read_part(row: TensorRow, index: tuple[slice, ...]) -> np.ndarray:
             tensor = checkpoint.read(row.name, row.file_slices(index, spec))
             return row.from_file(tensor, index).astype(dtype)
 

@@ -16,19 +16,9 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from rapo_jax.errors import UserError
+from rapo_jax.matrices import MATRICES
 from rapo_jax.models.contract import contract
-from rapo_jax.models.spec import Lora, Spec
-
-# The matrices that may have an adapter, and which of their dimensions are contracted with the input.
-TARGETS = {
-    "q": ("D", "NH"),
-    "k": ("D", "KH"),
-    "v": ("D", "KH"),
-    "o": ("NH", "D"),
-    "gate": ("D", "F"),
-    "up": ("D", "F"),
-    "down": ("F", "D"),
-}
+from rapo_jax.models.spec import LoraSpec, Spec
 
 
 def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: Sequence[str], rslora: bool) -> Spec:
@@ -40,7 +30,7 @@ def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: 
     if rank is None:
         return spec
     spec = spec.base
-    sides = {name: tuple(math.prod(getattr(spec, c) for c in side) for side in TARGETS[name]) for name in targets}
+    sides = {name: (size(spec, MATRICES[name].inputs), size(spec, MATRICES[name].outputs)) for name in targets}
     narrow = {name: side for name, side in sides.items() if rank > min(side)}
     if narrow:
         listed = ", ".join(f"{name} ({rows} x {columns})" for name, (rows, columns) in narrow.items())
@@ -49,20 +39,16 @@ def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: 
             f"{min(min(side) for side in narrow.values())} or less, or take them out of lora.targets."
         )
     alpha = 2.0 * rank if alpha is None else alpha
-    ordered = tuple(name for name in TARGETS if name in targets)
-    return replace(spec, lora=Lora(rank, alpha, ordered, rslora))
+    ordered = tuple(name for name in MATRICES if name in targets)
+    return replace(spec, lora=LoraSpec(rank, alpha, ordered, rslora))
 
 
-def adapter_letters(spec: Spec) -> dict[str, str]:
-    """The adapters of one block and what their dimensions count: "q_lora_a" -> "DR", "q_lora_b" -> "RNH"."""
-    letters = {}
-    for name in spec.lora.targets if spec.lora else ():
-        into, out = TARGETS[name]
-        letters |= {f"{name}_lora_a": into + "R", f"{name}_lora_b": "R" + out}
-    return letters
+def size(spec: Spec, letters: str) -> int:
+    """The number of elements behind shape letters."""
+    return math.prod(getattr(spec, letter) for letter in letters)
 
 
-def product(x: Array, factors: tuple[Array, ...], equation: str, *, lora: Lora | None) -> Array:
+def product(x: Array, factors: tuple[Array, ...], equation: str, *, lora: LoraSpec | None) -> Array:
     """einsum(equation, x, W) in x's dtype, plus what an adapter adds; `factors` are W, or W, A and B.
 
     Where there are adapters at all, W is frozen, and no gradient for it exists.
@@ -89,7 +75,7 @@ def merged(base: dict, trained: dict, spec: Spec) -> dict:
     """The parameters of a model without adapters that computes the same: W + scale * A B, in float32."""
     blocks = dict(base["blocks"])
     for name in spec.lora.targets:
-        into, out = TARGETS[name]
+        into, out = MATRICES[name].inputs, MATRICES[name].outputs
         a, b = (trained["blocks"][f"{name}_lora_{side}"] for side in "ab")
         added = jnp.einsum(f"L{into}R,LR{out}->L{into}{out}", a, b, precision="highest")
         blocks[name] = blocks[name] + spec.lora.scale * added

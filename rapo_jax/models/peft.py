@@ -1,7 +1,7 @@
-"""Adapters as peft writes and reads them: adapter_config.json and adapter_model.safetensors beside nothing else.
+"""LoRA adapters in peft's format: adapter_config.json and adapter_model.safetensors.
 
-The names are those of the adapted model's tensors with `base_model.model.` before them, and A and B stand for their
-weights: [rank, inputs] and [outputs, rank]. peft itself is not needed.
+A tensor's name is that of the adapted weight with the prefix `base_model.model.`; A is [rank, inputs], B is [outputs, rank].
+peft itself is not needed.
 """
 
 import json
@@ -14,36 +14,37 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from rapo_jax.borders import write_text
-from rapo_jax.models.lora import TARGETS
-from rapo_jax.models.parameters import pick, place, shape_of, trained_letters
+from rapo_jax.matrices import MATRICES
+from rapo_jax.models.parameters import layer_parameters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
-from rapo_jax.models.table import BLOCK, SCORE, Row, file_groups
+from rapo_jax.models.table import TensorRow, file_groups, top_tensor
 from rapo_jax.parallel import from_slices, host_slice
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-def adapter_table(spec: Spec) -> list[Row]:
+def adapter_table(spec: Spec) -> list[TensorRow]:
     """Every tensor of an adapter directory of this spec."""
-    rows = []
+    rows, layer = [], layer_parameters(spec)
     for path, letters in trained_letters(spec).items():
         if path == ("score_head",):
-            rows.append(Row(PREFIX + SCORE, path, file_groups("1 D"), None, letters))
+            rows.append(TensorRow(PREFIX + top_tensor(spec, "score_head"), path, file_groups("1 D"), None, letters))
             continue
         name, side = path[1].split("_lora_")
-        into, out = TARGETS[name]
-        groups = {"a": ("R", into), "b": (out, "R")}[side]
-        module = BLOCK[name][0].removesuffix(".weight")
-        for layer in range(spec.L):
-            where = f"{PREFIX}model.layers.{layer}.{module}.lora_{side.upper()}.weight"
-            rows.append(Row(where, path, groups, layer, letters[1:]))
+        groups = {"a": ("R", MATRICES[name].inputs), "b": (MATRICES[name].outputs, "R")}[side]
+        module = layer[name].tensor.removesuffix(".weight")
+        for at in range(spec.L):
+            where = f"{PREFIX}model.layers.{at}.{module}.lora_{side.upper()}.weight"
+            rows.append(TensorRow(where, path, groups, at, letters[1:]))
     return rows
 
 
 def adapter_config(spec: Spec, *, base: str) -> dict:
     """adapter_config.json; `base` is the directory or hub id of the model under the adapters."""
-    modules = [BLOCK[name][0].split(".")[1] for name in spec.lora.targets]
+    assert spec.lora is not None
+    layer = layer_parameters(spec)
+    modules = [layer[name].tensor.removesuffix(".weight").split(".")[-1] for name in spec.lora.targets]
     scored = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     return {
         "peft_type": "LORA",
@@ -77,15 +78,16 @@ def save_adapters(trained: dict, spec: Spec, directory: Path, *, base: str) -> N
 
 
 def load_adapters(directory: Path, spec: Spec, *, mesh: Mesh) -> dict:
-    """What `save_adapters` wrote, float32, sharded over the mesh. KeyError for a tensor that is not there."""
-    tensors, trained = load_file(directory / WEIGHTS), {}
+    """Adapters that `save_adapters` wrote, float32, sharded over the mesh. KeyError for a missing tensor."""
+    tensors = load_file(directory / WEIGHTS)
+    trained: dict = {}
     for path, letters in trained_letters(spec).items():
         rows, shape = [row for row in adapter_table(spec) if row.path == path], shape_of(spec, letters)
-        parts = [row.from_file(tensors[row.name], whole(spec, row.letters)) for row in rows]
+        parts = [row.from_file(tensors[row.name], full_slices(spec, row.letters)) for row in rows]
         array = (parts[0] if rows[0].layer is None else np.stack(parts)).astype(np.float32)
         place(trained, path, from_slices(mesh, letters, shape, array.__getitem__))
     return trained
 
 
-def whole(spec: Spec, letters: str) -> tuple[slice, ...]:
+def full_slices(spec: Spec, letters: str) -> tuple[slice, ...]:
     return tuple(slice(0, size) for size in shape_of(spec, letters))

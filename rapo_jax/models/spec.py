@@ -1,18 +1,24 @@
-"""What a checkpoint is: the numbers of its config.json that change the computation, frozen.
+"""What a checkpoint computes: every number of its config.json that matters, frozen in a `Spec`.
 
-Every key of config.json is either read here, known not to change the computation, or refused by name. A value that we
-would have to ignore (a rope type, an expert count, a quantization) is an error, never a warning.
+Every key of config.json is read, known not to change the computation, or refused by name. A value that we would have to
+ignore (a rope type, an expert count, a quantization) is an error, never a warning. What differs between families is in
+rapo_jax/models/families.py; weights are not read here.
 """
 
+import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rapo_jax.errors import UserError
+from rapo_jax.models.families import FAMILIES, Family
 
 FULL_ATTENTION = 2**30  # a window wider than any sequence
+
+NormPlacement = Literal["before", "around", "after"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,8 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Trained adapters over frozen weights; see rapo_jax/models/lora.py."""
+class LoraSpec:
+    """Trainable low-rank adapters over frozen weights; see rapo_jax/models/lora.py."""
 
     rank: int
     alpha: float
@@ -43,7 +49,13 @@ class Lora:
 
 @dataclass(frozen=True)
 class Spec:
-    """A decoder-only transformer, in the shape letters of `rapo_jax/__init__.py`. `windows` has one entry per layer."""
+    """A decoder-only transformer, in the shape letters of `rapo_jax/__init__.py`. `windows` has one entry per layer.
+
+    norms: where the RMS norms of a residual branch are: "before" it (Llama), "around" it, that is before and after
+        (Gemma 2), or "after" it alone (OLMo 2). Norms after a branch come before its output is added to the residual.
+    zero_centered_norms: norm weights are stored minus one, so the norm multiplies by 1 + weight.
+    scaled_embeddings: embeddings are multiplied by sqrt(D).
+    """
 
     family: str
     V: int
@@ -64,15 +76,16 @@ class Spec:
     query_scale: float = 1.0
     attention_softcap: float | None = None
     final_softcap: float | None = None
-    gemma: bool = (
-        False  # norms scale by 1 + weight, embeddings by sqrt(D), and branches are normed on their way out too
-    )
-    initial_sigma: float = 0.02  # of random start weights; no trained model depends on it
-    scored: bool = False  # a reward model: one score a position in place of the vocabulary
-    lora: Lora | None = None  # what is trained in place of the weights; never part of a config.json
+    norms: NormPlacement = "before"
+    zero_centered_norms: bool = False
+    scaled_embeddings: bool = False
+    initial_sigma: float = 0.02  # standard deviation of random initial weights; no trained model depends on it
+    scored: bool = False  # a reward model: one score per position in place of vocabulary logits
+    lora: LoraSpec | None = None  # adapters that are trained in place of the weights; never part of a config.json
 
     @property
     def R(self) -> int:
+        assert self.lora is not None
         return self.lora.rank
 
     @property
@@ -81,7 +94,30 @@ class Spec:
         return replace(self, lora=None)
 
 
-# Keys that no forward pass depends on. `attention_dropout` and the like are checked below: they must be zero.
+GEMMA2_SWITCHES: dict[str, Any] = {"norms": "around", "zero_centered_norms": True, "scaled_embeddings": True}
+
+
+def identity_fields(spec: Spec) -> dict[str, str]:
+    """The fields of a spec that are not at their defaults, as the strings that a run's identity hashes.
+
+    These strings are on disk in every run directory, as part of a hash: names, values and order must never change for a
+    model that an earlier version could train. A new field with a default changes nothing. One flag, `gemma`, once stood
+    for the three fields of GEMMA2_SWITCHES; a spec with all three still gives it, in its old place.
+    """
+    fields = {f.name: (getattr(spec, f.name), f.default) for f in dataclasses.fields(spec)}
+    distinct = {name: repr(value) for name, (value, default) in fields.items() if value != default}
+    if any(getattr(spec, name) != value for name, value in GEMMA2_SWITCHES.items()):
+        return distinct
+    historic = {}
+    for name, value in distinct.items():
+        if name == "norms":
+            historic["gemma"] = "True"
+        elif name not in GEMMA2_SWITCHES:
+            historic[name] = value
+    return historic
+
+
+# Keys that change no forward pass.
 INERT = frozenset(
     "architectures auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id finetuning_task "
     "id2label is_decoder is_encoder_decoder label2id max_position_embeddings model_type name_or_path "
@@ -89,6 +125,7 @@ INERT = frozenset(
     "task_specific_params tokenizer_class torch_dtype torchscript transformers_version unk_token_id unsloth_fixed "
     "unsloth_version use_cache use_return_dict".split()
 )
+# Keys that change it unless they have one of these values.
 MUST_BE = {
     "attention_dropout": (0, 0.0, None),
     "hidden_dropout": (0, 0.0, None),
@@ -99,21 +136,25 @@ MUST_BE = {
     "add_cross_attention": (False, None),
     "tie_encoder_decoder": (False, None),
 }
+# Keys that are read for every family.
 READ = frozenset(
     "head_dim hidden_size initializer_range intermediate_size layer_types num_attention_heads num_hidden_layers "
     "num_key_value_heads rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings "
     "vocab_size".split()
 )
-FAMILY_KEYS = {
-    "llama": {"hidden_act", "attention_bias", "mlp_bias"},
-    "mistral": {"hidden_act"},
-    "qwen2": {"hidden_act", "use_sliding_window", "max_window_layers"},
-    "gemma2": {"hidden_act", "hidden_activation", "attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping"}
-    | {"final_logit_softcapping"},
+REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+DEFAULTS = {"rms_norm_eps": 1e-6, "sliding_window": 4096, "initializer_range": 0.02, "tie_word_embeddings": False}
+ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+ROPE_FIELDS = {  # by rope_type: their name -> ours
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_positions",
+    },
 }
-ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-TIED_BY_DEFAULT = {"gemma2"}
-CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "gemma2": "Gemma2"}  # of transformers
 SCORED = "ForSequenceClassification"
 
 
@@ -131,24 +172,18 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     return config
 
 
-def spec_from_config(config: dict[str, Any]) -> Spec:
-    """The spec of a config.json. Raises UserError that names every key which would change the computation unsupported."""
-    family = config.get("model_type")
-    if family not in FAMILY_KEYS:
-        raise UserError(f"config.json: model_type={family!r} is not supported; supported: {', '.join(FAMILY_KEYS)}.")
+def spec_from_config(config: Mapping[str, Any]) -> Spec:
+    """The spec of a config.json. Raises a UserError that names every key we cannot honour."""
+    family = family_of(config)
     refuse_unsupported(config, family)
-    missing = [
-        key
-        for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        if key not in config
-    ]
+    missing = [key for key in REQUIRED if key not in config]
     if missing:
         raise UserError(f"config.json lacks {', '.join(missing)}.")
+    config = DEFAULTS | dict(family.defaults) | dict(config)
     D, N = config["hidden_size"], config["num_attention_heads"]
-    H = config.get("head_dim") or (256 if family == "gemma2" else D // N)
-    gemma = family == "gemma2"
-    return Spec(
-        family=family,
+    H = config.get("head_dim") or family.defaults.get("head_dim") or D // N
+    common = Spec(
+        family=family.model_type,
         V=config["vocab_size"],
         D=D,
         L=config["num_hidden_layers"],
@@ -156,24 +191,27 @@ def spec_from_config(config: dict[str, Any]) -> Spec:
         K=config.get("num_key_value_heads") or N,
         H=H,
         F=config["intermediate_size"],
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm_eps=config["rms_norm_eps"],
         rope=rope_from_config(config),
         windows=windows_from_config(config, family),
-        tied=bool(config.get("tie_word_embeddings", family in TIED_BY_DEFAULT)),
+        tied=bool(config["tie_word_embeddings"]),
         activation=ACTIVATIONS[activation_name(config, family)],
-        qkv_bias=family == "qwen2" or bool(config.get("attention_bias")),
-        out_bias=family != "qwen2" and bool(config.get("attention_bias")),
-        mlp_bias=bool(config.get("mlp_bias")),
-        query_scale=float(config.get("query_pre_attn_scalar", 256) if gemma else H) ** -0.5,
-        attention_softcap=config.get("attn_logit_softcapping", 50.0) if gemma else None,
-        final_softcap=config.get("final_logit_softcapping", 30.0) if gemma else None,
-        initial_sigma=config.get("initializer_range", 0.02),
-        gemma=gemma,
+        query_scale=float(H) ** -0.5,
+        initial_sigma=config["initializer_range"],
         scored=is_scored(config),
     )
+    return replace(common, **family.switches, **family.fields(config))
 
 
-def is_scored(config: dict[str, Any]) -> bool:
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json; a UserError that lists the supported ones if it is none of them."""
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise UserError(f"config.json: model_type={name!r} is not supported; supported: {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def is_scored(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is a reward model's."""
     return any(str(name).endswith(SCORED) for name in config.get("architectures") or ())
 
@@ -182,14 +220,13 @@ def require_vocabulary(spec: Spec, *, path: object) -> None:
     """Raises UserError for a reward model where a language model is needed."""
     if spec.scored:
         raise UserError(
-            f"{path} is a reward model (its config.json says {CLASSES[spec.family]}{SCORED}): it scores answers and gives "
-            f"none; a language model (...ForCausalLM) is needed here."
+            f"{path} is a reward model (its config.json says {FAMILIES[spec.family].class_prefix}{SCORED}): it scores "
+            f"answers and gives none; a language model (...ForCausalLM) is needed here."
         )
 
 
-def spec_to_train(config: dict[str, Any], *, scored: bool, path: object) -> Spec:
-    """The spec of what is trained from this config.json: a language model, or with `scored` a reward model, which may start
-    from either."""
+def spec_to_train(config: Mapping[str, Any], *, scored: bool, path: object) -> Spec:
+    """The spec of the model to train: a language model or, with `scored`, a reward model, which may start from either."""
     spec = spec_from_config(config)
     if scored:
         return replace(spec, scored=True)
@@ -197,19 +234,19 @@ def spec_to_train(config: dict[str, Any], *, scored: bool, path: object) -> Spec
     return spec
 
 
-def num_labels(config: dict[str, Any]) -> int | None:
-    """How many scores a classifier gives, or None where its config.json does not say."""
+def num_labels(config: Mapping[str, Any]) -> int | None:
+    """The number of a classifier's scores, or None if its config.json does not say."""
     labels = config.get("id2label")
     return len(labels) if labels else config.get("num_labels")
 
 
-def score_config(config: dict[str, Any], *, pad_token: int) -> dict[str, Any]:
-    """The config.json of a reward model that started from this one, as transformers' sequence classifiers have it.
+def score_config(config: Mapping[str, Any], *, pad_token: int) -> dict[str, Any]:
+    """The config.json of a reward model that started from this one, in the form of transformers' sequence classifiers.
 
-    transformers reads the score at the last token that is not `pad_token`, so that no text may end with this one.
+    transformers reads the score at the last token that is not `pad_token`, so no text may end with that token.
     """
-    return config | {
-        "architectures": [CLASSES[config["model_type"]] + SCORED],
+    return dict(config) | {
+        "architectures": [family_of(config).class_prefix + SCORED],
         "num_labels": 1,
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
@@ -218,10 +255,10 @@ def score_config(config: dict[str, Any], *, pad_token: int) -> dict[str, Any]:
     }
 
 
-def refuse_unsupported(config: dict[str, Any], family: str) -> None:
-    """Raises UserError listing all keys that are neither read nor known to be inert."""
+def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
+    """Raises one UserError that lists all keys which are neither read nor known to be inert."""
     problems = []
-    known = READ | INERT | FAMILY_KEYS[family]
+    known = READ | INERT | family.keys | {family.activation_key}
     for key, value in config.items():
         if key in MUST_BE:
             if value not in MUST_BE[key]:
@@ -233,49 +270,37 @@ def refuse_unsupported(config: dict[str, Any], family: str) -> None:
     if activation_name(config, family) not in ACTIVATIONS:
         problems.append(f"hidden_act={activation_name(config, family)!r} (supported: {', '.join(ACTIVATIONS)})")
     if problems:
-        raise UserError(f"config.json ({family}) asks for what this decoder does not compute: {'; '.join(problems)}.")
+        raise UserError(
+            f"config.json ({family.model_type}) asks for what this decoder does not compute: {'; '.join(problems)}."
+        )
 
 
-def activation_name(config: dict[str, Any], family: str) -> str:
-    # Gemma's early configs say hidden_act="gelu" and compute hidden_activation, the tanh approximation.
-    if family == "gemma2":
-        return config.get("hidden_activation") or "gelu_pytorch_tanh"
-    return config.get("hidden_act", "silu")
+def activation_name(config: Mapping[str, Any], family: Family) -> str:
+    return config.get(family.activation_key) or family.activation
 
 
-def rope_from_config(config: dict[str, Any]) -> Rope:
+def rope_from_config(config: Mapping[str, Any]) -> Rope:
     """Reads both spellings: rope_theta with rope_scaling (transformers 4) and rope_parameters (transformers 5)."""
     scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
-    fields = {
-        "default": {},
-        "linear": {"factor": "factor"},
-        "llama3": {
-            "factor": "factor",
-            "low_freq_factor": "low_freq_factor",
-            "high_freq_factor": "high_freq_factor",
-            "original_max_position_embeddings": "original_max_positions",
-        },
-    }
-    if kind not in fields:
-        raise UserError(f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(fields)}.")
-    unknown, missing = set(scaling) - set(fields[kind]), set(fields[kind]) - set(scaling)
+    if kind not in ROPE_FIELDS:
+        raise UserError(f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(ROPE_FIELDS)}.")
+    names = ROPE_FIELDS[kind]
+    unknown, missing = set(scaling) - set(names), set(names) - set(scaling)
     if unknown or missing:
         raise UserError(f"config.json: rope_type={kind!r} has unknown keys {listed(unknown)}, lacks {listed(missing)}.")
-    return Rope(theta=theta, kind=kind, **{ours: scaling[theirs] for theirs, ours in fields[kind].items()})
+    return Rope(theta=theta, kind=kind, **{ours: scaling[theirs] for theirs, ours in names.items()})
 
 
 def listed(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def windows_from_config(config: dict[str, Any], family: str) -> tuple[int, ...]:
-    """The attention window of each layer in positions, itself included; FULL_ATTENTION where there is none."""
-    num_layers = config["num_hidden_layers"]
-    window = config.get("sliding_window", 4096)  # absent means 4096 in all three families that have windows
-    types = config.get("layer_types")
+def windows_from_config(config: Mapping[str, Any], family: Family) -> tuple[int, ...]:
+    """The attention window of each layer in positions, the query's own included; FULL_ATTENTION if it has none."""
+    num_layers, window, types = config["num_hidden_layers"], config["sliding_window"], config.get("layer_types")
     if types:
         unknown = set(types) - {"full_attention", "sliding_attention"}
         if unknown or len(types) != num_layers:
@@ -283,13 +308,8 @@ def windows_from_config(config: dict[str, Any], family: str) -> tuple[int, ...]:
                 f"config.json: layer_types has {len(types)} entries for {num_layers} layers, unknown {listed(unknown)}."
             )
         slides = [kind == "sliding_attention" for kind in types]
-    elif family == "gemma2":
-        slides = [layer % 2 == 0 for layer in range(num_layers)]
-    elif family == "qwen2":
-        first = config.get("max_window_layers", 28)
-        slides = [bool(config.get("use_sliding_window")) and layer >= first for layer in range(num_layers)]
     else:
-        slides = [family == "mistral"] * num_layers
-    if family == "qwen2" and not config.get("use_sliding_window"):
+        slides = family.slides(config, num_layers)
+    if family.window_switch and not config.get(family.window_switch):
         slides = [False] * num_layers
     return tuple(window if slide and window else FULL_ATTENTION for slide in slides)

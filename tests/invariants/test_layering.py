@@ -14,7 +14,7 @@ ROOT = Path(rapo_jax.__file__).parent
 FLOORS = [
     ["errors"],
     ["borders", "intervals", "messages"],
-    ["relabel", "objectives", "logprobs", "batch"],
+    ["relabel", "objectives", "logprobs", "batch", "matrices"],
     ["config"],
     ["distributed", "parallel"],
     ["models"],

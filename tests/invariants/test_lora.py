@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rapo_jax.batching.batch_plan import materialise
-from rapo_jax.config.tree import LORA_TARGETS
 from rapo_jax.errors import UserError
 from rapo_jax.generate.decode import Sampling, decode
-from rapo_jax.models.lora import TARGETS, adapted_spec, merged, with_adapters
+from rapo_jax.matrices import MATRICES
+from rapo_jax.models.lora import adapted_spec, merged, with_adapters
 from rapo_jax.models.parameters import parameter_letters, trained_letters
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
@@ -121,7 +121,7 @@ def weight_shaped_products(config, spec, trained, base):
     size = lambda letters: int(np.prod([getattr(spec, c) for c in letters]))  # noqa: E731
     return {
         f"{rows} x {columns}"
-        for rows, columns in {*TARGETS.values(), ("V", "D")}
+        for rows, columns in {*((m.inputs, m.outputs) for m in MATRICES.values()), ("V", "D")}
         for shape in (f"[{size(rows)},{size(columns)}]", f"[{size(columns)},{size(rows)}]")
         if any(f" = f32{shape}" in line for line in lines)
     }
@@ -171,7 +171,6 @@ def test_only_what_is_asked_for_is_trained():
     _, spec = tiny.with_lora(CONFIG, "llama3", targets=["down", "q"])
     assert list(trained_letters(spec)) == [("blocks", f"{name}_lora_{side}") for name in ("q", "down") for side in "ab"]
     assert parameter_letters(spec) == parameter_letters(spec.base) == trained_letters(spec.base)
-    assert tuple(TARGETS) == LORA_TARGETS
 
 
 def test_a_rank_that_is_not_low_is_refused():
@@ -201,7 +200,7 @@ def test_a_checkpoint_holds_adapters_and_their_moments_alone(lora_run):
     """When this fails, every checkpoint of an 8B model is a hundred gigabytes again."""
     arrays = runs.arrays_of(lora_run)
     kept = {name.split(".")[-1] for name in arrays if "blocks" in name}
-    assert kept == {f"{name}_lora_{side}" for name in TARGETS for side in "ab"}
+    assert kept == {f"{name}_lora_{side}" for name in MATRICES for side in "ab"}
     assert not [name for name in arrays if "embed" in name or "norm" in name]
     losses = [step["loss"] for step in runs.metrics_of(lora_run)]
     assert losses[0] == pytest.approx(np.log(2), 1e-6) and max(abs(loss - losses[0]) for loss in losses) > 1e-3

@@ -12,6 +12,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
+from rapo_jax.models.families import FAMILIES as SUPPORTED
+from rapo_jax.models.families import Family
 from rapo_jax.models.files import load_parameters, save_parameters
 from rapo_jax.models.spec import read_config, spec_from_config
 from rapo_jax.parallel import make_mesh
@@ -55,6 +57,30 @@ def test_logits_agree_with_transformers_beyond_every_window(family, tmp_path):
     ours = our_logits(tmp_path, tokens_BT)
     assert np.abs(theirs).max() > 1.0
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_norms_after_the_branches_alone_are_those_of_olmo2(tmp_path, monkeypatch):
+    """Breaks: a family with the third norm placement trains on another function than the one it was trained with.
+
+    OLMo 2 also norms queries and keys, which we do not compute; those norms are taken out of both.
+    """
+    monkeypatch.setitem(SUPPORTED, "olmo2", Family("olmo2", "Olmo2", switches={"norms": "after"}))
+    config = {key: value for key, value in FAMILIES["llama3"].items() if key != "mlp_bias"}
+    config |= {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+    model = transformers.Olmo2ForCausalLM._from_config(
+        transformers.AutoConfig.for_model(**config), attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_norm = layer.self_attn.k_norm = torch.nn.Identity()
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    tokens_BT = np.random.default_rng(0).integers(0, 96, (2, 40))
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens_BT)).logits.numpy()
+    assert np.abs(theirs).max() > 1.0
+    np.testing.assert_allclose(our_logits(tmp_path, tokens_BT), theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -35,7 +35,7 @@ def random_tree(spec: Spec, all_letters: dict, *, seed: int) -> dict:
     random, tree = np.random.default_rng(seed), {}
     for path, letters in all_letters.items():
         noise = random.normal(size=shape_of(spec, letters)).astype(np.float32)
-        is_scale = path[-1].endswith("norm") and not spec.gemma
+        is_scale = path[-1].endswith("norm") and not spec.zero_centered_norms
         place(tree, path, 0.15 * noise + np.float32(is_scale))
     return tree
 
