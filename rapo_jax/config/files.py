@@ -12,7 +12,8 @@ from typing import Any, Literal
 import yaml
 
 from rapo_jax.config.constraints import validate
-from rapo_jax.config.tree import Config, Objective, SourceOptions
+from rapo_jax.config.objective import Objective, flat, option_types
+from rapo_jax.config.tree import Config, SourceOptions
 from rapo_jax.errors import UserError, nearest
 
 
@@ -96,7 +97,14 @@ def build(cls: type, tree: Any, *, where: str) -> Any:
     """An instance of the dataclass `cls` from a dict; nested dataclasses, every leaf converted or refused."""
     if not isinstance(tree, dict):
         raise UserError(f"{where.rstrip('.')} must hold keys and values, found {tree!r}.")
-    hints, leaves = typing.get_type_hints(cls), {}
+    if cls is Objective:
+        return build_objective(tree, where=where)
+    return cls(**build_fields(typing.get_type_hints(cls), tree, where=where))
+
+
+def build_fields(hints: dict[str, Any], tree: dict, *, where: str) -> dict[str, Any]:
+    """The values of a dict, each as its hint. Raises UserError for a key without a hint."""
+    leaves = {}
     for key, value in tree.items():
         if key not in hints:
             raise UserError(f"unknown key {where}{key}; {nearest(str(key), list(hints))}")
@@ -104,7 +112,21 @@ def build(cls: type, tree: Any, *, where: str) -> Any:
             leaves[key] = build(hints[key], {} if value is None else value, where=f"{where}{key}.")
         else:
             leaves[key] = convert(value, hints[key], name=f"{where}{key}")
-    return cls(**leaves)
+    return leaves
+
+
+def build_objective(tree: dict, *, where: str) -> Objective:
+    """An objective, whose options stand beside its own keys. An option set to null is not given.
+
+    Options of other losses are read as well, for `resolve` to refuse them by name.
+    """
+    name = convert(tree.get("name", Objective.name), str, name=f"{where}name")
+    own = {key: hint for key, hint in typing.get_type_hints(Objective).items() if key != "given"}
+    options = {key: hint for key, hint in option_types(name).items() if tree.get(key) is not None}
+    unset = {key for key in option_types(name) if key in tree and tree[key] is None}
+    leaves = build_fields(own | options, {k: v for k, v in tree.items() if k not in unset}, where=where)
+    given = {key: leaves.pop(key) for key in options}
+    return Objective(**leaves, given=given)
 
 
 def convert(value: Any, hint: Any, *, name: str) -> Any:
@@ -155,18 +177,10 @@ EXPECTED = {
 }
 
 
-def as_dict(config: Any) -> dict:
-    """The resolved tree as plain dicts and lists, ready for YAML and JSON; an objective without what it does not read."""
-    tree = _lists(dataclasses.asdict(config))
-    if "objective" in tree:
-        tree["objective"] = _read_options(tree["objective"])
-    return tree
-
-
-def _read_options(objective: dict) -> dict:
-    plus = [_read_options(term) for term in objective["plus"]]
-    objective = objective | {"plus": plus} if plus else {k: v for k, v in objective.items() if k != "plus"}
-    return {key: value for key, value in objective.items() if value is not None}
+def as_dict(config: Config) -> dict:
+    """The resolved tree as plain dicts and lists, ready for YAML and JSON; an objective with the options of its loss."""
+    tree = dataclasses.asdict(config)
+    return _lists({key: flat(config.objective) if key == "objective" else value for key, value in tree.items()})
 
 
 def _lists(value: Any) -> Any:

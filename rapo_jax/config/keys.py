@@ -20,7 +20,7 @@ def affects(dotted_key: str) -> Affects:
     cls = Config
     for part in dotted_key.split("."):
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        if cls is Objective and not (part in fields and fields[part].metadata):
+        if cls is Objective and part not in fields:
             return "arithmetic"
         if part not in fields:
             raise KeyError(f"{dotted_key} is no configuration key")

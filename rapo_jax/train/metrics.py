@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
-from rapo_jax.config.tree import Objective
+from rapo_jax.config.objective import Objective
 from rapo_jax.objectives import Logps
 
 SIDE_PREFIX = {NO_SIDE: None, CHOSEN_SIDE: "goal_chosen/", REJECTED_SIDE: "goal_rejected/", BEST_SIDE: "goal_best/"}

@@ -17,14 +17,15 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rapo_jax.batch import BEST_SIDE, LETTERS, Batch, Shape
-from rapo_jax.config.tree import Config, Objective
+from rapo_jax.config.objective import Objective
+from rapo_jax.config.tree import Config
 from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
 from rapo_jax.models.attention.dispatch import Layout, kernel_for
 from rapo_jax.models.decoder import abstract_decoder, logits_are_kept
 from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.spec import Spec
-from rapo_jax.objectives import OBJECTIVES, Logps
+from rapo_jax.objectives import Logps
 from rapo_jax.parallel import compiler_options, replicated, sharding
 from rapo_jax.train.metrics import GroupSums, group_sums
 from rapo_jax.train.optim import clip, direction, learning_rate
@@ -155,7 +156,7 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
 
 def total_loss(objective: Objective, logps: Logps) -> Array:
     """The weighted sum of an objective's terms, group by group."""
-    return sum(term.weight * OBJECTIVES[term.name].loss(logps, **term.options) for term in objective.terms)
+    return sum(term.weight * term.spec.loss(logps, **term.options) for term in objective.terms)
 
 
 def best_goal_loss(objective: Objective, logps: Logps) -> Array:

@@ -44,7 +44,7 @@ def test_the_defaults_are_the_papers(load):
     """Breaks: `rapo train` without a setting would no longer be the published method. Appendix B.1: AdamW, 5e-7,
     cosine with 10% warmup, 128 pairs a step, one epoch, 1024 tokens of which 512 of prompt; beta 0.01 as in its scripts."""
     config = load()
-    assert (config.objective.name, config.objective.beta, config.objective.label_smoothing) == ("dpo", 0.01, 0.0)
+    assert (config.objective.name, config.objective.options) == ("dpo", {"beta": 0.01, "label_smoothing": 0.0})
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_ratio) == (5e-7, "cosine", 0.1)
     assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay) == (0.9, 0.999, 1e-8, 0.0)
@@ -63,7 +63,7 @@ def test_an_empty_file_is_the_defaults(load):
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(load):
     config = load("objective: {beta: 0.1, label_smoothing: 0.2}", "objective.beta=0.5", "model.path=some/dir")
-    assert (config.objective.beta, config.objective.label_smoothing) == (0.5, 0.2)
+    assert config.objective.options == {"beta": 0.5, "label_smoothing": 0.2}
     assert config.model.path == "some/dir"
     assert config.optimizer.learning_rate == 5e-7
 
@@ -207,6 +207,13 @@ def test_nothing_after_the_equals_sign_is_an_empty_text(load):
     assert load("data: {eval_path: some.jsonl}", "data.eval_path=").data.eval_path == ""
 
 
+def test_an_option_set_to_null_takes_its_default_whichever_loss_reads_it(load):
+    """Breaks: a file that extends another could not unset an option that its own loss does not read."""
+    objective = load("objective: {name: hinge, beta: null, gamma: null, shift_end: null}").objective
+    assert objective.options == {"beta": 0.1}
+    assert load("", "objective.name=dpo_shift", "objective.shift_end=null").objective.options["shift_end"] is None
+
+
 def test_an_objective_takes_the_defaults_of_its_function(load):
     assert load("", "objective.name=simpo").objective.options == {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0}
     assert load("objective: {name: simpo, gamma: 1.0}").objective.options["gamma"] == 1.0
@@ -259,11 +266,11 @@ def test_losses_add_up_each_with_its_weight_and_its_options(load):
         ),
         (
             "{name: exo_pair, label_smoothing: 0}",
-            "objective.label_smoothing=0.0 is the weight of the rejected response, whose logarithm exo_pair takes; raise it.",
+            "objective.label_smoothing=0.0 must lie in (0, 0.5): exo_pair takes its logarithm.",
         ),
         (
             "{name: discopop, temperature: 1}",
-            "objective.temperature=1.0 must be below 1 for discopop, which else overflows.",
+            "objective.temperature=1.0 must lie in (0, 1): discopop's exponential overflows from 1 on.",
         ),
         ("{name: dro_pointwise, log_z0: .inf}", "objective.log_z0=inf must be a finite number."),
         (

@@ -88,7 +88,7 @@ def by_the_book(config, spec, parameters, reference, groups):
     )
     losses_G = sum(term.weight * OBJECTIVES[term.name].loss(logps, **term.options) for term in objective.terms)
     if objective.best_goal_weight:
-        best_G = -objective.best_goal_weight * objective.beta * logps.policy[:, 0]
+        best_G = -objective.best_goal_weight * objective.options["beta"] * logps.policy[:, 0]
         losses_G = jnp.where(np.array([group.side == BEST_SIDE for group in groups]), best_G, losses_G)
     return (np.array([group.weight for group in groups]) * losses_G).mean()
 

@@ -1,0 +1,19 @@
+"""Losses of a single response."""
+
+from jax import Array
+from jaxtyping import Float
+
+from rapo_jax.objectives.logps import Logps
+
+
+def sft(logps: Logps) -> Float[Array, "*groups"]:
+    """Supervised fine-tuning: negative log-likelihood per token of the (chosen) response.
+
+        -log pi(y | x) / |y|
+
+    With the data's weights, and the class of a source in the prompt, it is C-RLFT.
+
+    References:
+        Wang et al., "OpenChat: Advancing Open-source Language Models with Mixed-Quality Data", 2023 (C-RLFT).
+    """
+    return -logps.means[..., 0]
