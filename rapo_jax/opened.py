@@ -42,8 +42,12 @@ class OpenedTokenizer:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """Weights on a mesh, together with all that an `OpenedTokenizer` knows. `dtype` is that of the computation."""
+    """Weights on a mesh, together with all that an `OpenedTokenizer` knows.
 
+    `dtype` is that of the computation; `name` is what messages call the model.
+    """
+
+    name: str
     spec: Spec
     parameters: dict[str, Any]
     mesh: Mesh
@@ -106,6 +110,7 @@ def with_weights(
 ) -> OpenedModel:
     """A model made of live weights; no disk is touched."""
     return OpenedModel(
+        name=str(opened.directory),
         spec=spec,
         parameters=parameters,
         mesh=mesh,

@@ -1,1 +1,1 @@
-"""What training achieved: quality by goal. Judges are handed in; nothing here knows how a model was trained."""
+"""Evaluation of opened models: how the quality of answers follows the requested goal. Judges are passed in."""

@@ -1,1 +1,1 @@
-"""Prompts in, continuations out: a key/value cache, sampling, and stopping where the checkpoint says."""
+"""Prompts in, continuations out: batched sampling with a key/value cache from an opened model."""

@@ -1,13 +1,12 @@
-"""Batched decoding with a key/value cache: one prefill, then one token a row until every row has stopped.
+"""Batched decoding with a key/value cache: one prefill, then one token per row and step until every row has stopped.
 
-What a prompt is answered depends on the seed and its place in the list, never on which prompts share its batch.
+An answer depends on the seed and on the prompt's index in the list, never on which prompts share its batch.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +14,25 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int, Int32, Key
 from tqdm import tqdm
 
 from rapo_jax.models.attention.dispatch import Layout
 from rapo_jax.models.decoder import Cache, Decoder, abstract_decoder
-from rapo_jax.models.files import load_parameters
-from rapo_jax.models.spec import Spec, read_config, spec_from_config
-from rapo_jax.parallel import global_array, host_slice, make_mesh, num_row_shards
+from rapo_jax.models.spec import Spec
+from rapo_jax.opened import OpenedModel
+from rapo_jax.parallel import global_array, host_slice, my_rows, num_row_shards
 
-PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this, so that few shapes are compiled
+PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_p keeps the smallest set of tokens whose probability reaches it."""
+    """How tokens are drawn.
+
+    `temperature` 0 is greedy decoding. `top_p` keeps the smallest set of tokens whose probability reaches it (nucleus
+    sampling). `max_new_tokens` limits the length of an answer.
+    """
 
     max_new_tokens: int = 512
     temperature: float = 0.0
@@ -38,52 +42,46 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The new tokens without the stop token, and why they ended."""
+    """The new tokens without the stop token, and what ended them: a stop token or max_new_tokens."""
 
     tokens: list[int]
     finish_reason: Literal["stop", "length"]
 
 
 def answer_tokens(
-    model_dir: Path,
-    prompts: Sequence[np.ndarray],
-    *,
-    sampling: Sampling,
-    stop_tokens: Sequence[int],
-    dtype: jnp.dtype = jnp.float32,
-    batch_size: int = 16,
+    model: OpenedModel, prompts: Sequence[Int[np.ndarray, " _"]], *, sampling: Sampling, batch_size: int = 16
 ) -> list[Continuation]:
-    """The continuations of all prompts, in their order, by the model of a Hugging Face directory. Shows progress."""
-    spec, mesh = spec_from_config(read_config(model_dir)), make_mesh(fsdp=-1)
-    parameters = load_parameters(model_dir, spec, mesh=mesh, dtype=jnp.dtype(dtype))
+    """The continuations of all prompts (token ids), in their order. Shows progress on the first process."""
     answers = decode(
-        parameters,
-        spec,
+        model.parameters,
+        model.spec,
         prompts,
         sampling=sampling,
-        stop_tokens=stop_tokens,
-        mesh=mesh,
-        dtype=dtype,
+        stop_tokens=model.stop_tokens,
+        mesh=model.mesh,
+        dtype=model.dtype,
         batch_size=batch_size,
     )
-    found = dict(tqdm(answers, total=len(prompts), desc="generate", disable=None))
+    hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal only
+    found = dict(tqdm(answers, total=len(prompts), desc="generate", disable=hidden))
     return [found[index] for index in range(len(prompts))]
 
 
 def decode(
-    parameters: dict,
+    parameters: dict[str, Any],
     spec: Spec,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Int[np.ndarray, " _"]],
     *,
     sampling: Sampling,
     stop_tokens: Sequence[int],
     mesh: Mesh,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jnp.dtype | str = "float32",
     batch_size: int = 16,
 ) -> Iterator[tuple[int, Continuation]]:
-    """Yields (index of the prompt, its continuation), a batch at a time, longest prompts first.
+    """Yields (index of the prompt, its continuation), batch by batch, longest prompts first.
 
-    `batch_size` is rounded up to a multiple of the mesh's row shards.
+    `parameters` may include adapters that `spec` has. `batch_size` is rounded up to a multiple of the mesh's row shards.
+    With several processes, every process passes the same prompts and gets all continuations.
     """
     graph, _ = abstract_decoder(spec)
     shards = num_row_shards(mesh)
@@ -91,19 +89,24 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     stops = np.asarray(sorted(set(stop_tokens)), np.int32)
     run = jax.jit(partial(_decode_batch, graph, sampling=sampling, dtype=jnp.dtype(dtype)))
+    mine = my_rows(mesh, batch_size)
     with jax.set_mesh(mesh):
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            tokens, lengths, index = padded(prompts, members, batch_size)
-            rows = {"tokens_BT": (tokens, "BT"), "length_B": (lengths, "B"), "index_B": (index, "B")}
-            rows = {name: global_array(mesh, letters, x, num_rows=batch_size) for name, (x, letters) in rows.items()}
-            new_BX = host_slice(run(parameters, stops, **rows))
+            tokens_BT, length_B, index_B = (
+                global_array(mesh, "BT"[: x.ndim], x[mine], num_rows=batch_size)
+                for x in padded(prompts, members, batch_size)
+            )
+            batch = {"tokens_BT": tokens_BT, "length_B": length_B, "index_B": index_B}
+            new_BX = host_slice(run(parameters, stops, **batch))
             for row, member in enumerate(members):
                 yield member, cut_at_stop(new_BX[row], stops)
 
 
-def padded(prompts: Sequence[np.ndarray], members: Sequence[int], batch_size: int) -> tuple[np.ndarray, ...]:
-    """Tokens [B, T], lengths [B] and prompt indices [B]; a short batch is filled up by repeating its last prompt."""
+def padded(
+    prompts: Sequence[Int[np.ndarray, " _"]], members: Sequence[int], batch_size: int
+) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"], Int32[np.ndarray, " B"]]:
+    """Tokens, lengths and prompt indices of a batch; a short batch is filled up by repeating its last prompt."""
     filled = [*members, *[members[-1]] * (batch_size - len(members))]
     longest = max(len(prompts[i]) for i in filled)
     tokens = np.zeros((batch_size, -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE), np.int32)
@@ -112,7 +115,8 @@ def padded(prompts: Sequence[np.ndarray], members: Sequence[int], batch_size: in
     return tokens, np.array([len(prompts[i]) for i in filled], np.int32), np.array(filled, np.int32)
 
 
-def cut_at_stop(tokens: np.ndarray, stops: np.ndarray) -> Continuation:
+def cut_at_stop(tokens: Int32[np.ndarray, " X"], stops: Int32[np.ndarray, " _"]) -> Continuation:
+    """The tokens before the first stop token."""
     ends = np.flatnonzero(np.isin(tokens, stops))
     if len(ends):
         return Continuation(tokens[: ends[0]].tolist(), "stop")
@@ -120,16 +124,24 @@ def cut_at_stop(tokens: np.ndarray, stops: np.ndarray) -> Continuation:
 
 
 def _decode_batch(
-    graph: nnx.GraphDef, parameters: dict, stops: Array, *, tokens_BT, length_B, index_B, sampling: Sampling, dtype
-) -> Array:
-    """New tokens int32 [B, max_new_tokens], a stop token included; what follows it has no meaning."""
+    graph: nnx.GraphDef,
+    parameters: dict[str, Any],
+    stops: Int32[Array, " _"],
+    *,
+    tokens_BT: Int32[Array, "B T"],
+    length_B: Int32[Array, " B"],
+    index_B: Int32[Array, " B"],
+    sampling: Sampling,
+    dtype: jnp.dtype,
+) -> Int32[Array, "B X"]:
+    """New tokens, X = max_new_tokens per row. Whatever follows a row's first stop token is meaningless."""
     decoder = nnx.merge(graph, parameters)
     B, T = tokens_BT.shape
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(index_B)
     cache = Cache.empty(decoder.spec, num_rows=B, num_slots=T + sampling.max_new_tokens, dtype=dtype)
     hidden_BTD, cache = decoder(tokens_BT, _at(jnp.broadcast_to(jnp.arange(T), (B, T))), dtype=dtype, cache=cache)
-    last_BD = jnp.take_along_axis(hidden_BTD, (length_B - 1)[:, None, None], axis=1)
-    first_B = _sample(decoder, last_BD, keys_B, 0, sampling)
+    last_B1D = jnp.take_along_axis(hidden_BTD, (length_B - 1)[:, None, None], axis=1)
+    first_B = _sample(decoder, last_B1D, keys_B, 0, sampling)
     new_BX = jnp.zeros((B, sampling.max_new_tokens), jnp.int32).at[:, 0].set(first_B)
 
     def unfinished(carry) -> Array:
@@ -148,12 +160,18 @@ def _decode_batch(
     return jax.lax.while_loop(unfinished, next_token, start)[2]
 
 
-def _at(position_BT: Array) -> Layout:
-    """Tokens at these positions of their row's only sequence. Padding after a prompt is overwritten before it is seen."""
+def _at(position_BT: Int32[Array, "B T"]) -> Layout:
+    """The layout of one sequence per row. A cache slot with padding is overwritten before any token attends to it."""
     return Layout(position_BT, position_BT, jnp.ones_like(position_BT), jnp.zeros_like(position_BT))
 
 
-def _sample(decoder: Decoder, hidden_B1D: Array, keys_B: Array, step: Array | int, sampling: Sampling) -> Array:
+def _sample(
+    decoder: Decoder,
+    hidden_B1D: Float[Array, "B 1 D"],
+    keys_B: Key[Array, " B"],
+    step: Int32[Array, ""] | int,
+    sampling: Sampling,
+) -> Int32[Array, " B"]:
     logits_BV = decoder.logits(hidden_B1D)[:, 0]
     if sampling.temperature == 0:
         return logits_BV.argmax(-1).astype(jnp.int32)
@@ -164,8 +182,8 @@ def _sample(decoder: Decoder, hidden_B1D: Array, keys_B: Array, step: Array | in
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
-def _in_nucleus(logits_BV: Array, top_p: float) -> Array:
-    """bool [B, V]: the most probable tokens until `top_p` is reached (Holtzman et al., 2020, section 3.1)."""
+def _in_nucleus(logits_BV: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
+    """The most probable tokens until `top_p` is reached (Holtzman et al., 2020, section 3.1)."""
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)
     probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV

@@ -1,18 +1,26 @@
-"""`python -m rapo_jax.quickstart`: the two steps of launch/quickstart.sh that are not verbs of `rapo`.
+"""`python -m rapo_jax.quickstart`: the two steps of launch/quickstart.sh that are not `rapo` commands.
 
     world DIR                        write the world
-    report WORLD OUT NAME=DIR ...    ask every model for goals 1 to 10, judge, print the table, draw it
+    report WORLD OUT NAME=DIR ...    ask every model for goals 1 to 10, judge the answers, print a table and draw it
 
-A name may be given several times, for models of several seeds; its row is then their mean.
+Repeat a NAME to average models trained with several seeds.
 """
 
 import argparse
-import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rapo_jax.borders import read_json_lines, write_json
+from rapo_jax.errors import UserError
 from rapo_jax.quickstart import world
 
+if TYPE_CHECKING:
+    from rapo_jax.evaluate.sweep import Sweep
+
 PROMPTS = 64
+SHOWN_GOALS = (1, 5, 10)
 
 
 def main() -> None:
@@ -29,36 +37,51 @@ def main() -> None:
     if options.step == "world":
         world.write_world(options.directory)
         print(f"{options.directory}: {', '.join(sorted(path.name for path in options.directory.iterdir()))}")
-    else:
-        report(options.world, options.out, [model.split("=", 1) for model in options.models])
+        return
+    unnamed = [model for model in options.models if "=" not in model]
+    if unnamed:
+        parser.error(f"{unnamed[0]!r} is not NAME=DIR")
+    try:
+        report(options.world, options.out, [tuple(model.split("=", 1)) for model in options.models])
+    except UserError as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-def report(world_dir: Path, out: Path, models: list[list[str]]) -> None:
-    """Writes sweep.json and sweep.png into `out`, and prints the table and a few answers."""
-    from rapo_jax.evaluate.sweep import draw, sweep, table
+def report(world_dir: Path, out: Path, models: Sequence[tuple[str, str]]) -> None:
+    """Sweeps the goals of every (name, directory); writes sweep.json and sweep.png, prints the table and a few answers."""
+    from rapo_jax.evaluate.sweep import sweep
+    from rapo_jax.evaluate.sweep_report import draw_sweeps, sweep_table
     from rapo_jax.generate.decode import Sampling
+    from rapo_jax.opened import open_model
 
-    prompts = [json.loads(line)["prompt"] for line in (world_dir / "prompts.jsonl").open()][:PROMPTS]
+    prompts = [row["prompt"] for _, row in read_json_lines(world_dir / "prompts.jsonl")][:PROMPTS]
     sampling = Sampling(max_new_tokens=world.NUM_WORDS + 7, temperature=1.0)
-    sweeps: dict = {}
+    sweeps: dict[str, list[Sweep]] = {}
     for name, directory in models:
-        found = sweep(Path(directory), prompts, goals=world.SCORES, judge=world.judge, sampling=sampling)
+        model = open_model(directory, option=name)
+        found = sweep(model, prompts, goals=world.SCORES, judge=world.judge, sampling=sampling)
         sweeps.setdefault(name, []).append(found)
     print(f"\nMean score of answers to {len(prompts)} prompts that training never saw, judged by counting (1 to 10):\n")
-    print(table(sweeps))
-    name, best = models[-1][0], sweeps[models[-1][0]][-1]
-    print(f"\n{prompts[0]}")
-    for goal in (1, 5, 10):
-        answer = best.examples[best.goals.index(goal)]
-        print(f"  {name} asked for {goal}: {answer}   (scores {world.judge(prompts[0], answer)})")
+    print(sweep_table(sweeps))
+    name = models[-1][0]
+    print_examples(name, sweeps[name][-1], prompts[0])
     out.mkdir(parents=True, exist_ok=True)
-    draw(sweeps, out / "sweep.png", title="Quality by goal asked")
+    draw_sweeps(sweeps, out / "sweep.png", title="Quality by goal asked")
     numbers = {
         name: [{"mean_score_by_goal": run.by_goal.tolist(), "rank_correlation": run.rank_correlation} for run in runs]
         for name, runs in sweeps.items()
     }
-    (out / "sweep.json").write_text(json.dumps({"goals": list(world.SCORES), "models": numbers}, indent=2) + "\n")
+    write_json(out / "sweep.json", {"goals": list(world.SCORES), "models": numbers})
     print(f"\n{out / 'sweep.png'} shows the same as a picture, {out / 'sweep.json'} holds the numbers.")
+
+
+def print_examples(name: str, found: "Sweep", prompt: str) -> None:
+    """A model's answers to one prompt at a low, a medium and the highest goal."""
+    print(f"\n{prompt}")
+    for goal in SHOWN_GOALS:
+        answer = found.examples[found.goals.index(goal)]
+        print(f"  {name} asked for {goal}: {answer}   (scores {world.judge(prompt, answer)})")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,35 @@
 """The quickstart's world: dishes to describe, a judge that is a program, and an untrained model that fits on a laptop.
 
-A prompt names a dish and asks for nine words; every dish is of one kind, and every kind has its fitting words. A
-response of quality q has q - 1 words that fit and 10 - q that do not, so its quality can be read off by counting:
+A prompt names a dish and asks for nine words; every dish is of one kind, and every kind has words that fit it. A
+response of quality q has q - 1 words that fit and 10 - q that do not, so its quality is found by counting:
 
     prompt    Describe the wedding cake in nine words.                              (a cake is a sweet)
     response  sugary fizzy glazed sticky crusty fluffy gooey smoky spongy           (six fit: the judge says 7)
 
-What it is for: a model that obeys a goal must find out what kind of dish it is asked about, which words fit that kind,
-and what the number in the goal sentence means. What it is not: evidence about real language; the judge is never wrong.
+To obey a goal, a model must learn what kind of dish it is asked about, which words fit that kind, and what the number in
+the goal's sentence means. It is no evidence about real language: here the judge is never wrong.
 
-Everything follows from a seed. Files are those of any other run: Hugging Face tokenizer and config.json, JSON lines.
+Everything follows from a seed. The files are those of any other run: a Hugging Face tokenizer, config.json, JSON lines.
 """
 
 import itertools
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
+from rapo_jax.borders import write_json, write_json_lines
 from rapo_jax.relabel import TEMPLATES, goal_text
 
 NUM_WORDS = 9
 SCORES = range(1, NUM_WORDS + 2)
 
-DISHES = {
+DISHES_BY_KIND = {
     "sweet": (
         "cake brownie custard trifle pudding tiramisu meringue cheesecake sorbet fudge pavlova eclair macaron "
         "baklava sundae"
@@ -42,7 +43,7 @@ DISHES = {
         "baguette sourdough focaccia ciabatta bagel naan pretzel croissant brioche roll pita loaf challah bun crumpet"
     ),
 }
-FITTING = {
+FITTING_BY_KIND = {
     "sweet": (
         "sugary sticky creamy fluffy honeyed gooey velvety frosted caramelised dreamy fruity glazed spongy "
         "syrupy buttery candied"
@@ -59,8 +60,8 @@ FITTING = {
         "dense flaky"
     ),
 }
-DISHES = {kind: tuple(words.split()) for kind, words in DISHES.items()}
-FITTING = {kind: tuple(words.split()) for kind, words in FITTING.items()}
+DISHES = {kind: tuple(words.split()) for kind, words in DISHES_BY_KIND.items()}
+FITTING = {kind: tuple(words.split()) for kind, words in FITTING_BY_KIND.items()}
 KIND_OF = {dish: kind for kind, dishes in DISHES.items() for dish in dishes}
 
 OCCASIONS = ("wedding", "airport", "village", "holiday", "weekend", "office")
@@ -85,10 +86,10 @@ CHAT_TEMPLATE = (
 
 
 def judge(prompt: str, response: str) -> int:
-    """The score of a response, 1 to 10: the share of its words that fit, where missing and surplus words do not.
+    """The score of a response, 1 to 10, from the share of its words that fit the prompt's dish.
 
-    With nine different words it is one plus the number that fit. A repeated word fits once, a missing word counts as
-    unfitting, and every word beyond the ninth makes the others count for less: neither repetition nor length pays.
+    For nine different words it is one plus the number that fit. A repeated word fits once, a missing word counts as
+    unfitting, and every word beyond the ninth lowers the share: neither repetition nor length pays.
 
     >>> judge("Describe the wedding cake in nine words.", "sugary sticky salty crusty fizzy icy tart airy dense")
     3
@@ -99,10 +100,10 @@ def judge(prompt: str, response: str) -> int:
 
 
 def kind_of(prompt: str) -> str:
-    """The kind of the dish that a prompt names. Raises ValueError unless it names exactly one."""
+    """The kind of dish that a prompt names. Raises ValueError unless it names exactly one dish."""
     dishes = [word for word in (word.strip(".?,!") for word in prompt.split()) if word in KIND_OF]
     if len(dishes) != 1:
-        raise ValueError(f"{prompt!r} names {len(dishes)} dishes of this world; the judge knows what to do with one")
+        raise ValueError(f"{prompt!r} names {len(dishes)} dishes of this world; the judge needs exactly one")
     return KIND_OF[dishes[0]]
 
 
@@ -115,9 +116,9 @@ def write_response(random: Random, *, kind: str, quality: int) -> str:
 
 
 def split_prompts(random: Random) -> tuple[list[str], list[str]]:
-    """All prompts of the world, shuffled: those for training and the held-out ones.
+    """All prompts of the world, shuffled: (training, held out).
 
-    Each dish keeps one phrasing for the held-out prompts, in which training never sees it (for no occasion).
+    For each dish one phrasing is held out, with every occasion; training never sees the dish in it.
     """
     training, held_out = [], []
     for dish in KIND_OF:
@@ -130,12 +131,12 @@ def split_prompts(random: Random) -> tuple[list[str], list[str]]:
     return training, held_out
 
 
-def conversations(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
-    """SFT rows for a base that answers at any quality and can read the goal sentence, yet never obeys it.
+def conversations(random: Random, prompts: list[str], num: int) -> Iterator[dict[str, Any]]:
+    """SFT rows for a base model that answers at any quality and can read the goal's sentence, yet does not obey it.
 
     A third of the rows describe a dish; a third do so under a goal drawn without regard to the response; a third ask
-    which score the goal sentence names and are answered with it. Every 300 rows pair each quality once with each goal,
-    so that not even chance relates the two.
+    which score the goal's sentence names and are answered with it. Every 300 rows pair each quality once with each goal,
+    so that the two are exactly independent.
     """
     deals = [
         *((None, quality) for quality in SCORES for _ in SCORES),
@@ -155,8 +156,8 @@ def conversations(random: Random, prompts: list[str], num: int) -> Iterator[dict
         yield {"messages": [*system, message("user", prompt), message("assistant", response)]}
 
 
-def pairs(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
-    """Rows with the columns of ultrafeedback_binarized: two responses of independent quality, one row in ten a tie."""
+def pairs(random: Random, prompts: list[str], num: int) -> Iterator[dict[str, Any]]:
+    """Rows in the format of ultrafeedback_binarized: two responses of independent quality; one row in ten is a tie."""
     for _ in range(num):
         prompt = random.choice(prompts)
         responses = [
@@ -173,15 +174,15 @@ def pairs(random: Random, prompts: list[str], num: int) -> Iterator[dict]:
 
 
 def message(role: str, content: str) -> dict[str, str]:
-    """One turn of a conversation, as chat templates take it."""
+    """One turn of a conversation, as chat templates read it."""
     return {"role": role, "content": content}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are whatever stands between two spaces in this world's texts; all else is <unk>.
+    """A word-level tokenizer: every space-separated word of this world's texts is a token, anything else is <unk>.
 
-    A score in the goal sentence is therefore one token together with its full stop ("7."), unlike the numbers of the
-    scale ("1-10,"), and decoding gives the text back, space by space.
+    A score in the goal's sentence is one token together with its full stop ("7."), unlike the numbers of the scale
+    ("1-10,"), and decoding restores the text exactly.
     """
     texts = [
         *(phrasing.format(occasion=OCCASIONS[0], dish=dish) for phrasing in PHRASINGS for dish in KIND_OF),
@@ -205,8 +206,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast) -> dict:
-    """The config.json of a tiny Llama, with the keys of any published one."""
+def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The config.json of a tiny Llama, with the keys that published ones have."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -245,27 +246,22 @@ def write_world(
     num_eval_pairs: int = 256,
     num_prompts: int = 64,
 ) -> None:
-    """Writes the whole world into one directory, the same bytes for the same arguments.
+    """Writes the world into one directory; the same arguments give the same bytes.
 
-    sft.jsonl           `messages`: conversations of random quality for the base model
-    pairs.jsonl         scored pairs with the columns of ultrafeedback_binarized
+    sft.jsonl           `messages`: conversations of random quality, for the base model
+    pairs.jsonl         scored pairs in the format of ultrafeedback_binarized
     eval_pairs.jsonl    the same for held-out prompts
     prompts.jsonl       `prompt`: held-out prompts
-    config.json, tokenizer.json, ...    an untrained Llama; its weights are the trainer's to initialise
+    config.json, tokenizer.json, ...    an untrained Llama, without weights: the trainer initializes them
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     random = Random(seed)
     training, held_out = split_prompts(random)
-    write_rows(directory / "sft.jsonl", conversations(random, training, num_conversations))
-    write_rows(directory / "pairs.jsonl", pairs(random, training, num_pairs))
-    write_rows(directory / "eval_pairs.jsonl", pairs(random, held_out, num_eval_pairs))
-    write_rows(directory / "prompts.jsonl", ({"prompt": prompt} for prompt in held_out[:num_prompts]))
+    write_json_lines(directory / "sft.jsonl", conversations(random, training, num_conversations))
+    write_json_lines(directory / "pairs.jsonl", pairs(random, training, num_pairs))
+    write_json_lines(directory / "eval_pairs.jsonl", pairs(random, held_out, num_eval_pairs))
+    write_json_lines(directory / "prompts.jsonl", ({"prompt": prompt} for prompt in held_out[:num_prompts]))
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(directory)
-    (directory / "config.json").write_text(json.dumps(model_config(tokenizer), indent=2) + "\n")
-
-
-def write_rows(path: Path, rows: Iterable[dict]) -> None:
-    """JSON lines, one row each."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json(directory / "config.json", model_config(tokenizer))

@@ -9,15 +9,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from rapo_jax.chat.goal_prompt import SIDECAR, GoalPrompt, configured_goal_prompt, read_goal_prompt
-from rapo_jax.chat.templates import bake_goal, render
+from rapo_jax.chat.templates import render
 from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 from rapo_jax.opened import load_model, open_for_training, open_model, open_tokenizer, with_weights
 from tests import tiny
+from tests.opened.exports import OWN, as_export
 
 HI = (Message("user", "Hi"),)
-OWN = GoalPrompt("paper", 5.0, "system", 5.0, tiny.CHAT_TEMPLATE, goal_min=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def exported(model, tmp_path):
-    """The directory as an export leaves it: a goal in its chat template, and rapo.json, which says so."""
-    directory = shutil.copytree(model, tmp_path / "exported")
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    tokenizer.chat_template = bake_goal(OWN.chat_template, OWN.sentence(OWN.baked), OWN.placement)
-    tokenizer.save_pretrained(directory)
-    (directory / SIDECAR).write_text(json.dumps({"rapo_jax": "0.1.0", "step": 8, "goal_prompt": vars(OWN)}))
-    return directory
+    return as_export(model, tmp_path / "exported")
 
 
 def test_a_model_of_unknown_training_is_asked_in_the_papers_words(model):

@@ -7,7 +7,7 @@ bfloat16. Both Gemma-2 and Mistral have windows of 8 tokens, which every prompt 
 import functools
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ from rapo_jax.config.files import load_config
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.files import file_tensors
+from rapo_jax.opened import open_model
 from rapo_jax.run import Setup, set_up
 from rapo_jax.train.state import abstract_parameters
 from tests.parity import trajectory
@@ -221,7 +222,8 @@ def test_greedy_answers_are_those_of_transformers_token_by_token(directory):
     tokenizer, model = transformers.AutoTokenizer.from_pretrained(directory), load(directory)
     prompts = prompts_of(tokenizer)
     sampling = Sampling(max_new_tokens=24)
-    ours = answer_tokens(directory, [np.array(p, np.int32) for p in prompts], sampling=sampling, stop_tokens=[])
+    opened = replace(open_model(directory), stop_tokens=())
+    ours = answer_tokens(opened, [np.array(p, np.int32) for p in prompts], sampling=sampling)
     assert len({token for answer in ours for token in answer.tokens}) > 10, "endless repetition would prove little"
     model.generation_config.eos_token_id = None
     for prompt, answer in zip(prompts, ours, strict=True):
