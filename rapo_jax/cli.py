@@ -8,9 +8,9 @@ import traceback
 from pathlib import Path
 
 from rapo_jax.arguments import parse
-from rapo_jax.errors import UserError
+from rapo_jax.errors import Interrupted, UserError
 
-USER_ERROR, CRASHED = 2, 13
+USER_ERROR, CRASHED, INTERRUPTED = 2, 13, 75
 # What a file system says to a path that the user chose: no permission, a file in place of a directory, read-only, full.
 REFUSED = (
     errno.EACCES,
@@ -33,6 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"rapo {options.name}: {error}", file=sys.stderr)
         code = USER_ERROR
+    except Interrupted as stop:
+        from rapo_jax.distributed import say
+
+        say(f"interrupted: {stop}; run the same command to go on.")
+        code = INTERRUPTED
     except BrokenPipeError:
         code = 0
     except Exception as error:
@@ -93,13 +98,14 @@ def relabel(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     from rapo_jax.config.files import load_config
-    from rapo_jax.run import train_or_resume
+    from rapo_jax.runs.train import train_or_resume
 
     config = load_config(options.config, options.overrides)
     require(config, "run_dir", "model.path")
     require_data(config)
     keep_compilations()
-    return train_or_resume(config)
+    train_or_resume(config)
+    return 0
 
 
 def keep_compilations() -> None:
@@ -119,7 +125,7 @@ def export(options: argparse.Namespace) -> int:
 
     from rapo_jax.checkpoint import Store
     from rapo_jax.export.model import refuse_no_adapters, refuse_nonempty, write_run
-    from rapo_jax.run import open_run_dir, set_up
+    from rapo_jax.runs.setup import open_run_dir, set_up
     from rapo_jax.train.state import abstract_trained
 
     run_dir, out_dir = Path(options.run_dir), Path(options.out_dir)
@@ -158,7 +164,6 @@ def generate(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace) -> int:
     from rapo_jax.config.files import load_config
     from rapo_jax.score.responses import score_source
-    from rapo_jax.train.loop import INTERRUPTED
 
     config = load_config(options.config, options.overrides)
     require_data(config)
@@ -167,8 +172,6 @@ def score(options: argparse.Namespace) -> int:
     scored = score_source(
         config, options.model, out, reference=options.reference, say=lambda text: print(text, flush=True)
     )
-    if scored is None:
-        return INTERRUPTED
     flat = [reward for each in scored.rewards for reward in each]
     origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
     print(f"{out}: {len(flat):,} responses of {len(scored.rewards):,} rows ({origin})")

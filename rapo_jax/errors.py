@@ -1,4 +1,5 @@
-"""What a user can get wrong. Everything else that is raised is our own mistake and deserves its traceback."""
+"""What a user can get wrong, and what a user can stop. Everything else that is raised is our own mistake and deserves
+its traceback."""
 
 
 class UserError(ValueError):
@@ -6,6 +7,13 @@ class UserError(ValueError):
 
     The message gives the fact with its values, the constraint, and the option that changes it. The command line prints
     it as one line and exits with code 2.
+    """
+
+
+class Interrupted(Exception):
+    """A signal stopped the work, and what was done is saved; the same command goes on from there.
+
+    The message says what is saved. The command line prints it and exits with code 75.
     """
 
 

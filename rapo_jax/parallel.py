@@ -5,6 +5,7 @@ Three axes: `data` replicates parameters and splits rows, `fsdp` splits rows and
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
@@ -86,6 +87,11 @@ def compiler_options(mesh: Mesh) -> dict[str, bool]:
     """Options for compiling a program with collectives for the platform of this mesh."""
     platform = mesh.devices.flat[0].platform
     return OVERLAP.get("gpu" if platform == "cuda" else platform, {}) if mesh.size > 1 else {}
+
+
+def matmul_precision(dtype: str) -> AbstractContextManager:
+    """A context in which float32 means float32, also on accelerators whose matrix units would round it."""
+    return jax.default_matmul_precision("highest" if dtype == "float32" else None)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

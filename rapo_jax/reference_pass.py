@@ -7,16 +7,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, Group, num_branches
 from rapo_jax.config.tree import Config
+from rapo_jax.distributed import from_first, interruptible
+from rapo_jax.errors import Interrupted
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.journal import PRINT_EVERY, duration
-from rapo_jax.train.loop import interruptible, to_device
+from rapo_jax.train.loop import to_device
 from rapo_jax.train.reference import Column, frozen_copy
 from rapo_jax.train.step import make_logps_step
 
@@ -35,20 +36,19 @@ def fill(
     what: str,
     where: str | Path,
     say: Callable[[str], None],
-) -> np.ndarray | None:
+) -> np.ndarray:
     """The log-probabilities of groups, float32 [groups, branches], computing those of `needed` that `column` lacks.
 
-    Process 0 has the column, the others None; `where` it is and `what` of, for messages. None is returned when the pass was interrupted; what was computed is kept.
+    Process 0 has the column, the others None; `where` it is and `what` of, for messages. Raises Interrupted; what was computed is kept.
     """
     known = column.values if column else np.empty((len(groups), num_branches(groups)), np.float32)
-    known = everywhere(np.array(known))
+    known = from_first(np.array(known))
     missing = needed[np.isnan(known[needed]).any(1)]
     found = f"{len(needed) - len(missing):,} of {len(needed):,} found in {where}"
     say(f"{what}: {found}" + "; computing the others ..." * bool(len(missing)))
     if len(missing):
         plan = pipeline.plan_reference(groups, missing, config, num_row_shards=num_row_shards(mesh))
-        if not run_pass(column, known, groups, plan, parameters, config=config, spec=spec, mesh=mesh, say=say):
-            return None
+        run_pass(column, known, groups, plan, parameters, config=config, spec=spec, mesh=mesh, say=say)
     if column and "sha256" not in column.read_record() and not np.isnan(known).any():
         column.finish()
     return known
@@ -65,8 +65,8 @@ def run_pass(
     spec: Spec,
     mesh: Mesh,
     say: Callable[[str], None],
-) -> bool:
-    """Fills `known` and the column, results read one step late; returns False when interrupted."""
+) -> None:
+    """Fills `known` and the column, results read one step late."""
     reference = frozen_copy(parameters, config, spec, mesh)
     step = make_logps_step(config, spec, mesh, plan.shape)
     batches = pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B))
@@ -105,15 +105,6 @@ def run_pass(
             if interrupted(number):
                 read()
                 write()
-                say("interrupted: what was computed is kept; run the same command to go on.")
-                return False
+                raise Interrupted("what was computed is kept")
         read()
         write()
-    return True
-
-
-def everywhere(values: np.ndarray) -> np.ndarray:
-    """Process 0's array, on all processes."""
-    if jax.process_count() == 1:
-        return values
-    return np.array(multihost_utils.broadcast_one_to_all(values))

@@ -8,7 +8,6 @@ import jax
 import pytest
 import yaml
 
-from rapo_jax import run
 from rapo_jax.config.files import load_config
 from rapo_jax.parallel import make_mesh
 from tests import tiny
@@ -82,7 +81,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    monkeypatch.setattr(run, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr("rapo_jax.runs.setup.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
 
 
 def overrides(name: str, world: Path, directory: Path) -> list[str]:

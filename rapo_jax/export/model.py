@@ -31,7 +31,8 @@ from rapo_jax.models.lora import merged, with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import Spec, read_config, score_config
 from rapo_jax.relabel import format_score
-from rapo_jax.run import Setup, model_identity, model_weights
+from rapo_jax.runs.identity import model_identity
+from rapo_jax.runs.setup import Setup, model_weights
 
 
 def refuse_nonempty(out_dir: Path) -> None:

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from rapo_jax.batch import FLOATS, LETTERS, Batch, Shape
 from rapo_jax.config.tree import Config
 from rapo_jax.models.spec import Spec
-from rapo_jax.run import precision
-from rapo_jax.train.optim import direction
+from rapo_jax.parallel import matmul_precision
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.state import abstract_parameters, abstract_state
 from rapo_jax.train.step import batch_shardings, make_train_step, reference_shardings
 
@@ -55,7 +55,7 @@ class Compiled:
 
 def abstract_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> tuple:
     """Shapes and shardings of (state, reference, batch)."""
-    state = abstract_state(spec, mesh, direction(config.optimizer, spec))
+    state = abstract_state(spec, mesh, adamw(config.optimizer, spec))
     reference = {}
     if reference_shardings(config, spec, mesh):
         reference = abstract_parameters(spec, mesh, jnp.dtype(config.model.dtype))
@@ -93,7 +93,7 @@ def compile_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_st
     step = make_train_step(config, spec, mesh, shape, num_steps=num_steps)
     arguments = abstract_step(config, spec, mesh, shape)  # before the mesh is set: its devices can hold no constant
     started = time.monotonic()
-    with jax.set_mesh(mesh), precision(config):
+    with jax.set_mesh(mesh), matmul_precision(config.model.dtype):
         with presented(mesh):
             lowered = step.lower(*arguments)
         try:

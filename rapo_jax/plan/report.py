@@ -6,7 +6,7 @@ from typing import Any
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, changed
 from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
-from rapo_jax.run import parameter_count, trained_count
+from rapo_jax.runs.announce import parameter_count, trained_count
 
 SMALLEST_SHARE = 0.001  # of the largest kind of collective's bytes, below which a kind is not worth a line
 

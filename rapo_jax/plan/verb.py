@@ -13,7 +13,7 @@ from rapo_jax.plan.lengths import Lengths, read_lengths
 from rapo_jax.plan.report import as_json, line, screen
 from rapo_jax.plan.suggest import nearest_that_fits
 from rapo_jax.plan.targets import SLICES, here, slice_target, split_topology
-from rapo_jax.run import spec_of
+from rapo_jax.runs.setup import spec_of
 
 DOES_NOT_FIT = 1
 

@@ -31,7 +31,7 @@ from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, require_vocabulary, spec_from_config
-from rapo_jax.parallel import make_mesh
+from rapo_jax.parallel import make_mesh, matmul_precision
 from rapo_jax.reference_pass import fill
 from rapo_jax.train.reference import Column
 
@@ -44,13 +44,11 @@ class Scored:
     origin: dict[str, str | float]
 
 
-def score_source(
-    config: Config, model: str, out: Path, *, reference: str | None, say: Callable[[str], None]
-) -> Scored | None:
+def score_source(config: Config, model: str, out: Path, *, reference: str | None, say: Callable[[str], None]) -> Scored:
     """Scores data.path with the model (a directory or hub id) and writes `out` and, beside it, what made it.
 
     A reward model (a classifier of one label) gives its scores; a language model its implicit rewards against `reference`
-    (default: model.path), with beta = objective.beta. None when it was interrupted. Raises UserError for models that do
+    (default: model.path), with beta = objective.beta. Raises Interrupted, and UserError for models that do
     not belong together, and for responses that do not fit data.max_length.
     """
     kept = out.with_name(out.name + ".unfinished")
@@ -73,10 +71,7 @@ def score_source(
     numbers = []
     for name, place in {"policy": directory, "reference": against}.items():
         if place is not None:
-            computed = one_pass(name, place, groups, kept, how, say=say)
-            if computed is None:
-                return None
-            numbers.append(computed[:, 1:])
+            numbers.append(one_pass(name, place, groups, kept, how, say=say)[:, 1:])
     rewards_GC = numbers[0] if spec.scored else beta * (numbers[0] - numbers[1])
     rewards = [tuple(row[: len(record.responses)].tolist()) for row, record in zip(rewards_GC, records, strict=True)]
     origin = {"kind": "reward_model", "model": model}
@@ -178,8 +173,8 @@ def one_by_one(item: Item, encode: Callable[[list[Item]], list[Encoded | None]])
 
 def one_pass(
     name: str, directory: Path, groups: list[Group], kept: Path, config: Config, *, say: Callable[[str], None]
-) -> np.ndarray | None:
-    """What one model says of all branches, [G, A]; None when interrupted."""
+) -> np.ndarray:
+    """What one model says of all branches, [G, A]."""
     spec, mesh = spec_from_config(read_config(directory)), mesh_of(config)
     parameters = load_parameters(directory, spec, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
     identity = {
@@ -193,7 +188,7 @@ def one_pass(
         column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity, **said)
         column.open(lambda before, now: [key for key in now if before[key] != now[key]])
     everything = np.arange(len(groups))
-    with jax.default_matmul_precision("highest" if config.model.dtype == "float32" else None):
+    with matmul_precision(config.model.dtype):
         return fill(
             column, groups, everything, parameters, config=config, spec=spec, mesh=mesh, what=name, where=kept, say=say
         )

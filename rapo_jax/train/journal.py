@@ -99,6 +99,13 @@ def cut_back(path: Path, last_step: int) -> None:
     os.replace(temporary, path)
 
 
+def last_record(run_dir: Path) -> dict[str, float]:
+    """The metrics that were written last; {} where there are none."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: value for name, value in json.loads(lines[-1]).items() if name != "step"} if lines else {}
+
+
 def start_wandb(config: Config, run_dir: Path):
     try:
         import wandb

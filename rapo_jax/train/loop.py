@@ -1,19 +1,16 @@
-"""The loop: batches in, checkpoints and metrics out; resumed exactly, interrupted safely.
+"""The training loop: batches in, checkpoints and metrics out; resumes exactly, stops safely on a signal.
 
-It is handed iterators and knows nothing of files with text in them. Metrics are read one step late, so that the host
-never waits for the device.
+It knows iterators of batches, not data files. Metrics are fetched one step late, so that the host never waits for the
+device.
 """
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from rapo_jax.accounting import mfu
@@ -21,13 +18,12 @@ from rapo_jax.batch import LETTERS, Batch
 from rapo_jax.checkpoint import Store
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
-from rapo_jax.errors import UserError
+from rapo_jax.distributed import interruptible
+from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.parallel import global_array
 from rapo_jax.train.journal import Journal
 from rapo_jax.train.state import State
 from rapo_jax.train.step import EvaluateStep, TrainStep
-
-INTERRUPTED = 75  # exit code: run the same command again to go on
 
 
 @dataclass(frozen=True)
@@ -75,12 +71,22 @@ class Progress:
     clock_step: int = 0
     waited_for_data: float = 0.0  # seconds since the clock was set
     num_skipped: int = 0
+    written: dict[str, float] = field(default_factory=dict)  # the metrics that were written last
 
 
-def train(run: Run, state: State, reference: dict, store: Store, journal: Journal) -> int:
-    """Trains from `state` to the last step. Returns 0, or INTERRUPTED after a checkpoint on SIGINT or SIGTERM.
+@dataclass(frozen=True)
+class Finished:
+    """The state after the last step, and the metrics that were written last."""
 
-    Raises UserError when too many steps in a row were not finite.
+    state: State
+    metrics: dict[str, float]
+
+
+def train(run: Run, state: State, reference: dict, store: Store, journal: Journal) -> Finished:
+    """Trains from `state`, which it consumes, to the last step.
+
+    Raises Interrupted after a checkpoint on SIGINT or SIGTERM, and UserError when too many steps in a row had a gradient
+    that is not finite.
     """
     config, first = run.config, int(state.step)
     progress = Progress(clock_step=first)
@@ -101,10 +107,9 @@ def train(run: Run, state: State, reference: dict, store: Store, journal: Journa
                 store.save(step, state, identity=run.identity, config=as_dict(config), eval_loss=eval_loss)
             if stop and not last:
                 store.wait()
-                journal.say(f"interrupted: step {step} is saved; run the same command to go on.")
-                return INTERRUPTED
+                raise Interrupted(f"step {step} is saved")
     store.wait()
-    return 0
+    return Finished(state, progress.written)
 
 
 def due(step: int, every: int | None) -> bool:
@@ -134,7 +139,8 @@ def report(run: Run, progress: Progress, journal: Journal) -> None:
     values |= {"epoch": step * train.batch_size / run.num_groups, "pairs_per_s": pairs / seconds}
     values |= speed(run, range(progress.clock_step, step), seconds, waited=progress.waited_for_data)
     progress.clock, progress.clock_step, progress.waited_for_data = now, step, 0.0
-    journal.write(step, values | evaluation)
+    progress.written = values | evaluation
+    journal.write(step, progress.written)
     journal.progress(step, values)
     if evaluation:
         journal.evaluation(step, evaluation)
@@ -227,21 +233,3 @@ def evaluate(run: Run, state: State, reference: dict, progress: Progress) -> dic
             metrics |= {f"{prefix}_{name}": float(value) for name, value in total.means().items()}
     progress.clock += time.monotonic() - started
     return metrics
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[int], bool]]:
-    """Within it SIGINT and SIGTERM no longer kill: interrupted(step) says that one came, on all processes alike.
-
-    With several processes JAX's own preemption notice is used; its handler must not be replaced.
-    """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    caught: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda step: bool(caught)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

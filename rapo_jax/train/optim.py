@@ -33,7 +33,7 @@ def learning_rate(config: Optimizer, *, num_steps: int) -> Callable[[Array], Arr
     return rate
 
 
-def direction(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
+def adamw(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
     """AdamW's step before the learning rate (Loshchilov and Hutter, 2019, algorithm 2). Norms and biases do not decay."""
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype)
     if config.weight_decay == 0:

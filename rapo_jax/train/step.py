@@ -28,7 +28,7 @@ from rapo_jax.models.spec import Spec
 from rapo_jax.objectives import Logps
 from rapo_jax.parallel import compiler_options, replicated, sharding
 from rapo_jax.train.metrics import GroupSums, group_sums
-from rapo_jax.train.optim import clip, direction, learning_rate
+from rapo_jax.train.optim import adamw, clip, learning_rate
 from rapo_jax.train.reference import weights_are_resident
 from rapo_jax.train.state import State, parameter_shardings, state_shardings, trained_shardings
 
@@ -210,7 +210,7 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
     """
     losses = make_losses(config, spec, mesh)
     divergence_of = make_divergence(config, spec, mesh, shape)
-    transform = direction(config.optimizer, spec)
+    transform = adamw(config.optimizer, spec)
     rate = learning_rate(config.optimizer, num_steps=num_steps)
 
     def train(state: State, reference: dict, batch: Batch) -> tuple[State, dict[str, Array]]:

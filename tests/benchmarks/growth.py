@@ -24,10 +24,9 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import Group
 from rapo_jax.config.files import from_dict
 from rapo_jax.models.spec import Spec, spec_from_config
-from rapo_jax.parallel import make_mesh, my_rows, num_row_shards
-from rapo_jax.run import precision
+from rapo_jax.parallel import make_mesh, matmul_precision, my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
-from rapo_jax.train.optim import direction
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, random_parameters
 from rapo_jax.train.step import make_train_step
@@ -102,11 +101,11 @@ def measure(point: Point, *, dtype: str, num_steps: int) -> dict:
     plan = pipeline.pack_steps(groups, [np.arange(point.pairs)], config, num_row_shards=num_row_shards(mesh))
     parameters = random_parameters(spec, mesh, seed=0)
     reference = resident_reference(parameters, config, spec, mesh)
-    state = first_state(parameters, spec, mesh, direction(config.optimizer, spec))
+    state = first_state(parameters, spec, mesh, adamw(config.optimizer, spec))
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=num_steps + 1)
     batch = to_device(next(pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B))(0)), mesh, plan.shape.B)
     seconds = []
-    with jax.set_mesh(mesh), precision(config):
+    with jax.set_mesh(mesh), matmul_precision(config.model.dtype):
         compiled = step.lower(state, reference, batch).compile()
         for _ in range(num_steps + 1):
             started = time.perf_counter()

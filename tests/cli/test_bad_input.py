@@ -529,6 +529,6 @@ def test_an_error_of_ours_keeps_its_traceback(world, place, capsys, monkeypatch)
     def broken(config):
         raise KeyError("ours")
 
-    monkeypatch.setattr("rapo_jax.run.train_or_resume", broken)
+    monkeypatch.setattr("rapo_jax.runs.train.train_or_resume", broken)
     assert rapo("train", *settings(world, "new")) == 13
     assert "Traceback" in capsys.readouterr().err

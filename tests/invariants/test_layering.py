@@ -25,7 +25,6 @@ FLOORS = [
     ["train"],
     ["passes", "reference_pass"],
     ["generate"],
-    ["run"],
     ["runs"],
     ["export", "plan", "score"],
     ["evaluate"],

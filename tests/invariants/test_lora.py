@@ -16,7 +16,7 @@ from rapo_jax.models.lora import adapted_spec, merged, with_adapters
 from rapo_jax.models.parameters import parameter_letters, trained_letters
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
-from rapo_jax.train.optim import direction
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_losses, make_train_step
@@ -35,7 +35,7 @@ def first_step(config, spec, mesh, *, base_seed=0):
     weights = tiny.on_mesh(tiny.random_parameters(spec, seed=base_seed), spec, mesh)
     base = resident_reference(weights, config, spec, mesh)
     trained = trainable(weights, spec, mesh, seed=config.seed)
-    state = first_state(trained, spec, mesh, direction(config.optimizer, spec))
+    state = first_state(trained, spec, mesh, adamw(config.optimizer, spec))
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=1)
     batch = materialise(GROUPS, plan.steps[0], plan.shape, mine=my_rows(mesh, plan.shape.B))
     with jax.set_mesh(mesh):

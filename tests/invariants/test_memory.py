@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rapo_jax.batch import FLOATS, LETTERS, Batch, Shape
-from rapo_jax.train.optim import direction
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.state import abstract_parameters, abstract_state
 from rapo_jax.train.step import batch_shardings, make_train_step
 from tests import tiny
@@ -33,7 +33,7 @@ def temporary_bytes(*, V: int, T: int) -> int:
         )
         for name, letters in LETTERS.items()
     })  # fmt: skip
-    state = abstract_state(spec, mesh, direction(config.optimizer, spec))
+    state = abstract_state(spec, mesh, adamw(config.optimizer, spec))
     with jax.set_mesh(mesh):
         compiled = step.lower(state, abstract_parameters(spec, mesh), batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes

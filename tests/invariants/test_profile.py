@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from rapo_jax.accounting import real_work, step_flops
-from rapo_jax.run import load_training, num_row_shards, open_run_dir, pipeline, set_up, step_costs
+from rapo_jax.batching import pipeline
+from rapo_jax.parallel import num_row_shards
+from rapo_jax.runs.setup import load_training, open_run_dir, set_up
+from rapo_jax.runs.train import step_costs
 from tests import tiny
 from tests.tiny import runs
 

@@ -6,8 +6,9 @@ import signal
 import numpy as np
 import pytest
 
-from rapo_jax import run
-from rapo_jax.train.reference import Column
+from rapo_jax import reference_pass
+from rapo_jax.runs import setup as opening
+from rapo_jax.train.reference import Column, resident_reference
 from tests import tiny
 from tests.tiny import runs
 
@@ -39,9 +40,9 @@ def test_a_run_with_the_cache_has_the_metrics_of_one_that_computes_the_reference
 
 def test_a_run_with_the_cache_holds_no_reference_weights(filled, monkeypatch):
     """When this fails, the cache saves no memory."""
-    config = run.open_run_dir(filled / "run")
-    setup = run.set_up(config)
-    assert run.resident_reference(run.starting_parameters(setup), config, setup.spec, setup.mesh) == {}
+    config = opening.open_run_dir(filled / "run")
+    setup = opening.set_up(config)
+    assert resident_reference(opening.starting_parameters(setup), config, setup.spec, setup.mesh) == {}
 
 
 def test_sweeps_over_beta_and_learning_rate_share_the_cache(filled, world, tmp_path, forbidden):
@@ -62,7 +63,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(world, filled, tmp_path, m
 
     monkeypatch.setattr(Column, "write", write_and_count)
     monkeypatch.setattr("rapo_jax.reference_pass.WRITE_EVERY", 0.0)
-    make = run.fill.__globals__["make_logps_step"]
+    make = reference_pass.make_logps_step
 
     def stop_after_two_calls(*arguments):
         step, calls = make(*arguments), []

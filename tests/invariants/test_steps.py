@@ -14,7 +14,7 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import materialise
 from rapo_jax.parallel import num_row_shards
 from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate, to_device
-from rapo_jax.train.optim import direction
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.state import first_state
 from rapo_jax.train.step import make_evaluate_step, make_losses, make_train_step
 from tests import tiny
@@ -128,7 +128,7 @@ def test_an_epoch_of_differing_batches_compiles_once_and_consumes_its_state(unba
 def step_inputs(config, spec, mesh, plan, *, seed=1):
     reference = tiny.on_mesh(tiny.random_parameters(spec), spec, mesh)
     start = tiny.on_mesh(tiny.random_parameters(spec, seed=seed), spec, mesh)
-    state = first_state(start, spec, mesh, direction(config.optimizer, spec))
+    state = first_state(start, spec, mesh, adamw(config.optimizer, spec))
     batch = materialise(GROUPS, plan.steps[0], plan.shape, mine=range(plan.shape.B))
     return state, reference, to_device(batch, mesh, plan.shape.B)
 
@@ -164,7 +164,7 @@ def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
     groups = [*groups[:-1], replace(groups[-1], side=NO_SIDE)]
     spec, mesh = tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
     policy, reference = (tiny.on_mesh(tiny.random_parameters(spec, seed=seed), spec, mesh) for seed in (1, 0))
-    state = first_state(policy, spec, mesh, direction(CONFIG.optimizer, spec))
+    state = first_state(policy, spec, mesh, adamw(CONFIG.optimizer, spec))
 
     def evaluated(chosen, *, batch_size):
         config = tiny.tiny_config(train={"batch_size": batch_size}, rows={"length": 128, "per_shard": 1})
@@ -201,7 +201,7 @@ def test_an_evaluation_is_by_the_loss_of_its_moment_and_compiles_once():
     pod recompiles at every evaluation."""
     groups, spec, mesh = tiny.random_groups(4, seed=5), tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
     policy, reference = (tiny.on_mesh(tiny.random_parameters(spec, seed=seed), spec, mesh) for seed in (1, 0))
-    start = first_state(policy, spec, mesh, direction(CONFIG.optimizer, spec))
+    start = first_state(policy, spec, mesh, adamw(CONFIG.optimizer, spec))
 
     def evaluation_of(**shifts):
         objective = {"name": "dpo_shift", **shifts}

@@ -7,7 +7,6 @@ from statistics import fmean
 import jax
 import pytest
 
-from rapo_jax import run
 from rapo_jax.parallel import make_mesh
 from tests import tiny
 
@@ -32,7 +31,7 @@ def test_the_mean_implied_reward_of_dro_settles_where_log_z0_puts_it(tmp_path, m
     Breaks: log_z0 has the other sign, misses its factor beta or does not reach the loss, and the paper's Z0 pulls all
     log-probabilities up or down together, however well the pairs are told apart.
     """
-    monkeypatch.setattr(run, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr("rapo_jax.runs.setup.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     tiny.write_model(tmp_path / "model", chat_template=BARE)
     tiny.write_rows(tmp_path / "rows.jsonl", PAIRS)
     (tmp_path / "run.yaml").write_text(tiny.RUN)

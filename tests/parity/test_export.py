@@ -28,7 +28,7 @@ from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.files import file_tensors
 from rapo_jax.opened import open_model
-from rapo_jax.run import Setup, set_up
+from rapo_jax.runs.setup import Setup, set_up
 from rapo_jax.train.state import abstract_parameters
 from tests.parity import trajectory
 from tests.tiny import rapo

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from rapo_jax.config.files import from_dict
 from rapo_jax.models.peft import adapter_tensors, save_adapters
 from rapo_jax.parallel import AXES
-from rapo_jax.run import set_up, starting_parameters
+from rapo_jax.runs.setup import set_up, starting_parameters
 from rapo_jax.train.state import trainable
 from tests.parity import torch_dpo, trajectory
 from tests.parity.test_torch_training import assert_same_metrics, their_steps

@@ -24,7 +24,7 @@ from rapo_jax.models.lora import adapted_spec, merged, with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import read_config, score_config, spec_from_config
 from rapo_jax.parallel import make_mesh
-from rapo_jax.run import set_up
+from rapo_jax.runs.setup import set_up
 from tests.parity import trajectory
 from tests.parity.test_transformers import random_checkpoint
 from tests.tiny import assert_same_trees, random_trained

@@ -18,10 +18,10 @@ from rapo_jax.batching.batch_plan import BatchPlan, Group
 from rapo_jax.config.files import from_dict
 from rapo_jax.models.files import file_tensors
 from rapo_jax.models.peft import adapter_tensors
-from rapo_jax.parallel import AXES, my_rows, num_row_shards
-from rapo_jax.run import Setup, precision, set_up, starting_parameters
+from rapo_jax.parallel import AXES, matmul_precision, my_rows, num_row_shards
+from rapo_jax.runs.setup import Setup, set_up, starting_parameters
 from rapo_jax.train.loop import to_device
-from rapo_jax.train.optim import direction
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_train_step
@@ -129,11 +129,11 @@ def run(tree: dict) -> Ours:
         trainable(parameters, setup.spec, mesh, seed=config.seed),
         setup.spec,
         mesh,
-        direction(config.optimizer, setup.spec),
+        adamw(config.optimizer, setup.spec),
     )
     step = make_train_step(config, setup.spec, mesh, plan.shape, num_steps=len(plan.steps))
     metrics = []
-    with jax.set_mesh(mesh), precision(config):
+    with jax.set_mesh(mesh), matmul_precision(config.model.dtype):
         for batch in pipeline.batches(data.groups, plan, my_rows(mesh, plan.shape.B))(0):
             state, values = step(state, reference, to_device(batch, mesh, plan.shape.B))
             metrics.append({name: float(value) for name, value in jax.device_get(values).items()})

@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 
-from rapo_jax import run
 from rapo_jax.parallel import make_mesh
 from rapo_jax.score import responses as scoring
 from rapo_jax.train.reference import Column
@@ -54,7 +53,7 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     on_one = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(run, "make_mesh", on_one)
+    monkeypatch.setattr("rapo_jax.runs.setup.make_mesh", on_one)
     monkeypatch.setattr(scoring, "make_mesh", on_one)
 
 
@@ -64,7 +63,7 @@ def reward_model(world):
     directory = world / "reward"
     arguments = [*settings(world, directory / "run"), "objective.name=bradley_terry", *NO_GOALS, "train.max_steps=30"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr("rapo_jax.runs.setup.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
         assert rapo("train", *arguments, "train.batch_size=12", "train.log_every=1") == DONE
         assert rapo("export", directory / "run", directory / "model") == DONE
     lines = (directory / "run" / "metrics.jsonl").read_text().splitlines()

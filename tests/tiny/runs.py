@@ -14,8 +14,8 @@ import numpy as np
 
 from rapo_jax.checkpoint import Store, flat
 from rapo_jax.quickstart.world import write_world
-from rapo_jax.run import open_run_dir, set_up
-from rapo_jax.train.optim import direction
+from rapo_jax.runs.setup import open_run_dir, set_up
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.state import abstract_state
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
@@ -109,7 +109,7 @@ def arrays_of(run_dir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by name."""
     setup = set_up(open_run_dir(run_dir))
     store = Store(run_dir, writes=False)
-    restored = store.restore(abstract_state(setup.spec, setup.mesh, direction(setup.config.optimizer, setup.spec)))
+    restored = store.restore(abstract_state(setup.spec, setup.mesh, adamw(setup.config.optimizer, setup.spec)))
     store.close()
     assert restored.step == NUM_STEPS
     return {name: np.asarray(array) for name, array in flat(restored.state).items()}

@@ -18,7 +18,7 @@ from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
-from rapo_jax.train.optim import direction
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import State, first_state, trained_shardings
 from rapo_jax.train.step import TrainStep, make_train_step, response_logps
@@ -91,7 +91,7 @@ def train_steps(
     plan = plan_of(groups, config, num_steps=num_steps, row_length=row_length, num_shards=num_row_shards(mesh))
     reference = resident_reference(on_mesh(random_parameters(spec), spec, mesh), config, spec, mesh)
     start = jax.device_put(random_trained(spec, seed=1), trained_shardings(spec, mesh))
-    state = first_state(start, spec, mesh, direction(config.optimizer, spec))
+    state = first_state(start, spec, mesh, adamw(config.optimizer, spec))
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=num_steps)
     metrics = []
     with jax.set_mesh(mesh):

@@ -11,7 +11,7 @@ import transformers
 from rapo_jax.config.tree import Optimizer
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import spec_from_config
-from rapo_jax.train.optim import clip, direction, learning_rate
+from rapo_jax.train.optim import adamw, clip, learning_rate
 from tests.tiny.families import QWEN2
 
 SCHEDULES = {
@@ -98,7 +98,7 @@ def test_three_steps_are_those_of_torchs_adamw_and_norms_and_biases_do_not_decay
     """Breaks: decay on norms shrinks them towards zero; another epsilon or bias correction changes every run."""
     spec = spec_from_config(QWEN2)
     config = Optimizer(weight_decay=weight_decay, b1=0.8, b2=0.95, eps=1e-6)
-    ours, transform = parameters_like(spec, 0), direction(config, spec)
+    ours, transform = parameters_like(spec, 0), adamw(config, spec)
     paths = list(parameter_letters(spec))
     theirs = {path: torch.nn.Parameter(torch.tensor(np.asarray(pick(ours, path)))) for path in paths}
     decays = [path for path in paths if "norm" not in path[-1] and not path[-1].endswith("bias")]

@@ -19,10 +19,12 @@ from rapo_jax.batching.batch_plan import BatchPlan, Group
 from rapo_jax.batching.groups import fingerprint_of_groups
 from rapo_jax.config.files import load_config
 from rapo_jax.config.tree import Config
-from rapo_jax.parallel import my_rows, num_row_shards
-from rapo_jax.run import cached_references, identify, precision, set_up, starting_parameters
+from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
+from rapo_jax.runs.identity import identify
+from rapo_jax.runs.references import cached_references
+from rapo_jax.runs.setup import set_up, starting_parameters
 from rapo_jax.train.loop import to_device
-from rapo_jax.train.optim import direction
+from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_train_step
@@ -81,7 +83,7 @@ def main(options: argparse.Namespace) -> None:
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=options.steps)
     batch = next(pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B), reference=columns.get("train"))(0))
     trained = trainable(parameters, spec, mesh, seed=config.seed)
-    state = first_state(trained, spec, mesh, direction(config.optimizer, spec))
+    state = first_state(trained, spec, mesh, adamw(config.optimizer, spec))
     facts = {
         "versions": {"jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
@@ -89,7 +91,7 @@ def main(options: argparse.Namespace) -> None:
     }
     for _ in range(options.steps):
         turns.begin()
-        with jax.set_mesh(mesh), precision(config):
+        with jax.set_mesh(mesh), matmul_precision(config.model.dtype):
             state, metrics = step(state, reference, to_device(batch, mesh, plan.shape.B))
             jax.block_until_ready((state, metrics))
         turns.end()

@@ -1,0 +1,90 @@
+"""What a run says before its first step, on the terminal and in run_dir."""
+
+import json
+from math import prod
+
+import jax
+
+from rapo_jax import __version__
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import BatchPlan
+from rapo_jax.borders import write_json, write_text
+from rapo_jax.config.files import to_yaml
+from rapo_jax.config.objective import Objective
+from rapo_jax.data.scaling import SIDECAR
+from rapo_jax.distributed import say
+from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
+from rapo_jax.models.spec import Spec
+from rapo_jax.runs.setup import Setup
+
+UNITS = {"one": "responses", "pair": "pairs"}  # what a batch is counted in, by what the objective compares
+
+
+def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipeline.Dataset], plan: BatchPlan) -> None:
+    """Writes config.yaml, data_report.json and, where scores were mapped, the map. On process 0 alone."""
+    if jax.process_index() != 0:
+        return
+    report = {"train": data.report, "eval": held_out["eval"].report if held_out else None}
+    report["plan"] = vars(plan.shape) | {
+        "steps": len(plan.steps),
+        "real_token_fraction": round(plan.real_token_fraction, 4),
+        "groups_left_over": max(0, len(data.groups) - len(plan.steps) * setup.config.train.batch_size),
+    }
+    setup.run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(setup.run_dir / "config.yaml", to_yaml(setup.config))
+    write_text(setup.run_dir / "data_report.json", json.dumps(report, indent=2) + "\n")
+    if data.scales.tree():
+        write_json(setup.run_dir / SIDECAR, data.scales.tree())
+
+
+def announce(setup: Setup, data: pipeline.Dataset, plan: BatchPlan, *, resuming_after: int | None) -> None:
+    """Prints one screen: machine, model, data, batch plan, loss; a line fits 80 columns unless a path is long."""
+    config, shape = setup.config, plan.shape
+    axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
+    say(f"rapo_jax {__version__}, jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].device_kind} ({axes})")
+    say(f"  model  {config.model.path}:")
+    say(f"         {setup.spec.family}, {parameter_count(setup.spec):,} parameters, {config.model.dtype}")
+    if lora := setup.spec.lora:
+        say(f"  lora   rank {lora.rank} on {', '.join(lora.targets)}, scale {lora.scale:g}:")
+        say(f"         {trained_count(setup.spec):,} parameters trained")
+    announce_data(setup, data)
+    say(
+        f"  plan   {len(plan.steps)} steps of {config.train.batch_size} {UNITS.get(config.objective.responses, 'groups')};"
+    )
+    say(f"         {shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
+    resuming = f", resuming after step {resuming_after}" if resuming_after is not None else ""
+    say(f"  loss   {loss_in_words(config.objective)}; into {setup.run_dir}{resuming}")
+    if resuming_after is None or resuming_after < len(plan.steps):
+        say("compiling the step ...")
+
+
+def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
+    """Prints what became of the rows."""
+    report, relabel = data.report, setup.config.relabel
+    unit = UNITS.get(setup.config.objective.responses, "groups")
+    dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
+    cut = report["cut"]["prompt_tokens_cut"] + report["cut"]["response_tokens_cut"]
+    goals = (
+        f"goals of {' and '.join(relabel.goals)} in the {setup.goal_prompt.placement} turn"
+        if relabel.goals
+        else "no goals"
+    )
+    say(f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties)")
+    say(f"         -> {report['groups']:,} {unit}; {goals}; {cut:,} tokens cut")
+
+
+def loss_in_words(objective: Objective) -> str:
+    """The terms of a loss with their weights, such as "dpo + 2 sft"."""
+    terms = [term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in objective.terms]
+    best = objective.best_goal_weight
+    return " + ".join(terms + ([f"{best:g} likelihood at the highest goal"] if best else []))
+
+
+def parameter_count(spec: Spec) -> int:
+    """The number of the model's parameters, without adapters."""
+    return sum(prod(shape_of(spec, letters)) for letters in parameter_letters(spec).values())
+
+
+def trained_count(spec: Spec) -> int:
+    """The number of parameters that are trained."""
+    return sum(prod(shape_of(spec, letters)) for letters in trained_letters(spec).values())

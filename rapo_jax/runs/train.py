@@ -1,0 +1,182 @@
+"""Training a run from a configuration, from the start or from its last checkpoint.
+
+Composes the other rooms; the loop is rapo_jax/train/loop.py. Nothing is written before everything has been checked.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rapo_jax.accounting import real_work, step_flops
+from rapo_jax.batch import Batch
+from rapo_jax.batching import pipeline
+from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
+from rapo_jax.chat.templates import padding_token
+from rapo_jax.checkpoint import Store
+from rapo_jax.config.tree import Config
+from rapo_jax.distributed import say
+from rapo_jax.errors import UserError
+from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
+from rapo_jax.runs.announce import announce, write_records
+from rapo_jax.runs.identity import identify, refuse_changes
+from rapo_jax.runs.references import cached_references
+from rapo_jax.runs.setup import Setup, load_held_out, load_training, set_up, starting_parameters
+from rapo_jax.train.journal import Journal, last_record
+from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, train
+from rapo_jax.train.optim import adamw
+from rapo_jax.train.reference import reference_is_resident, resident_reference
+from rapo_jax.train.state import State, abstract_state, first_state, trainable
+from rapo_jax.train.step import make_evaluate_step, make_train_step
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A complete run. `state` lives on the mesh of the run; the same is in the newest checkpoint of run_dir."""
+
+    run_dir: Path
+    step: int
+    num_steps: int
+    state: State
+    metrics: dict[str, float]  # of the last step that was written to metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads: training groups, evaluation sets by the prefix of their metrics, and the batch plan."""
+
+    data: pipeline.Dataset
+    held_out: dict[str, pipeline.Dataset]
+    plan: BatchPlan
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.plan.steps)
+
+
+def train_or_resume(config: Config) -> Trained:
+    """Trains from the start, or from the last checkpoint of run_dir, to the last step.
+
+    Raises UserError for what cannot be trained, and Interrupted when a signal came and everything is saved.
+    """
+    setup = set_up(config)
+    if setup.spec.scored:
+        padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what cannot be exported is not trained either
+    refuse_foreign_directory(setup.run_dir)
+    inputs = read_inputs(setup)
+    parameters = starting_parameters(setup)
+    identity = identify(setup, parameters, inputs.data)
+    columns = cached_references(setup, parameters, identity, inputs.plan, inputs.data, inputs.held_out)
+    run = make_run(setup, inputs, identity, columns)
+    store = Store(
+        setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if inputs.held_out else 0
+    )
+    try:
+        reference = resident_reference(parameters, config, setup.spec, setup.mesh)
+        first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
+        del parameters  # restoring needs the room
+        state, resuming_after = starting_state(setup, first, store, identity)
+        write_records(setup, inputs.data, inputs.held_out, inputs.plan)
+        announce(setup, inputs.data, inputs.plan, resuming_after=resuming_after)
+        if resuming_after is not None and resuming_after >= inputs.num_steps:
+            say(f"nothing to do: {setup.run_dir} is complete at step {resuming_after}.")
+            return Trained(setup.run_dir, resuming_after, inputs.num_steps, state, last_record(setup.run_dir))
+        finished = finish(run, state, reference, store, first_step=resuming_after or 0)
+    finally:
+        store.close()
+    say(f"done: {setup.run_dir} is complete at step {inputs.num_steps}.")
+    say(f"  next: rapo export {setup.run_dir} OUT_DIR")
+    return Trained(setup.run_dir, inputs.num_steps, inputs.num_steps, finished.state, finished.metrics)
+
+
+def refuse_foreign_directory(run_dir: Path) -> None:
+    """Raises UserError for a run_dir that holds something else than a run."""
+    if not run_dir.exists():
+        return
+    is_empty = run_dir.is_dir() and not any(run_dir.iterdir())
+    if not (is_empty or (run_dir / "checkpoints").exists()):
+        raise UserError(f"run_dir={run_dir} exists and is not a run of rapo_jax; choose another run_dir.")
+
+
+def read_inputs(setup: Setup) -> Inputs:
+    """Reads the data and assigns it to steps. Raises UserError for what cannot be read or is too little."""
+    data = load_training(setup)
+    held_out = load_held_out(setup, data)
+    plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
+    return Inputs(data, held_out, plan)
+
+
+def starting_state(setup: Setup, first: dict | None, store: Store, identity: dict) -> tuple[State, int | None]:
+    """The state of the newest sound checkpoint and its step, or that of the parameters `first`, and None.
+
+    Damaged checkpoints are set aside. Raises UserError where the checkpoint belongs to something else.
+    """
+    transform = adamw(setup.config.optimizer, setup.spec)
+    restored = store.restore(
+        abstract_state(setup.spec, setup.mesh, transform),
+        accept=lambda before, step: refuse_changes(before, step, identity, setup),
+    )
+    if restored is None:
+        assert first is not None, "a store with steps restores one of them or raises"
+        return first_state(first, setup.spec, setup.mesh, transform), None
+    for name in store.set_aside_after(restored.step):
+        say(f"{store.directory / name} is damaged and was set aside; going on from step {restored.step}.")
+    return restored.state, restored.step
+
+
+def make_run(setup: Setup, inputs: Inputs, identity: dict, columns: dict[str, np.ndarray]) -> Run:
+    """What the loop needs: compiled steps, batches and costs."""
+    config, plan, groups = setup.config, inputs.plan, inputs.data.groups
+    return Run(
+        config=config,
+        mesh=setup.mesh,
+        train_step=make_train_step(config, setup.spec, setup.mesh, plan.shape, num_steps=inputs.num_steps),
+        batches=pipeline.batches(groups, plan, my_rows(setup.mesh, plan.shape.B), reference=columns.get("train")),
+        num_rows=plan.shape.B,
+        num_steps=inputs.num_steps,
+        num_groups=len(groups),
+        costs=step_costs(inputs.data, plan, setup),
+        evaluations={name: evaluation_of(setup, held, columns.get(name)) for name, held in inputs.held_out.items()},
+        identity=identity,
+    )
+
+
+def evaluation_of(setup: Setup, held_out: pipeline.Dataset, reference: np.ndarray | None) -> Evaluation:
+    """An evaluation over all groups of a held-out set; `reference` is its column of the cache."""
+    plan = pipeline.plan_evaluation(held_out.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
+    start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=reference)
+
+    def batches() -> Iterator[Batch]:
+        return start(0)
+
+    step = make_evaluate_step(setup.config, setup.spec, setup.mesh, plan.shape)
+    return Evaluation(step=step, batches=batches, num_rows=plan.shape.B)
+
+
+def step_costs(data: pipeline.Dataset, plan: BatchPlan, setup: Setup) -> Callable[[int], Cost]:
+    """step (from 0) -> what it has to compute, by the definitions of rapo_jax/accounting.py."""
+    B, T = plan.shape.B, plan.shape.T
+    in_step = reference_is_resident(setup.config)
+
+    def cost(step: int) -> Cost:
+        rows = plan.steps[step]
+        groups = [data.groups[member] for row in rows for member in row]
+        work = real_work(*group_lengths(groups), setup.spec.windows, scored=plan.shape.scored)
+        return Cost(
+            real_tokens=int(work.tokens),
+            positions=-(-len(rows) // B) * B * T,
+            useful_flops=step_flops(setup.spec, work, reference=in_step),
+        )
+
+    return cost
+
+
+def finish(run: Run, state: State, reference: dict, store: Store, *, first_step: int) -> Finished:
+    """Runs the loop to the last step, with a journal, in the precision of the configuration."""
+    journal = Journal(Path(run.config.run_dir), run.config, num_steps=run.num_steps, first_step=first_step)
+    try:
+        with matmul_precision(run.config.model.dtype):
+            return train(run, state, reference, store, journal)
+    finally:
+        journal.close()
