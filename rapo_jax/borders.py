@@ -20,8 +20,8 @@ import yaml
 
 from rapo_jax.errors import UserError, nearest
 
-T = TypeVar("T")
-EXPECTED = {
+Shape = TypeVar("Shape")
+KINDS = {
     int: "an integer",
     float: "a number",
     bool: "true or false",
@@ -79,7 +79,7 @@ def read_json_lines(
             continue
         said = f"{path} line {number}"
         try:
-            value = _object(parse_json(line, said=said, remedy=remedy), said=said, remedy=remedy)
+            value = _object(parse_json(line.rstrip(b"\r\n"), said=said, remedy=remedy), said=said, remedy=remedy)
         except UserError:
             if drop_torn_line and not line.endswith(b"\n"):
                 return
@@ -120,7 +120,7 @@ def parse_yaml(text: str, *, said: str) -> Any:
     raise UserError(f"{said} cannot be read as YAML: {fact}.")
 
 
-def shaped(value: Any, shape: type[T], *, said: str, remedy: str = "", path: str = "") -> T:
+def shaped(value: Any, shape: type[Shape], *, said: str, remedy: str = "", path: str = "") -> Shape:
     """A parsed JSON value as an instance of the dataclass `shape`; nested dataclasses, tuples and mappings included.
 
     `said` is what the UserError calls the value, `path` leads to it. The error names the field, its value and what was
@@ -181,7 +181,7 @@ def _as_hint(value: Any, hint: Any, *, said: str, remedy: str, path: str) -> Any
             pass
     elif type(value) is hint:
         return value
-    expected = " or ".join(map(repr, options)) if origin is Literal else EXPECTED.get(origin or hint, str(hint))
+    expected = " or ".join(map(repr, options)) if origin is Literal else KINDS.get(origin or hint, str(hint))
     raise UserError(_sentence(f"{said}: {path} is {value!r:.60}, expected {expected}", remedy))
 
 

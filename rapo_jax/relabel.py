@@ -1,6 +1,6 @@
-"""The method of the paper: which response is preferred once a goal is asked for, and the sentence that asks.
+"""The paper's method: which response is preferred under a goal, and the sentence that asks for the goal.
 
-Standard library only. This module knows rewards and goals; it knows neither tokens, nor files, nor models.
+Standard library only: rewards and goals, no tokens, no files, no models.
 
 Source: Zhang et al., "Reward-Augmented Data Enhances Direct Preference Alignment of LLMs", 2024, section 4 (the rule),
 section 6.2 and appendix B.3 (other goal sets, other scales, several attributes) and appendix B.1 (the sentence).
@@ -20,7 +20,7 @@ Fit = Literal["minmax", "quantile", "zscore"]
 Goal = float | tuple[float, ...]  # one reward, or one for each of several attributes
 
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
-ANY = (-math.inf, math.inf)
+NO_LIMITS = (-math.inf, math.inf)
 
 # Appendix B.1 says "target score". The released code says "target scores" and breaks the line before the number.
 TEMPLATES = {
@@ -35,7 +35,7 @@ TEMPLATES = {
         "Overall score: {goal}."
     ),
 }
-# For several attributes (section 6.2 gives no text): the same sentence, one line for each.
+# Several attributes: the same sentence with one line per attribute (section 6.2 gives no text).
 SEVERAL = (
     "You are an assistant that generates responses for the instruction while implicitly achieving the following "
     "target scores (on a scale of {goal_min}-{goal_max}, where {goal_min} is lowest and {goal_max} is highest):\n{goals}"
@@ -44,10 +44,10 @@ SEVERAL = (
 
 @dataclass(frozen=True)
 class Preference:
-    """An order of a row's responses, and the goal under which it holds.
+    """A ranking of a row's responses, and the goal under which it holds.
 
-    `order` lists indices into the row's responses, most preferred first. `goal` is None where no goal is asked for
-    (the plain baseline), a number, or one number per attribute; `goal_of` says which side's reward became the goal.
+    `order` lists indices into the row's responses, most preferred first. `goal` is a number, one number per attribute, or
+    None without goal conditioning (the plain baseline); `goal_of` is the response whose reward became the goal.
     """
 
     goal: Goal | None
@@ -57,14 +57,16 @@ class Preference:
 
 def goal_reward(goal: Goal, reward: Goal) -> float:
     """R(x, y, g) = -(g - r(x, y))^2, in squared units of the reward (paper, section 4); summed over attributes."""
-    if isinstance(goal, tuple):
+    if isinstance(goal, tuple) and isinstance(reward, tuple):
         return sum(goal_reward(part, attribute) for part, attribute in zip(goal, reward, strict=True))
+    if isinstance(goal, tuple) or isinstance(reward, tuple):
+        raise ValueError(f"a goal has one number per attribute, not {goal!r} for {reward!r}")
     distance = goal - reward
     return -(distance * distance)  # not ** 2, which raises OverflowError beyond 1e154 instead of giving infinity
 
 
 def prefer(goal: Goal, rewards: Sequence[Goal]) -> tuple[int, ...] | None:
-    """Orders responses by their goal reward; ties keep their order. None when all are equally far from the goal.
+    """Ranks responses by their goal reward; ties keep their order. None when all are equally far from the goal.
 
     >>> prefer(9, (9, 6)), prefer(6, (9, 6)), prefer(7.5, (9, 6)), prefer(6, (9, 6, 7))
     ((0, 1), (1, 0), None, (1, 2, 0))
@@ -80,20 +82,24 @@ def relabel(
     *,
     goals: Iterable[Side] = SIDES,
     ties: Ties = "drop",
-    rejected_goals: tuple[float, float] = ANY,
+    rejected_goals: tuple[float, float] = NO_LIMITS,
     best_goal: Goal | None = None,
     num_responses: int = 2,
 ) -> list[Preference]:
-    """The preferences that one row gives: one for each goal, or the row's own order when no goal is asked for.
+    """The preferences of one row: one per goal, or the row's own order without goals.
 
-    `rewards` are those of (chosen, rejected), or of (chosen, rejected, rejected, ...), or None for a row without scores
-    and with `num_responses`, which only a run without goals can use. Every rejected response gives a goal, equal ones of
-    more than one give a single goal; `rejected_goals` keeps those from its first to its second number (appendix B.3).
-    `best_goal` adds the chosen response alone at that goal: the term of Algorithm 1 (appendix A.2).
+    Args:
+        rewards: of (chosen, rejected, rejected, ...), one number or one per attribute each; None for a row without scores,
+            which needs goals=().
+        goals: whose rewards become goals. Every rejected response gives one; equal goals count once.
+        ties: a tie (all rewards equal) expresses no preference under any goal. "drop" drops it, also without goals, so that
+            the baseline trains on the same rows as the method. "keep" ranks the response that set the goal first, as the
+            released code does: two contradicting preferences under one goal.
+        rejected_goals: the (lowest, highest) reward of a rejected response that becomes a goal (appendix B.3).
+        best_goal: adds the chosen response alone under this goal, the term of Algorithm 1 (appendix A.2).
+        num_responses: of the row, where `rewards` is None.
 
-    A tie (all rewards equal) says nothing under any goal and is dropped, so that a baseline without goals trains on the
-    same rows as the method. `ties="keep"` takes the row's own order where its chosen response set the goal and the
-    reverse where its rejected one did, as the released code does: two contradicting preferences under one goal.
+    Raises ValueError where goals are asked for and there are no rewards.
 
     >>> [(p.goal, p.order) for p in relabel((9, 6))]
     [(9, (0, 1)), (6, (1, 0))]
@@ -112,20 +118,20 @@ def relabel(
     for goal_of, index in asked:
         goal = rewards[index]
         repeated = len(own) > 2 and any(goal == before.goal for before in preferences)
-        if repeated or (goal_of == "rejected" and not within(goal, rejected_goals)):
+        if repeated or (goal_of == "rejected" and not within_limits(goal, rejected_goals)):
             continue
         order = prefer(goal, rewards) or (index, *(other for other in own if other != index))
         preferences.append(Preference(goal=goal, goal_of=goal_of, order=order))
     return preferences + best
 
 
-def level(goal: Goal) -> float:
-    """A goal as one number: the mean of its attributes."""
+def mean_goal(goal: Goal) -> float:
+    """A goal as one number: the mean over its attributes."""
     return statistics.fmean(goal) if isinstance(goal, tuple) else goal
 
 
-def within(goal: Goal, limits: tuple[float, float]) -> bool:
-    return limits[0] <= level(goal) <= limits[1]
+def within_limits(goal: Goal, limits: tuple[float, float]) -> bool:
+    return limits[0] <= mean_goal(goal) <= limits[1]
 
 
 # The scale of goals.
@@ -133,7 +139,9 @@ def within(goal: Goal, limits: tuple[float, float]) -> bool:
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear map of rewards from [low, high] onto [goal_min, goal_max] (appendix B.1), to `decimals` if any.
+    """A linear map of rewards from [low, high] onto [goal_min, goal_max] (appendix B.1), rounded to `decimals` unless None.
+
+    `clip` moves rewards outside [low, high] to its ends. Raises ValueError for a range of zero width.
 
     >>> Scale(low=0, high=4)(3), Scale(low=1, high=10, goal_max=5, decimals=1)(8)
     (7.75, 4.1)
@@ -148,7 +156,7 @@ class Scale:
 
     def __post_init__(self):
         if not self.high > self.low:
-            raise ValueError(f"a scale of zero width, from {self.low} to {self.high}, tells no reward from another")
+            raise ValueError(f"a scale of zero width, from {self.low} to {self.high}, maps all rewards to one")
 
     def __call__(self, reward: float) -> float:
         if self.clip:
@@ -160,7 +168,10 @@ class Scale:
 
 
 def fit_range(rewards: Sequence[float], how: Fit, *, quantile: float = 0.01, deviations: float = 2.0) -> tuple:
-    """The (low, high) of rewards: their extremes; their lowest and highest `quantile`; or mean -+ `deviations`.
+    """The (low, high) that a scale maps from.
+
+    "minmax" takes the extremes, "quantile" the quantiles `quantile` and 1 - `quantile`, "zscore" the mean minus and plus
+    `deviations` standard deviations.
 
     >>> fit_range([4, 0, 1, 3], "minmax"), fit_range([0, 1, 2, 3, 4], "quantile", quantile=0.125)
     ((0, 4), (0.5, 3.5))
@@ -180,19 +191,26 @@ def fit_range(rewards: Sequence[float], how: Fit, *, quantile: float = 0.01, dev
     return at(quantile), at(1 - quantile)
 
 
-def direction(share: float, *, degrees: float = 45.0) -> tuple[float, float]:
-    """The unit vector (cos t, sin t), t from -`degrees` at share 0 to +`degrees` at share 1, as whole hundredths.
+def goal_direction(share: float, *, degrees: float = 45.0) -> tuple[float, float]:
+    """The unit vector (cos t, sin t) in whole hundredths, t from -`degrees` at share 0 to +`degrees` at share 1.
 
-    What Directional Preference Alignment asks for in place of scores (Wang et al., "Arithmetic Control of LLMs for
-    Diverse User Preferences", 2024): responses are then ordered by their reward along it, see `along`.
+    Directional Preference Alignment asks for a direction instead of scores (Wang et al., "Arithmetic Control of LLMs for
+    Diverse User Preferences", 2024) and ranks responses by their reward along it; see `order_along`.
     """
     angle = math.radians((2 * share - 1) * degrees)
     return round(100 * math.cos(angle)), round(100 * math.sin(angle))
 
 
-def along(goal: tuple[float, ...], rewards: Sequence[tuple[float, ...]]) -> tuple[int, ...] | None:
-    """Orders responses by the inner product of direction and attributes; None when all are equal."""
-    found = [sum(part * attribute for part, attribute in zip(goal, reward, strict=True)) for reward in rewards]
+def reward_along(goal: Goal, reward: Goal) -> float:
+    """The inner product of a direction and a response's attributes."""
+    if not (isinstance(goal, tuple) and isinstance(reward, tuple)):
+        raise ValueError(f"a direction has one number per attribute, not {goal!r} for {reward!r}")
+    return sum(part * attribute for part, attribute in zip(goal, reward, strict=True))
+
+
+def order_along(goal: Goal, rewards: Sequence[Goal]) -> tuple[int, ...] | None:
+    """Ranks responses by their reward along a direction; None when all are equal."""
+    found = [reward_along(goal, reward) for reward in rewards]
     if all(reward == found[0] for reward in found):
         return None
     return tuple(sorted(range(len(found)), key=lambda index: -found[index]))
@@ -202,7 +220,7 @@ def along(goal: tuple[float, ...], rewards: Sequence[tuple[float, ...]]) -> tupl
 
 
 def format_score(score: float) -> str:
-    """A score as the model reads it: integers without a decimal point, everything else as Python writes it.
+    """A score as it appears in a prompt: integers without a decimal point, everything else as Python prints it.
 
     >>> format_score(8.0), format_score(7.5)
     ('8', '7.5')
@@ -219,12 +237,12 @@ def goal_text(
     attributes: Sequence[str] = (),
     source: str = "",
 ) -> str:
-    """The sentence that asks for `goal`. `template` names a preset of TEMPLATES or is itself a text with {goal}.
+    """The sentence that asks for `goal`. `template` is the name of a preset in TEMPLATES, or a text with {goal}.
 
-    With `attributes`, a goal is one number for each, or one number for all of them; the text has {goals} (one line
-    each) or the names themselves in braces. {source} stands for the row's source and may stand alone, without a goal.
-    Training, generation, evaluation and the exported chat template all say it through this function. Raises ValueError
-    for a template without place for the goal.
+    With `attributes`, a goal is one number per attribute, or one number for all; the text has {goals} (one line per
+    attribute) or each attribute's name in braces. {source} is the row's source and may appear without any goal. Goal
+    prompts of training, generation, evaluation and exported chat templates all come from this function. Raises ValueError
+    for a template without a place for the goal.
     """
     complaint = template_complaint(template, attributes)
     if complaint:
@@ -250,7 +268,7 @@ def _preset(template: str, attributes: Sequence[str]) -> str:
 
 
 def template_complaint(template: str, attributes: Sequence[str] = ()) -> str | None:
-    """Why this template cannot ask for a goal; None if it can."""
+    """Why this template cannot ask for a goal, for a UserError; None if it can."""
     text = _preset(template, attributes)
     if attributes:
         absent = [name for name in attributes if f"{{{name}}}" not in text]

@@ -9,12 +9,12 @@ from rapo_jax.relabel import (
     TEMPLATES,
     Preference,
     Scale,
-    along,
-    direction,
     fit_range,
     format_score,
+    goal_direction,
     goal_reward,
     goal_text,
+    order_along,
     prefer,
     relabel,
 )
@@ -192,15 +192,15 @@ def test_limits_look_at_the_mean_of_the_attributes():
 
 @given(st.floats(0, 1))
 def test_a_direction_is_of_length_one_and_within_its_arc(share):
-    x, y = direction(share)
+    x, y = goal_direction(share)
     assert abs((x * x + y * y) ** 0.5 - 100) < 1 and x >= 70 and abs(y) <= 71
-    assert direction(0.5) == (100, 0) and direction(1.0) == (71, 71) and direction(0.0) == (71, -71)
+    assert goal_direction(0.5) == (100, 0) and goal_direction(1.0) == (71, 71) and goal_direction(0.0) == (71, -71)
 
 
 def test_along_a_direction_the_larger_inner_product_is_preferred():
-    assert along((100, 0), [(3, 9), (4, 0), (5, 1)]) == (2, 1, 0)
-    assert along((71, -71), [(3, 9), (4, 0), (5, 1)]) == (1, 2, 0)
-    assert along((100, 0), [(3, 9), (3, 0)]) is None
+    assert order_along((100, 0), [(3, 9), (4, 0), (5, 1)]) == (2, 1, 0)
+    assert order_along((71, -71), [(3, 9), (4, 0), (5, 1)]) == (1, 2, 0)
+    assert order_along((100, 0), [(3, 9), (3, 0)]) is None
 
 
 # The scale.

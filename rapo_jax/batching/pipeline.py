@@ -6,7 +6,6 @@ Everything that was read, dropped, tied or cut is counted in the report.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import grain
 import numpy as np
@@ -17,12 +16,13 @@ from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialis
 from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.chat.goal_prompt import GoalPrompt
-from rapo_jax.config.tree import Config, SourceOptions
-from rapo_jax.data.prepare import Prepared, prepare, sources_of
-from rapo_jax.data.relabelled import relabel_records, responses_wanted, rewards_wanted
+from rapo_jax.config.tree import Config
+from rapo_jax.data.configured import Part, sources_of_part
+from rapo_jax.data.prepare import Prepared, prepare
+from rapo_jax.data.relabelled import relabel_records
 from rapo_jax.data.report import report_of
 from rapo_jax.data.scaling import Scales
-from rapo_jax.data.sources import counts
+from rapo_jax.data.sources import counts_in_words
 from rapo_jax.errors import UserError
 
 
@@ -37,42 +37,20 @@ class Dataset:
     scales: Scales = field(default_factory=Scales)  # the map of the scores, which the evaluation shares
 
 
-def read_part(config: Config, part: Literal["train", "eval"], *, scales: Scales | None = None) -> Prepared:
+def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Prepared:
     """The records of the training or of the evaluation, ready to be relabelled.
 
     `scales`: the map of the training's scores, for the evaluation; None fits one on these records.
     """
-    return prepare(
-        config,
-        sources_of(config, part),
-        part=part,
-        want=responses_wanted(config),
-        scores_required=rewards_wanted(config),
-        scales=scales,
-    )
+    return prepare(config, sources_of_part(config, part), part=part, scales=scales)
 
 
 def load_dataset(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    path: str,
-    split: str,
-    goal_prompt: GoalPrompt,
-    progress: bool = False,
-    option: str = "data.path",
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, path: str, split: str, goal_prompt: GoalPrompt
 ) -> Dataset:
-    """Reads, relabels and tokenizes one source. Raises UserError when nothing is left of it, naming `option`."""
-    data = config.data
-    source = SourceOptions(path=path, split=split, schema=data.schema, rewards=data.rewards, columns=data.columns)
-    prepared = prepare(
-        config,
-        [(option, source)],
-        part="train",
-        want=responses_wanted(config),
-        scores_required=rewards_wanted(config),
-    )
-    return tokenize_records(config, tokenizer, prepared, goal_prompt=goal_prompt, progress=progress)
+    """Reads, relabels and tokenizes all of one source, in place of those of the configuration."""
+    data = replace(config.data, path=path, split=split, revision="", sources=(), eval_fraction=0.0)
+    return load_training(replace(config, data=data), tokenizer, goal_prompt=goal_prompt)
 
 
 def load_training(
@@ -134,7 +112,7 @@ def tokenize_records(
         dropped = prepared.dropped | {"ties": num_ties} | cuts.dropped
         raise UserError(
             f"{prepared.said}: nothing is left of its {prepared.num_rows} rows, which gave {len(items)} preferences; "
-            f"dropped: {counts(dropped)}. What does not fit needs a larger data.max_length={config.data.max_length}; "
+            f"dropped: {counts_in_words(dropped)}. What does not fit needs a larger data.max_length={config.data.max_length}; "
             f"ties are kept by relabel.ties=keep."
         )
     report = report_of(prepared, relabelled, num_ties, config) | {

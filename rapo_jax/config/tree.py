@@ -13,9 +13,6 @@ from rapo_jax.matrices import MATRICES
 from rapo_jax.relabel import SIDES, Side
 
 Remat = Literal["none", "mlp", "attention", "full"]
-Schema = Literal[
-    "auto", "pairs", "single", "labels", "lists", "numbered", "ultrafeedback", "sampled", "nectar", "helpsteer"
-]
 Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
 LORA_TARGETS = tuple(MATRICES)
 
@@ -88,7 +85,7 @@ class SourceOptions:
     max_rows: int | None = key(
         None, "at most this many rows, chosen by a hash of their prompts", affects="tokens", allowed=POSITIVE
     )
-    schema: Schema = key("auto", "as data.schema", affects="tokens")
+    schema: str = key("auto", "as data.schema", affects="tokens")
     rewards: str = key("", "as data.rewards", affects="tokens")
     columns: Columns = section(Columns, "as data.columns")
 
@@ -117,7 +114,7 @@ class Data:
         None, "null uses the tokenizer's own; or plain, chatml, zephyr, or a .jinja file", affects="tokens"
     )
     bad_rows: Literal["error", "drop"] = key("error", "whether unreadable rows stop the run", affects="tokens")
-    schema: Schema = key("auto", "shape of a row; auto detects it from the columns", affects="tokens")
+    schema: str = key("auto", "shape of a row; auto detects it from the columns", affects="tokens")
     columns: Columns = section(Columns, "column names, where they are not the usual ones")
     pairs: Pairs = key(
         "auto", "which pairs to form from more than two responses; auto is best_random", affects="tokens"

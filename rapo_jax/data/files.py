@@ -1,47 +1,47 @@
 """Paths -> numbered rows: JSON lines, parquet, directories of either, saved data sets, hub ids. Knows no columns."""
 
-import json
+import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapo_jax.borders import read_json, read_json_lines
 from rapo_jax.errors import UserError, nearest
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """`number` counts from 1 through the whole source; `place` says where a person finds the row."""
 
     number: int
     place: str
-    values: dict[str, Any]
+    values: Mapping[str, Any]
 
 
-def read_rows(path: str, *, split: str, revision: str = "", option: str = "data.path") -> Iterator[Row]:
-    """The rows of a file, of a directory, or, where neither exists, of a hub data set. `split` is not asked of a file,
-    `revision` of nothing but a hub data set.
+def read_rows(path: str, *, split: str, revision: str = "", option: str = "data.path") -> Iterator[FileRow]:
+    """The rows of a file, of a directory, or, where neither exists, of a data set on the hub.
 
-    `option` is what the user calls `path`, for messages. Raises UserError for what does not exist and what is not JSON,
-    parquet or a data set.
+    A file has no `split`, and only a hub data set has a `revision`. `option` is what the user calls `path`. Raises
+    UserError for a path that does not exist and for content that is not JSON, parquet or a data set.
     """
     said, of_split = f"{option}={path}", f"{option.replace('path', 'split') if 'path' in option else 'split'}={split}"
     local = Path(path).expanduser()
     if local.is_file():
         return _read_files([local])
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
-        return _number_rows(path, _from_disk(said, of_split, local, split))
+        return _numbered(path, _from_disk(said, of_split, local, split))
     if local.is_dir():
         return _read_files(_files_of_split(said, of_split, local, split))
-    return _number_rows(path, _from_hub(said, of_split, path, split=split, revision=revision))
+    return _numbered(path, _from_hub(said, of_split, path, split=split, revision=revision))
 
 
-def _number_rows(place: str, rows: Any) -> Iterator[Row]:
-    return (Row(number, f"{place} row {number}", row) for number, row in enumerate(rows, 1))
+def _numbered(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[FileRow]:
+    return (FileRow(number, f"{place} row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _read_files(files: list[Path]) -> Iterator[Row]:
+def _read_files(files: list[Path]) -> Iterator[FileRow]:
     """Rows of all files in turn; numbers go on from file to file, places name the row within its file."""
     offset = 0
     for file in files:
@@ -52,38 +52,35 @@ def _read_files(files: list[Path]) -> Iterator[Row]:
         offset += last
 
 
-def _read_parquet(file: Path) -> Iterator[Row]:
+def _read_parquet(file: Path) -> Iterator[FileRow]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file} is not a parquet file: {error}") from error
-    return _number_rows(str(file), (row for batch in table.iter_batches(1024) for row in batch.to_pylist()))
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
+            for values in batch.to_pylist():
+                number += 1
+                yield FileRow(number, f"{file} row {number}", values)
+    except (pyarrow.ArrowException, OSError) as error:
+        after = f" after row {number}" if number else ""
+        raise UserError(f"{file} is not a parquet file that can be read{after}: {error}.") from error
 
 
-def _read_json(file: Path) -> Iterator[Row]:
-    """One object per line, blank lines skipped; a .json file may also hold one array of objects."""
-    with file.open("rb") as lines:  # bytes: only b"\n" ends a line, whatever Unicode separators a text contains
-        if file.suffix == ".json" and lines.peek(64).lstrip()[:1] == b"[":
-            yield from _number_rows(str(file), _parse(lines.read(), file, 1, list))
-            return
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield Row(number, f"{file} line {number}", _parse(line, file, number, dict))
+def _read_json(file: Path) -> Iterator[FileRow]:
+    """One object per line; a .json file may also hold one array of objects."""
+    if file.suffix != ".json" or not _begins_an_array(file):
+        yield from (FileRow(number, f"{file} line {number}", values) for number, values in read_json_lines(file))
+        return
+    for row in _numbered(str(file), read_json(file)):
+        if not isinstance(row.values, dict):
+            raise UserError(f"{row.place} is {row.values!r:.40}; an array of objects is needed.")
+        yield row
 
 
-def _parse(text: bytes, file: Path, number: int, kind: type) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        fact = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{file} is not JSON at line {number}: {fact}; one object per line is needed.") from error
-    if not isinstance(value, kind):
-        found = type(value).__name__
-        raise UserError(f"{file} is not JSON at line {number}: found a {found}; one object per line is needed.")
-    return value
+def _begins_an_array(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> list[Path]:
@@ -105,11 +102,14 @@ def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> li
 def _from_disk(said: str, of_split: str, directory: Path, split: str) -> Any:
     import datasets
 
-    data = datasets.load_from_disk(directory)
+    try:
+        data = datasets.load_from_disk(directory)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{said} is not a data set that can be read: {error}") from error
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:
-        raise UserError(f"{said} has no {of_split}; {nearest(split, list(data))}")
+        raise UserError(f"{said} has no {of_split}; {nearest(split, list(map(str, data)))}")
     return data[split]
 
 

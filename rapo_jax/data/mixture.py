@@ -6,6 +6,7 @@ Every choice is by a hash of the prompt, so it is the same in any order, and a p
 from collections.abc import Sequence
 from pathlib import Path
 
+from rapo_jax.borders import read_text
 from rapo_jax.data.draws import prompt_share, record_share
 from rapo_jax.data.files import read_rows
 from rapo_jax.errors import UserError
@@ -56,8 +57,7 @@ def read_questions(path: str, *, option: str = "data.drop_prompts") -> frozenset
             f"{option}={path}: no such file; give a text with a question a line, .jsonl, .json or .parquet."
         )
     if file.suffix not in (".jsonl", ".json", ".parquet"):
-        with file.open(encoding="utf-8") as lines:
-            return frozenset(line.strip() for line in lines if line.strip())
+        return frozenset(line.strip() for line in read_text(file).split("\n") if line.strip())
     questions = set()
     for row in read_rows(path, split="", option=option):
         found = [row.values[name] for name in QUESTION_COLUMNS if isinstance(row.values.get(name), str)]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rapo_jax.config.tree import Pairs
-from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import record_share
+from rapo_jax.data.need import Want
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 
@@ -23,7 +23,7 @@ def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> lis
     alone. "all": itself, best first.
     """
     if want in ("one", "each"):
-        alone = [pick(record, (index,)) for index in range(len(record.responses))]
+        alone = [with_responses(record, (index,)) for index in range(len(record.responses))]
         if want == "each" or pairs == "each":
             return alone
         return [] if record.labels == (False,) else alone[:1] if record.ranked else [alone[best(record)]]
@@ -33,13 +33,13 @@ def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> lis
     if not record.ranked:
         order.sort(key=lambda index: -scores(record)[index])
     if want in ("all", "any"):
-        return [pick(record, order)]
+        return [with_responses(record, order)]
     chosen, *others = order
     if pairs == "best_worst":
         others = others[-1:]
     elif pairs in ("auto", "best_random", "each"):
         others = [sorted(others)[int(record_share(record, seed=seed, purpose="rejected") * len(others))]]
-    return [pick(record, (chosen, other)) for other in others]
+    return [with_responses(record, (chosen, other)) for other in others]
 
 
 def scores(record: Record) -> Sequence[float]:
@@ -62,7 +62,7 @@ def best(record: Record) -> int:
     return max(range(len(found)), key=lambda index: found[index])
 
 
-def pick(record: Record, order: Sequence[int]) -> Record:
+def with_responses(record: Record, order: Sequence[int]) -> Record:
     """The record with only these responses, in this order, which is now one of preference."""
     picked = {
         name: None if values is None else tuple(values[index] for index in order)

@@ -1,26 +1,33 @@
-"""Records -> what is preferred in them under which goal: the rule of rapo_jax/relabel.py applied to each, as configured.
+"""Records -> goal-conditioned preferences: the rule of rapo_jax/relabel.py applied as configured, without tokens."""
 
-Knows which objectives compare one response, two, or all; it knows no tokens.
-"""
-
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rapo_jax.config.tree import Config
-from rapo_jax.data.columns import Want
 from rapo_jax.data.draws import prompt_share
+from rapo_jax.data.need import responses_wanted
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
-from rapo_jax.relabel import ANY, Goal, Preference, along, direction, goal_reward, relabel, within
-
-NAN = float("nan")
+from rapo_jax.relabel import (
+    NO_LIMITS,
+    Goal,
+    Preference,
+    goal_direction,
+    goal_reward,
+    order_along,
+    relabel,
+    reward_along,
+    within_limits,
+)
 
 
 @dataclass(frozen=True)
 class Relabelled:
-    """A record with one preference of it; the order decides which response comes first.
+    """A record with one of its preferences.
 
-    `labels` say, in that order, which response is desirable under this goal; None for objectives that read no labels.
+    `responses`, `rewards` and `labels` (which responses are desirable under this goal; None for objectives that read none)
+    follow the preference's order. Unknown rewards are NaN.
     """
 
     record: Record
@@ -34,33 +41,22 @@ class Relabelled:
     @property
     def rewards(self) -> tuple[float, ...]:
         rewards = self.record.rewards
-        return tuple(NAN if rewards is None else rewards[i] for i in self.preference.order)
+        return tuple(math.nan if rewards is None else rewards[i] for i in self.preference.order)
 
     @property
     def weight(self) -> float:
         return self.record.weight
 
 
-def responses_wanted(config: Config) -> Want:
-    """How many responses of a row the objective compares. One that scores the prompt too (DRO) needs no second one."""
-    wanted = config.objective.responses
-    return "any" if wanted == "all" and config.objective.needs("prompt") else wanted
-
-
-def rewards_wanted(config: Config) -> bool:
-    """Whether a row without scores is of no use."""
-    return bool(config.relabel.goals) or config.objective.needs("rewards")
-
-
 def best_goal_of(config: Config) -> Goal | None:
-    """The goal of Algorithm 1's additional term; None for objectives without it, and where no goals are asked for."""
+    """The goal of Algorithm 1's regularizer; None where the objective lacks it and without goals."""
     return highest_goal(config) if config.objective.best_goal_weight and config.relabel.goals else None
 
 
 def relabel_records(records: Sequence[Record], config: Config) -> tuple[list[Relabelled], int]:
-    """All preferences of all records in order, and the number of tied records that were dropped.
+    """All preferences of all records in order, and the number of tied records dropped.
 
-    Raises UserError where the term of Algorithm 1 is asked for and no record gives it.
+    Raises UserError where Algorithm 1's regularizer is configured and no record has a chosen response for it.
     """
     relabelled, num_ties, want = [], 0, responses_wanted(config)
     for record in records:
@@ -80,10 +76,10 @@ def relabel_record(record: Record, config: Config) -> list[Relabelled]:
 
 
 def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
-    """Of a pair, what is preferred under a goal is desirable; data.pairs=each tells it of each response by itself.
+    """Preferences with labels. In a pair, the response preferred under a goal is desirable; data.pairs=each splits the pair.
 
-    A single desirable response is desirable at its own reward; an undesirable one is so at its own, and undesirable at
-    the highest (where these are one it says nothing). Without goals the source's labels stand.
+    A desirable response is desirable at its own reward. An undesirable one is desirable at its own reward and undesirable
+    at the highest goal; where the two are equal it is a tie. Without goals the source's labels are kept.
     """
     if len(record.responses) > 1:
         pairs = [Relabelled(record, p, (True, False)[: len(p.order)]) for p in preferences_of(record, config)]
@@ -94,11 +90,12 @@ def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
     if is_tie(record, config):
         return []
     (own,) = goal_rewards(record, config)
-    told = {"chosen": (own, True) if label else (highest_goal(config), False), "rejected": (own, True)}
-    sides = [side for side in goals if side == "chosen" or not label]
-    return [
-        Relabelled(record, Preference(goal=told[side][0], goal_of=side, order=(0,)), (told[side][1],)) for side in sides
-    ]
+    goal_and_label = {"chosen": (own, True) if label else (highest_goal(config), False), "rejected": (own, True)}
+    relabelled = []
+    for side in [side for side in goals if side == "chosen" or not label]:
+        goal, desirable = goal_and_label[side]
+        relabelled.append(Relabelled(record, Preference(goal=goal, goal_of=side, order=(0,)), (desirable,)))
+    return relabelled
 
 
 def apart(relabelled: Relabelled) -> list[Relabelled]:
@@ -106,43 +103,42 @@ def apart(relabelled: Relabelled) -> list[Relabelled]:
     preference = relabelled.preference
     return [
         replace(relabelled, preference=replace(preference, order=(index,)), labels=(label,))
-        for index, label in zip(preference.order, relabelled.labels, strict=True)
+        for index, label in zip(preference.order, relabelled.labels or (), strict=True)
     ]
 
 
 def highest_goal(config: Config) -> Goal:
-    """relabel.goal_max, of every attribute."""
+    """relabel.goal_max, for every attribute."""
     names = config.relabel.attributes
     return (config.relabel.goal_max,) * len(names) if names else config.relabel.goal_max
 
 
 def goal_rewards(record: Record, config: Config) -> Sequence[Goal] | None:
-    """What goals are made of: the rewards, or of every response its attributes."""
+    """What goals are compared with: each response's reward, or its attributes named by relabel.attributes."""
     names = config.relabel.attributes
     if not names or not config.relabel.goals:
         return record.rewards
-    return [tuple(each[name] for name in names) for each in record.attributes]
+    return [tuple(each[name] for name in names) for each in record.attributes or ()]
 
 
 def rewards_under_goal(relabelled: Relabelled, config: Config) -> tuple[float, ...]:
-    """What objectives read as rewards, in the preference's order: -(g - r)^2, or along a direction, or r without a goal."""
+    """The rewards that objectives read, in the preference's order: R(x, y, g), the reward along a direction, or r itself."""
     goal, rewards = relabelled.preference.goal, goal_rewards(relabelled.record, config)
     if goal is None or rewards is None:
         return relabelled.rewards
-    inside = lambda reward: sum(g * r for g, r in zip(goal, reward, strict=True))  # noqa: E731
-    of = inside if config.relabel.goal_kind == "directions" else lambda reward: goal_reward(goal, reward)
-    return tuple(of(rewards[index]) for index in relabelled.preference.order)
+    under_goal = reward_along if config.relabel.goal_kind == "directions" else goal_reward
+    return tuple(under_goal(goal, rewards[index]) for index in relabelled.preference.order)
 
 
 def preferences_of(record: Record, config: Config) -> list[Preference]:
-    """One response is its own preference, at its own reward where goals are asked for; more go through the paper's rule."""
+    """A single response is preferred at its own reward, or without a goal; several follow the paper's rule."""
     options, rewards = config.relabel, goal_rewards(record, config)
     if options.goals and options.goal_kind == "directions":
         return directed_preferences(record, config)
     if len(record.responses) == 1:
         goal = rewards[0] if options.goals else None
         return [Preference(goal=goal, goal_of="chosen" if options.goals else None, order=(0,))]
-    alone = responses_wanted(config) == "any"  # each response is learnt from by itself: a tie says something too
+    alone = responses_wanted(config) == "any"  # each response is learnt from by itself, so a tie is informative too
     found = relabel(
         rewards,
         goals=options.goals,
@@ -155,9 +151,9 @@ def preferences_of(record: Record, config: Config) -> list[Preference]:
 
 
 def directed_preferences(record: Record, config: Config) -> list[Preference]:
-    """A direction drawn for the prompt orders all responses; of these the objective compares the first and the last."""
-    goal = direction(prompt_share(record.prompt, seed=config.seed, purpose="direction"))
-    order = along(goal, goal_rewards(record, config)) or (() if len(record.responses) > 1 else (0,))
+    """A direction drawn for the prompt ranks all responses; pairwise objectives compare the first and the last."""
+    goal = goal_direction(prompt_share(record.prompt, seed=config.seed, purpose="direction"))
+    order = order_along(goal, goal_rewards(record, config)) or (() if len(record.responses) > 1 else (0,))
     want = responses_wanted(config)
     order = order[:1] if want == "one" else (order[0], order[-1]) if order and want in ("pair", "labelled") else order
     return [Preference(goal=goal, goal_of="chosen", order=order)] if order else []
@@ -165,12 +161,15 @@ def directed_preferences(record: Record, config: Config) -> list[Preference]:
 
 def rejected_goals(config: Config) -> tuple[float, float]:
     limits = config.relabel.rejected_goals
-    return (ANY[0] if limits.min is None else limits.min, ANY[1] if limits.max is None else limits.max)
+    return (NO_LIMITS[0] if limits.min is None else limits.min, NO_LIMITS[1] if limits.max is None else limits.max)
 
 
 def is_tie(record: Record, config: Config) -> bool:
-    """Whether the rewards, or what goals are made of in their place, are the same for all of several responses, or, for a
-    single undesirable one, the highest."""
+    """Whether a record expresses no preference under any goal.
+
+    Several responses tie where their rewards (or attributes) are all equal, a single undesirable one where it has the
+    highest reward.
+    """
     rewards = goal_rewards(record, config)
     if rewards is not None and record.labels == (False,) and config.relabel.goals:
         return rewards[0] == highest_goal(config)
@@ -181,9 +180,9 @@ def is_tie(record: Record, config: Config) -> bool:
 
 
 def num_limited(records: Sequence[Record], config: Config) -> int:
-    """How many rejected responses give no goal because of relabel.rejected_goals."""
+    """The number of rejected responses whose reward relabel.rejected_goals excludes from the goals."""
     options, limits = config.relabel, rejected_goals(config)
-    if "rejected" not in options.goals or options.goal_kind == "directions" or limits == ANY:
+    if "rejected" not in options.goals or options.goal_kind == "directions" or limits == NO_LIMITS:
         return 0
     untied = [goal_rewards(r, config) for r in records if len(r.responses) > 1 and not is_tie(r, config)]
-    return sum(not within(goal, limits) for goals in untied for goal in goals[1:])
+    return sum(not within_limits(goal, limits) for goals in untied for goal in goals[1:])

@@ -10,7 +10,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.data.prepare import Prepared
 from rapo_jax.data.relabelled import Relabelled, is_tie, num_limited
 from rapo_jax.messages import Record
-from rapo_jax.relabel import SIDES, level
+from rapo_jax.relabel import SIDES, mean_goal
 
 
 def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: int, config: Config) -> dict:
@@ -19,7 +19,7 @@ def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: in
     sides = by_side(records)
     goals = [r.preference.goal for r in relabelled if r.preference.goal is not None]
     report = {
-        "path": ", ".join(source["path"] for source in prepared.sources),
+        "path": ", ".join(source.path for source in prepared.sources),
         "rows_read": prepared.num_rows,
         "rows_dropped": prepared.dropped,
         "records": len(records),
@@ -36,13 +36,13 @@ def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: in
             "kind": options.goal_kind,
             "attributes": list(options.attributes),
             "outside_limits": num_limited(records, config),
-            "outside_scale": sum(not options.goal_min <= level(goal) <= options.goal_max for goal in goals)
+            "outside_scale": sum(not options.goal_min <= mean_goal(goal) <= options.goal_max for goal in goals)
             if options.goal_kind == "levels"
             else 0,
         },
         "scale": prepared.scales.tree(),
     }
-    several = {"sources": prepared.sources} if len(prepared.sources) > 1 else {}
+    several = {"sources": [vars(source) for source in prepared.sources]} if len(prepared.sources) > 1 else {}
     merged = {"rows_merged": prepared.merged} if prepared.merged else {}
     return report | several | merged | ({"notes": prepared.notes} if prepared.notes else {})
 

@@ -34,7 +34,7 @@ def draw_scores(axes: Any, records: Sequence[Record]) -> None:
     sides = by_side(records)
     axes.set(title="Scores", xlabel="score", ylabel="responses")
     if not sides:
-        return say(axes, "the rows have no scores")
+        return write_note(axes, "the rows have no scores")
     sides = {side: drawable(values) for side, values in sides.items()}
     edges = bins(np.concatenate(list(sides.values())))
     for side, values in sides.items():
@@ -46,7 +46,7 @@ def draw_margins(axes: Any, records: Sequence[Record]) -> None:
     found = drawable(margins(records))
     axes.set(title="Margins", xlabel="score of the chosen response less that of the last", ylabel="records")
     if not len(found):
-        return say(axes, "no two scores to compare")
+        return write_note(axes, "no two scores to compare")
     axes.hist(found, bins=bins(found), color=QUIET)
     axes.axvline(0, color="black", linewidth=0.8)
     against, ties = np.mean(found < 0), np.mean(found == 0)
@@ -103,6 +103,6 @@ def bins(values: np.ndarray) -> np.ndarray:
     return np.linspace(low, high, NUM_BINS + 1)
 
 
-def say(axes: Any, what: str) -> None:
+def write_note(axes: Any, what: str) -> None:
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
     axes.text(0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=QUIET)

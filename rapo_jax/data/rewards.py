@@ -5,15 +5,15 @@ A file of scores holds one JSON object a line: {"row": 3, "rewards": [0.2, 1.7]}
 what produced them, such as {"kind": "implicit_reward", "beta": 0.01}.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rapo_jax.borders import read_json
 from rapo_jax.data.files import read_rows
-from rapo_jax.data.sources import SHOWN
-from rapo_jax.data.values import BadRow, score
+from rapo_jax.data.sources import several_facts
+from rapo_jax.data.values import BadRow, finite_score
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 
@@ -73,13 +73,10 @@ def _origin(sidecar: Path) -> dict[str, Any]:
     """What a file beside the scores tells of them; {} without one."""
     if not sidecar.is_file():
         return {}
-    try:
-        told = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{sidecar} stands beside a file of scores and is not JSON: {error}; fix or rename it."
-        ) from error
-    return told if isinstance(told, dict) else {}
+    origin = read_json(
+        sidecar, remedy="it lies beside a file of scores and should say what made them; fix or rename it"
+    )
+    return origin if isinstance(origin, dict) else {}
 
 
 EXAMPLE = '{"row": 3, "rewards": [0.2, 1.7]}'
@@ -90,12 +87,12 @@ def _line(values: dict[str, Any]) -> tuple[int, tuple]:
     if type(row) is not int or not isinstance(rewards or attributes, list):
         raise BadRow("line", "it needs a row and a list of rewards or attributes")
     if rewards is not None:
-        rewards = tuple(score(value, f"rewards[{index}]") for index, value in enumerate(rewards))
+        rewards = tuple(finite_score(value, f"rewards[{index}]") for index, value in enumerate(rewards))
     if attributes is not None:
         if not all(isinstance(each, dict) for each in attributes):
             raise BadRow("line", "each of attributes must be named numbers")
         attributes = tuple(
-            {key: score(value, f"attributes[{index}].{key}") for key, value in each.items()}
+            {key: finite_score(value, f"attributes[{index}].{key}") for key, value in each.items()}
             for index, each in enumerate(attributes)
         )
     return row, (rewards, attributes)
@@ -129,11 +126,10 @@ def with_scores(
 
 def _refuse(facts: list[str], complaint: str) -> None:
     if facts:
-        more = [f"... and {len(facts) - SHOWN} more"] if len(facts) > SHOWN else []
-        raise UserError("\n  ".join([f"{complaint}.", *facts[:SHOWN], *more]))
+        raise UserError(several_facts(f"{complaint}.", facts))
 
 
-def told(scores: Scores) -> str:
-    """Where the rewards came from, in words for the report."""
+def origin_in_words(scores: Scores) -> str:
+    """Where the rewards come from, for the report."""
     by = ", ".join(f"{key} {value}" for key, value in scores.origin.items())
     return f"{scores.path}" + f" ({by})" * bool(by)

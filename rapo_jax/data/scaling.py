@@ -3,17 +3,17 @@
 One map for the reward and one for each attribute, of all records or of each source. Later rounds, and the evaluation set, use the map of the first.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from rapo_jax.borders import read_object, shaped, write_json
 from rapo_jax.config.tree import Relabel
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 from rapo_jax.relabel import Scale, fit_range
 
-SIDECAR = "scale.json"
+SCALE_FILE = "scale.json"
 REWARD = "reward"
 
 
@@ -107,23 +107,11 @@ def _fit(values: Sequence[float], relabel: Relabel, what: str) -> Scale:
 
 
 def read_scales(path: str) -> Scales:
-    file = Path(path).expanduser()
-    try:
-        return _scales(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"relabel.scale.file={path} cannot be read as a scale ({error}); give a {SIDECAR} that a run or "
-            "`rapo relabel` wrote."
-        ) from error
-
-
-def _scales(tree: dict) -> Scales:
-    return Scales(
-        reward=Scale(**tree[REWARD]) if REWARD in tree else None,
-        attributes={name: Scale(**scale) for name, scale in tree.get("attributes", {}).items()},
-        sources={name: _scales(one) for name, one in tree.get("sources", {}).items()},
-    )
+    """The maps that a run or `rapo relabel` wrote."""
+    remedy = f"relabel.scale.file must be a {SCALE_FILE} that a run or `rapo relabel` wrote"
+    tree = read_object(Path(path).expanduser(), remedy=remedy)
+    return shaped(tree, Scales, said=path, remedy=remedy)
 
 
 def write_scales(path: Path, tree: dict) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n")
+    write_json(path, tree)

@@ -1,33 +1,33 @@
 """Files -> records: whatever the source calls its columns, one row becomes a prompt, its responses and their rewards.
 
-Everything after this module forgets the source's column names. It neither writes goals nor knows tokens. A row that
-cannot be used is never lost silently: all of them are one error, or, on request, counted by reason.
+Everything after this module forgets the source's column names. Goals and tokens are not known here. A row that cannot be
+used is never lost silently: all bad rows together are one error or, on request, counted by reason.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal
+from typing import Any
 
-from rapo_jax.config.tree import Columns
-from rapo_jax.data.columns import FOR_GOALS, Want, resolve
-from rapo_jax.data.files import read_rows
-from rapo_jax.data.schemas import Defect, reader
-from rapo_jax.data.values import BadRow
+from rapo_jax.config.tree import Columns, Data, SourceOptions
+from rapo_jax.data.files import FileRow, read_rows
+from rapo_jax.data.need import Need, Want
+from rapo_jax.data.schemas.registry import AUTO, resolve_schema, schema_named
+from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
+from rapo_jax.data.values import BadRow, finite_score
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 
-SHOWN = 5
-DETECT = Columns()
+SHOWN = 5  # facts in a message about many rows
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceRecords:
     """What was read: len(records) + merged + sum(dropped.values()) == num_rows.
 
     `merged` rows went into the record of an earlier one; `notes` counts what was left out of records or changed in them;
-    `columns` are the resolved ones.
+    `columns` are the resolved ones; `schema` is the name of the schema.
     """
 
     records: list[Record]
@@ -41,72 +41,89 @@ class Source:
 
 
 def read_records(
-    path: str,
-    *,
-    split: str = "train",
-    revision: str = "",
-    columns: Columns = DETECT,
-    scores_required: bool,
-    scores_for: tuple[str, str] = FOR_GOALS,
-    want: Want = "pair",
-    schema: str = "auto",
-    bad_rows: Literal["error", "drop"] = "error",
-    defect: Defect = "repair",
-    option: str = "data.path",
-) -> Source:
-    """Reads records from a path or hub id: with one response where `want` is "one", else with all that a row has.
+    source: SourceOptions, need: Need, *, option: str = "data.path", data: Data | None = None
+) -> SourceRecords:
+    """Reads the records of a source: with one response where one is wanted, else with all that a row has.
 
-    `path` is a .jsonl, .json or .parquet file, a directory of them, a directory written by `save_to_disk`, or, if no
-    such file exists, a hub data set. `schema` and `columns` override the detection, which looks at the first row. A row
-    with fewer than two different responses is dropped and counted where two are wanted. `option` is what the user calls
-    `path`, `scores_for` tells why scores are required. Raises UserError, for bad rows once for all of them.
+    `source.path` is a .jsonl, .json or .parquet file, a directory of them, a directory written by `save_to_disk`, or, if
+    no such file exists, a data set on the hub. `source.schema` and `source.columns` override the detection on the first
+    row. `data` gives bad_rows and score_defect; `option` is what the user calls the path. A row with fewer than two
+    different responses is dropped and counted where two are wanted. Raises UserError; for bad rows once for all of them.
     """
-    rows = read_rows(path, split=split, revision=revision, option=option)
+    data = Data() if data is None else data
+    if source.schema != AUTO:
+        schema_named(source.schema)
+    said = f"{option}={source.path}"
+    rows = read_rows(source.path, split=source.split, revision=source.revision, option=option)
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{option}={path} has no rows; at least one is needed.")
-    said = f"{option}={path}"
-    schema, resolved = resolve(
-        said,
-        columns,
-        first.values,
-        want=want,
-        scores_required=scores_required,
-        scores_for=scores_for,
-        schema=schema,
-    )
-    read = reader(schema, resolved, defect=defect)
-    records, notes, dropped, facts, num_rows = [], Counter(), Counter(), [], 0
-    for row in chain([first], rows):
-        num_rows += 1
-        try:
-            record, noted = read(row.values)
-        except BadRow as bad:
-            dropped[bad.reason] += 1
-            facts.append(f"{row.place}: {bad}")
-            continue
-        notes.update(noted)
-        records.append(replace(record, row=row.number))
-    if facts and bad_rows == "error":
-        raise UserError(_bad_rows_message(facts, num_rows))
-    num_read = len(records)
-    records = merge_by_prompt(records) if schema == "helpsteer" else records
-    usable = [record for record in records if _too_few(record, want) is None]
-    dropped.update(reason for record in records if (reason := _too_few(record, want)))
+        raise UserError(f"{said} has no rows; at least one is needed.")
+    schema, columns = resolve_schema(FirstRow(said, first.values, source.columns, need.want), source.schema, need)
+    reader = row_reader(schema, columns, ReadOptions(defect=data.score_defect))
+    found = _Rows.read(chain([first], rows), reader)
+    if found.facts and data.bad_rows == "error":
+        raise UserError(_bad_rows_message(found.facts, found.num_rows))
+    records = merge_by_prompt(found.records) if schema.merges_prompts else found.records
+    reasons = [_too_few(record, need.want) for record in records]
+    usable = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
+    found.dropped.update(reason for reason in reasons if reason)
     if not usable:
-        alone = dropped["fewer_than_two_responses"]
-        hint = f" The objective compares several; rows of data.schema={schema} have one." if alone else ""
-        raise UserError(f"{said}: none of {num_rows} rows can be used; dropped: {counts(dropped)}.{hint}")
-    return Source(
+        alone = found.dropped["fewer_than_two_responses"]
+        hint = f" The objective compares several; rows of data.schema={schema.name} have one." if alone else ""
+        raise UserError(
+            f"{said}: none of {found.num_rows} rows can be used; dropped: {counts_in_words(found.dropped)}.{hint}"
+        )
+    return SourceRecords(
         records=usable,
-        num_rows=num_rows,
-        dropped=dict(dropped),
-        columns=resolved,
-        reward_source=reward_source(schema, resolved),
-        schema=schema,
-        merged=num_read - len(records),
-        notes=dict(notes),
+        num_rows=found.num_rows,
+        dropped=dict(found.dropped),
+        columns=columns,
+        reward_source=schema.scores_from(columns),
+        schema=schema.name,
+        merged=len(found.records) - len(records),
+        notes=dict(found.notes),
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The records of all rows, and the facts about those that cannot be used."""
+
+    records: list[Record]
+    facts: list[str]
+    notes: Counter[str]
+    dropped: Counter[str]
+    num_rows: int
+
+    @classmethod
+    def read(cls, rows: Iterator[FileRow], reader: Callable[[Mapping[str, Any]], Parsed]) -> "_Rows":
+        records, facts, notes, dropped, num_rows = [], [], Counter(), Counter(), 0
+        for row in rows:
+            num_rows += 1
+            try:
+                record, noted = reader(row.values)
+            except BadRow as bad:
+                dropped[bad.reason] += 1
+                facts.append(f"{row.place}: {bad}")
+                continue
+            notes.update(noted)
+            records.append(replace(record, row=row.number))
+        return cls(records, facts, notes, dropped, num_rows)
+
+
+def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callable[[Mapping[str, Any]], Parsed]:
+    """The function that reads a row of this schema, with its source and its weight."""
+
+    def read(values: Mapping[str, Any]) -> Parsed:
+        record, notes = schema.read(values, columns, options)
+        source = values.get(columns.source) if columns.source else ""
+        source = ", ".join(map(str, source)) if isinstance(source, list) else str("" if source is None else source)
+        weight = finite_score(values.get(columns.weight), columns.weight) if columns.weight else 1.0
+        if weight < 0:
+            raise BadRow("weight", f"{columns.weight} is {weight}, less than 0")
+        return Parsed(replace(record, source=source, weight=weight), notes)
+
+    return read
 
 
 def _too_few(record: Record, want: Want) -> str | None:
@@ -126,37 +143,34 @@ def merge_by_prompt(records: Sequence[Record]) -> list[Record]:
 
 
 def _merge(group: Sequence[Record]) -> Record:
-    joined = {
-        name: tuple(part for record in group for part in getattr(record, name))
-        for name in ("responses", "rewards", "attributes")
-    }
-    return replace(group[0], **joined)
+    return replace(
+        group[0],
+        responses=tuple(part for record in group for part in record.responses),
+        rewards=_joined([record.rewards for record in group]),
+        attributes=_joined([record.attributes for record in group]),
+    )
 
 
-def reward_source(schema: str, columns: Columns) -> str:
-    """Where rewards came from, in words for the report."""
-    scores = [name for name in (columns.score_chosen, columns.score_rejected, columns.rewards) if name]
-    named = f"column{'s' * (len(scores) > 1)} {', '.join(scores)}" if scores else "none"
-    return {
-        "nectar": "rank 1-7 as 10-1",
-        "helpsteer": "helpfulness 0-4 as 1-10",
-        "numbered": "columns response_0_reward, ...",
-        "ultrafeedback": f"{columns.rewards} of {columns.responses}",
-    }.get(schema, named)
+def _joined(parts: Sequence[tuple | None]) -> tuple | None:
+    """All parts one after another; None where one of them is None."""
+    present = [part for part in parts if part is not None]
+    return tuple(chain.from_iterable(present)) if len(present) == len(parts) else None
 
 
-def counts(dropped: Mapping[str, int]) -> str:
+def counts_in_words(dropped: Mapping[str, int]) -> str:
     """12 empty_response, 3 identical_responses; for messages."""
     return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "none"
 
 
-def _bad_rows_message(facts: list[str], num_rows: int) -> str:
+def several_facts(complaint: str, facts: Sequence[str]) -> str:
+    """A message of several lines: the complaint, and the first few of the facts."""
     more = [f"... and {len(facts) - SHOWN} more"] if len(facts) > SHOWN else []
-    return "\n  ".join(
-        [
-            f"{len(facts)} of {num_rows} rows cannot be used. A row needs turns that alternate and end with a user's, "
-            "responses that are not empty and scores that are finite numbers; fix the rows or set data.bad_rows=drop.",
-            *facts[:SHOWN],
-            *more,
-        ]
+    return "\n  ".join([complaint, *facts[:SHOWN], *more])
+
+
+def _bad_rows_message(facts: Sequence[str], num_rows: int) -> str:
+    complaint = (
+        f"{len(facts)} of {num_rows} rows cannot be used. A row needs turns that alternate and end with a user's, "
+        "responses that are not empty and scores that are finite numbers; fix the rows or set data.bad_rows=drop."
     )
+    return several_facts(complaint, facts)

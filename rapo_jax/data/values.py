@@ -34,7 +34,7 @@ def text(value: Any, what: str) -> str:
     return value
 
 
-def score(value: Any, name: str) -> float:
+def finite_score(value: Any, name: str) -> float:
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
             return value

@@ -9,7 +9,7 @@ from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat.encoding import Item, encode_all
-from rapo_jax.data.files import Row, read_rows
+from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 from rapo_jax.opened import OpenedTokenizer
@@ -22,7 +22,7 @@ PROMPT_COLUMNS = ("prompt", "messages", "instruction", "question")
 class Prompt:
     """A row of the file and the conversation it asks to continue."""
 
-    row: Row
+    row: FileRow
     messages: tuple[Message, ...]
 
 

@@ -11,7 +11,7 @@ from rapo_jax.batching.batch_plan import BatchPlan
 from rapo_jax.borders import write_json, write_text
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
-from rapo_jax.data.scaling import SIDECAR
+from rapo_jax.data.scaling import SCALE_FILE
 from rapo_jax.distributed import say
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
@@ -34,7 +34,7 @@ def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipe
     write_text(setup.run_dir / "config.yaml", to_yaml(setup.config))
     write_text(setup.run_dir / "data_report.json", json.dumps(report, indent=2) + "\n")
     if data.scales.tree():
-        write_json(setup.run_dir / SIDECAR, data.scales.tree())
+        write_json(setup.run_dir / SCALE_FILE, data.scales.tree())
 
 
 def announce(setup: Setup, data: pipeline.Dataset, plan: BatchPlan, *, resuming_after: int | None) -> None:

@@ -25,7 +25,8 @@ from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.chat.templates import load_tokenizer
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config, Objective
-from rapo_jax.data.prepare import read_source, sources_of
+from rapo_jax.data.configured import read_source, sources_of_part
+from rapo_jax.data.need import Need
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
@@ -120,8 +121,8 @@ def read_all(config: Config) -> list[Record]:
         raise UserError("data.sources: scores are made for one source at a time; give data.path=... in its place.")
     data = replace(config.data, rewards="", drop_sources=(), drop_prompts="")
     plain = replace(config, data=data, relabel=replace(config.relabel, goals=(), attributes=()))
-    ((option, source),) = sources_of(plain, "train")
-    return read_source(plain, source, option=option, want="each", scores_required=False).records
+    (source,) = sources_of_part(plain, "train")
+    return read_source(plain, source, Need("each")).records
 
 
 def groups_to_score(

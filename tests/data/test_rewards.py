@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rapo_jax.data.rewards import read_scores, told, with_constants, with_scores
+from rapo_jax.data.rewards import origin_in_words, read_scores, with_constants, with_scores
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message, Record
 
@@ -36,13 +36,13 @@ def test_a_file_gives_rewards_by_row_whatever_its_order(write):
 def test_a_first_line_or_a_file_beside_it_tells_what_produced_them(write, tmp_path):
     lines = [{"row": 1, "rewards": [0, 1]}]
     path = write({"kind": "implicit_reward", "beta": 0.01}, *lines)
-    assert told(read_scores(path)) == f"{path} (kind implicit_reward, beta 0.01)"
+    assert origin_in_words(read_scores(path)) == f"{path} (kind implicit_reward, beta 0.01)"
     path = write(*lines)
-    assert told(read_scores(path)) == path
+    assert origin_in_words(read_scores(path)) == path
     (tmp_path / "scores.json").write_text('{"kind": "reward_model"}')
     assert read_scores(path).origin == {"kind": "reward_model"}
     (tmp_path / "scores.json").write_text("{")
-    assert "scores.json stands beside a file of scores and is not JSON" in refusal(read_scores, path)
+    assert "scores.json is not JSON" in refusal(read_scores, path)
 
 
 def test_a_file_may_give_named_scores(write):

@@ -125,5 +125,5 @@ def test_a_later_round_shares_the_map_of_the_first(tmp_path):
 def test_a_file_that_is_no_map_is_named(tmp_path, text):
     if text is not None:
         (tmp_path / "scale.json").write_text(text)
-    with pytest.raises(UserError, match=r"relabel.scale.file=.*scale.json cannot be read as a scale"):
+    with pytest.raises(UserError, match=r"scale\.json.*; relabel\.scale\.file must be a scale\.json"):
         read_scales(str(tmp_path / "scale.json"))

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from rapo_jax.data.sources import Columns, read_records
+from rapo_jax.config.tree import Columns, Data
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
+from tests.data.reading import read_file
 
 HI = (Message("user", "Hi"),)
 
@@ -18,7 +19,7 @@ def read(tmp_path):
     def read(*rows, **options):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return read_records(str(file), **{"scores_required": True, **options})
+        return read_file(str(file), **{"scores": True, **options})
 
     return read
 
@@ -85,7 +86,7 @@ def test_a_row_of_which_one_completion_is_left_is_dropped_and_counted(read):
 def test_a_ten_beside_ratings_of_two_is_the_annotators_one(read, defect, responses, rewards, note):
     """Breaks: the worst responses of the set would be the goal that the model is asked for at the end."""
     row = feedback(completion("A", 10, "2222"), completion("B", 6.0), completion("C", 10.0, "5555"))
-    source = read(row, defect=defect)
+    source = read(row, data=Data(score_defect=defect))
     assert source.records[0].responses[:2] == responses
     assert source.records[0].rewards[:2] == rewards
     assert source.notes == {note: 1}
@@ -184,13 +185,13 @@ def test_responses_without_scores_are_told_the_ways_out(refusal, read):
     message = refusal({"prompt": "Hi", "responses": ["A", "B", "C"]})
     assert "data.columns.rewards=..." in message and "data.rewards=FILE.jsonl" in message
     assert message.endswith("or train without goals by relabel.goals=[].")
-    assert read({"prompt": "Hi", "responses": ["A", "B"]}, scores_required=False).records[0].rewards is None
+    assert read({"prompt": "Hi", "responses": ["A", "B"]}, scores=False).records[0].rewards is None
 
 
 @pytest.mark.parametrize("response", ["completion", "response"])
 def test_single_responses_with_a_label(read, response):
     rows = [{"prompt": "Hi", response: "Good", "label": True}, {"prompt": "Hi", response: "Bad", "label": False}]
-    source = read(*rows, scores_required=False, want="labelled")
+    source = read(*rows, scores=False, want="labelled")
     assert [(record.responses, record.labels) for record in source.records] == [
         (("Good",), (True,)),
         (("Bad",), (False,)),
@@ -199,25 +200,25 @@ def test_single_responses_with_a_label(read, response):
 
 def test_a_label_that_is_none_is_a_bad_row(refusal):
     rows = [{"prompt": "Hi", "completion": "A", "label": label} for label in (True, "yes")]
-    assert "line 2: label is 'yes', neither true nor false" in refusal(*rows, scores_required=False, want="labelled")
+    assert "line 2: label is 'yes', neither true nor false" in refusal(*rows, scores=False, want="labelled")
 
 
 def test_labelled_rows_are_nothing_to_compare(refusal):
-    message = refusal({"prompt": "Hi", "completion": "A", "label": True}, scores_required=False)
+    message = refusal({"prompt": "Hi", "completion": "A", "label": True}, scores=False)
     assert message.endswith("dropped: 1 fewer_than_two_responses. The objective compares several; rows of "
                             "data.schema=labels have one.")  # fmt: skip
 
 
 def test_pairs_serve_where_labels_are_wanted(read):
     row = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "label": True}
-    source = read(row, scores_required=False, want="labelled")
+    source = read(row, scores=False, want="labelled")
     assert (source.schema, source.records[0].responses) == ("pairs", ("Good", "Bad"))
 
 
 def test_a_schema_can_be_said_and_is_held_to_it(read, refusal):
     row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "responses": ["A", "B", "C"], "rewards": [1, 2, 3]}
     assert read(row).schema == "lists"
-    assert read(row, schema="pairs", scores_required=False).records[0].responses == ("A", "B")
+    assert read(row, schema="pairs", scores=False).records[0].responses == ("A", "B")
     assert "data.schema=ultrafeedback needs instruction and completions" in refusal(row, schema="ultrafeedback")
 
 
@@ -239,7 +240,7 @@ def test_a_row_can_say_its_source_its_weight_and_named_scores(read):
 )
 def test_bad_weights_and_named_scores_are_named(refusal, change, fact):
     row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "w": 1, **change}
-    assert fact in refusal(row, columns=Columns(weight="w"), scores_required=False)
+    assert fact in refusal(row, columns=Columns(weight="w"), scores=False)
 
 
 def test_single_scored_responses_serve_where_one_is_enough(read, refusal):

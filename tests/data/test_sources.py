@@ -8,9 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rapo_jax.data.sources import Columns, read_records
+from rapo_jax.config.tree import Columns, Data
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
+from tests.data.reading import read_file
 
 PAIR = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "score_chosen": 8.0, "score_rejected": 3.5}
 
@@ -36,18 +37,18 @@ def user(*contents):
 
 
 def read_one(path, **options):
-    (record,) = read_records(path, **{"scores_required": False, **options}).records
+    (record,) = read_file(path, **options).records
     return record
 
 
 def error(path, **options):
     with pytest.raises(UserError) as caught:
-        read_records(path, **{"scores_required": False, **options})
+        read_file(path, **options)
     return str(caught.value)
 
 
 def test_a_row_of_strings_becomes_a_record(write):
-    source = read_records(write(PAIR), scores_required=True)
+    source = read_file(write(PAIR), scores=True)
     (record,) = source.records
     assert record.row == 1
     assert record.prompt == (Message("user", "Hi"),)
@@ -123,7 +124,7 @@ def test_sft_takes_one_response_from_every_shape(write, row, rewards):
 )
 def test_every_known_pair_of_score_columns_is_found(write, chosen, rejected):
     row = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", chosen: 9, rejected: 2}
-    source = read_records(write(row), scores_required=True)
+    source = read_file(write(row), scores=True)
     assert source.records[0].rewards == (9, 2)
     assert source.reward_source == f"columns {chosen}, {rejected}"
 
@@ -144,7 +145,7 @@ def test_one_named_score_column_without_the_other_is_an_error(write):
 
 
 def test_missing_scores_list_what_is_there_and_both_ways_out(write):
-    message = error(write({"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "points": 1}), scores_required=True)
+    message = error(write({"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "points": 1}), scores=True)
     assert "has the columns 'prompt', 'chosen', 'rejected', 'points'" in message
     assert "chosen-rating + rejected-rating" in message
     assert "data.columns.score_chosen=..." in message
@@ -210,7 +211,7 @@ def test_a_bad_row_is_named_and_can_be_dropped(write, change, reason, fact):
     assert f"{path} line 3: {fact}" in message
     assert "1 of 2 rows cannot be used" in message
     assert "data.bad_rows=drop" in message
-    source = read_records(path, scores_required=True, bad_rows="drop")
+    source = read_file(path, scores=True, data=Data(bad_rows="drop"))
     assert [record.row for record in source.records] == [1]
     assert (source.num_rows, source.dropped) == (2, {reason: 1})
 
@@ -223,22 +224,26 @@ def test_all_bad_rows_are_one_error_that_shows_five(write):
 
 
 def test_identical_responses_are_dropped_and_counted_even_without_bad_rows(write):
-    source = read_records(write(PAIR, {**PAIR, "rejected": "Good"}), scores_required=True)
+    source = read_file(write(PAIR, {**PAIR, "rejected": "Good"}), scores=True)
     assert (len(source.records), source.dropped) == (1, {"identical_responses": 1})
 
 
 def test_no_usable_row_is_an_error_that_says_why(write):
     assert "none of 1 rows can be used; dropped: 1 empty_response" in error(
-        write({**PAIR, "chosen": ""}), bad_rows="drop"
+        write({**PAIR, "chosen": ""}), data=Data(bad_rows="drop")
     )
     assert "has no rows" in error(write("\n\n"))
 
 
 def test_a_line_that_is_not_json_is_named_with_the_reason(write):
     path = write(PAIR, "\n", '{"prompt": \n')
-    assert error(path).startswith(f"{path} is not JSON at line 3: Expecting value")
+    assert error(path).startswith(
+        f"{path} line 3 is not JSON: Expecting value at character 12; one JSON object per line"
+    )
     path = write(PAIR, "[1, 2]\n")
-    assert error(path).startswith(f"{path} is not JSON at line 2: found a list; one object per line is needed")
+    assert error(path).startswith(
+        f"{path} line 2 holds a list where a JSON object is expected; one JSON object per line is needed"
+    )
 
 
 def test_a_unicode_line_separator_does_not_end_a_line(write):
@@ -247,20 +252,20 @@ def test_a_unicode_line_separator_does_not_end_a_line(write):
 
 
 def test_a_json_file_may_be_an_array(write):
-    source = read_records(write(json.dumps([PAIR, PAIR], indent=1), name="pairs.json"), scores_required=True)
+    source = read_file(write(json.dumps([PAIR, PAIR], indent=1), name="pairs.json"), scores=True)
     assert [record.row for record in source.records] == [1, 2]
-    assert len(read_records(write(PAIR, PAIR, name="pairs.json"), scores_required=True).records) == 2
+    assert len(read_file(write(PAIR, PAIR, name="pairs.json"), scores=True).records) == 2
 
 
 def test_parquet_and_saved_data_sets_give_the_records_of_json_lines(write, tmp_path):
     rows = [{**PAIR, "chosen": turns("Hi", f"Good {i}"), "rejected": turns("Hi", "Bad")} for i in range(3)]
-    expected = read_records(write(*rows), scores_required=True)
+    expected = read_file(write(*rows), scores=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     saved = datasets.Dataset.from_list(rows)
     saved.save_to_disk(tmp_path / "plain")
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "dict")
     for name in ("pairs.parquet", "plain", "dict"):
-        assert read_records(str(tmp_path / name), scores_required=True) == expected
+        assert read_file(str(tmp_path / name), scores=True) == expected
     assert "has no data.split=test; known: train" in error(str(tmp_path / "dict"), split="test")
 
 
@@ -274,7 +279,7 @@ def test_a_directory_gives_the_files_of_the_split_and_counts_rows_on(tmp_path):
     for name, chosen in (("train-0", "A"), ("train-1", "B"), ("train_sft-0", "C"), ("test-0", "D")):
         rows = [{**PAIR, "chosen": f"{chosen}{i}"} for i in range(2)]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / f"{name}.parquet")
-    records = read_records(str(tmp_path), scores_required=True).records
+    records = read_file(str(tmp_path), scores=True).records
     assert [(record.row, record.responses[0]) for record in records] == [(1, "A0"), (2, "A1"), (3, "B0"), (4, "B1")]
     assert "no .jsonl or .parquet file of data.split=dev (found: test-0.parquet" in error(str(tmp_path), split="dev")
 
@@ -282,7 +287,7 @@ def test_a_directory_gives_the_files_of_the_split_and_counts_rows_on(tmp_path):
 def test_a_directory_whose_file_names_say_nothing_is_read_whole(write):
     directory = write(PAIR, name="a.jsonl").removesuffix("a.jsonl")
     write(PAIR, name="b.jsonl")
-    assert len(read_records(directory, scores_required=True).records) == 2
+    assert len(read_file(directory, scores=True).records) == 2
 
 
 @pytest.mark.parametrize("path", ["pairs.jsonl", "./pairs", "/nowhere/pairs", "a/b/c", "dir/pairs.parquet"])

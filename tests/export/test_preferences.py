@@ -9,9 +9,9 @@ import yaml
 from rapo_jax.batching.pipeline import read_part
 from rapo_jax.chat.goal_prompt import configured_goal_prompt
 from rapo_jax.config.files import load_config
-from rapo_jax.data.sources import read_records
 from rapo_jax.errors import UserError
 from rapo_jax.export.preferences import write_preferences
+from tests.data.reading import read_file
 
 ROWS = [
     {"prompt": f"Is {n} even?", "chosen": "Yes." if n % 2 == 0 else "No.", "rejected": "Who knows?",
@@ -60,7 +60,7 @@ def test_pairs_are_conversations_with_their_goal_and_scores(config, tmp_path):
 def test_what_was_written_is_read_again_as_the_same_pairs(config, tmp_path):
     """Breaks: a file that only others could read."""
     written(config(), tmp_path / "out.jsonl")
-    records = read_records(str(tmp_path / "out.jsonl"), scores_required=True).records
+    records = read_file(str(tmp_path / "out.jsonl"), scores=True).records
     assert [record.responses for record in records[:2]] == [("Yes.", "Who knows?"), ("Who knows?", "Yes.")]
     assert records[1].rewards == (2.5, 9)
 
@@ -208,7 +208,7 @@ def test_several_sources_are_mixed_by_their_shares(config, tmp_path):
     prepared = read_part(made, "train")
     assert [record.source for record in prepared.records] == ["pairs"] * 8 + ["sets"] * 4
     assert prepared.dropped == {"beyond_max_rows": 6, "beyond_share": 2}
-    assert [(one["name"], one["schema"], one["used"]) for one in prepared.sources] == [("pairs", "pairs", 8), ("sets", "lists", 4)]  # fmt: skip
+    assert [(one.name, one.schema, one.used) for one in prepared.sources] == [("pairs", "pairs", 8), ("sets", "lists", 4)]  # fmt: skip
 
 
 def test_half_of_the_prompts_twofold_is_a_fraction(config):

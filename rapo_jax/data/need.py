@@ -1,0 +1,39 @@
+"""What an objective needs of every row: how many responses, and whether their scores."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rapo_jax.config.tree import Config
+
+# Responses of a row: the best one, each by itself, two, one or two with labels, all of two or more, or all of one or more.
+Want = Literal["one", "each", "pair", "labelled", "all", "any"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """`because` says why scores are needed and `instead` how to do without them; both for messages."""
+
+    want: Want = "pair"
+    scores: bool = False
+    because: str = "goals come from scores"
+    instead: str = "or train without goals by relabel.goals=[]"
+
+
+def responses_wanted(config: Config) -> Want:
+    """How many responses of a row the objective compares. One that scores the prompt too (DRO) needs no second one."""
+    wanted = config.objective.responses
+    return "any" if wanted == "all" and config.objective.needs("prompt") else wanted
+
+
+def rewards_wanted(config: Config) -> bool:
+    """Whether a row without scores is of no use."""
+    return bool(config.relabel.goals) or config.objective.needs("rewards")
+
+
+def need_of(config: Config) -> Need:
+    want, scores = responses_wanted(config), rewards_wanted(config)
+    want = "each" if want == "one" and config.data.pairs == "each" else want
+    if config.relabel.goals:
+        return Need(want, scores)
+    because = f"objective.name={config.objective.name} compares scores"
+    return Need(want, scores, because, "or choose another objective")

@@ -1,0 +1,61 @@
+"""Rows of one response and whether it is desirable."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rapo_jax.config.tree import Columns
+from rapo_jax.data.schemas.pairs import SINGLE_SCORES
+from rapo_jax.data.schemas.responses import attributes_column, prompt_and_response, prompt_column
+from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
+from rapo_jax.data.values import BadRow, check_turns, finite_score, present
+from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
+
+RESPONSES = ("completion", "response")  # where the response is looked for
+
+
+def read_labelled(values: Mapping[str, Any], columns: Columns, _: ReadOptions) -> Parsed:
+    given = prompt_column(values, columns.prompt)
+    prompt, response = prompt_and_response(present(values, columns.response), columns.response, given)
+    check_turns(prompt)
+    label = present(values, columns.label)
+    if label not in (0, 1):
+        raise BadRow("label", f"{columns.label} is {label!r:.40}, neither true nor false")
+    rewards = (finite_score(values.get(columns.rewards), columns.rewards),) if columns.rewards else None
+    attributes = attributes_column(values, columns.attributes, 1)
+    return Parsed(Record(0, prompt, (response,), rewards, attributes, labels=(bool(label),)))
+
+
+def names_the_label(first: FirstRow) -> bool:
+    return bool(first.columns.label) and not (first.columns.chosen or first.columns.rejected)
+
+
+def has_a_label(first: FirstRow) -> bool:
+    labelled = isinstance(first.values.get("label"), bool) and not first.has("chosen")
+    return labelled and bool(first.first_of(RESPONSES))
+
+
+def resolve_labelled(schema: Schema, first: FirstRow) -> Columns:
+    response = first.columns.response or first.first_of(RESPONSES)
+    label = first.columns.label or first.first_of(["label"])
+    if not response or not label:
+        raise UserError(
+            f"{first.present}; needed: one of {', '.join(RESPONSES)}, and label. Name them with "
+            "data.columns.response=... and data.columns.label=..."
+        )
+    return Columns(
+        prompt=first.columns.prompt or first.first_of(["prompt"]),
+        response=response,
+        label=label,
+        rewards=first.columns.rewards or first.first_of(SINGLE_SCORES),
+    )
+
+
+LABELS = Schema(
+    name="labels",
+    meaning="one response and label: whether it is desirable",
+    read=read_labelled,
+    named=names_the_label,
+    detects=has_a_label,
+    resolve=resolve_labelled,
+)
