@@ -1,14 +1,15 @@
 """The contract between data and step: one optimizer batch as arrays of fixed shape.
 
-A batch holds M microbatches of B rows. In a row a group's prompt is laid out once and its responses follow; who sees
-whom is told by (group, branch), where a token stands by position. What is scored is listed apart from the tokens:
-hidden state `source` predicts token `target` for `slot`, because the last prompt token predicts the first token of every
-response, and because only scored positions ever meet the vocabulary matrix.
+A batch holds M microbatches of B rows. In a row each group's prompt is laid out once, followed by its branches: the
+responses, and last, where the objective asks for one, a response to another prompt. Attention follows (group, branch),
+rotary embeddings follow position. Scored positions are listed apart from the tokens: the hidden state at `source`
+predicts token `target` for `slot`, because the last prompt token predicts the first token of every response, and because
+only scored positions are multiplied with the vocabulary matrix.
 
     tokens    [p p p a a b . .]    one group: prompt ppp, chosen aa, rejected b, two of padding
     group     [1 1 1 1 1 1 0 0]    branch [0 0 0 1 1 2 0 0]    position [0 1 2 3 4 3 0 0]
     source    [2 3 2 . ]           hidden state at p2 predicts a0, a0 predicts a1, p2 predicts b0
-    slot      [1 1 2 Z ]           group 0 branch 1, branch 1, branch 2; Z = nothing
+    slot      [1 1 2 Z ]           group 0 branch 1, branch 1, branch 2; Z = none
 """
 
 from dataclasses import dataclass, fields
@@ -18,22 +19,23 @@ import jax
 import numpy as np
 from jax import Array
 
-# Whose reward is the goal of a group. BEST: the highest goal, for the regulariser that is no preference.
+# Whose reward is the goal of a group. BEST: the highest goal, of groups that add likelihood and are no preference.
 NO_SIDE, CHOSEN_SIDE, REJECTED_SIDE, BEST_SIDE = 0, 1, 2, 3
 
-# What is scored of a group: its responses; these and the prompt without its first token; or one position, the last, of
-# each response, for reward models.
+# Which tokens of a group are scored: those of its responses (and of the response to another prompt); these and the
+# prompt's but for its first; or, for reward models, the last of each response.
 Scored = Literal["responses", "prompt_too", "last"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Arrays [M, B, ...]; int32 but for `reward`, `weight` and `reference` (float32). Branch 1 is preferred under the group's
-    goal; a response that a group does not have is nowhere scored.
+    """Arrays [M, B, ...]; int32 but for `reward`, `weight` and `reference` (float32).
 
-    `side` is -1 where a row has fewer than P groups: that group does not exist and counts nowhere. `num_microbatches`
-    says how many of the M are used (the rest are padding and are never computed).
+    Branches of a group: 0 is the prompt, 1 to C its responses, branch 1 preferred under the group's goal, and C + 1,
+    where there are so many, an unrelated response: one that answers another prompt. What a group lacks is not scored.
+    `side` is -1 where a row has fewer than P groups: that group counts nowhere. Of the M microbatches the first
+    `num_microbatches` are in use; the others are padding and never computed.
     """
 
     tokens: Array | np.ndarray  # M B T
@@ -44,20 +46,30 @@ class Batch:
     target: Array | np.ndarray  # M B S
     slot: Array | np.ndarray  # M B S
     side: Array | np.ndarray  # M B P
-    weight: Array | np.ndarray  # M B P, by which the loss of a group is multiplied
+    weight: Array | np.ndarray  # M B P, factor of the group's loss
     reward: Array | np.ndarray  # M B P C, under the group's goal; NaN without rewards
-    reference: Array | np.ndarray  # M B P A, the reference's log-probability of each branch; NaN where not cached
+    reference: Array | np.ndarray  # M B P A, cached log-probability of each branch under the reference; NaN without
     num_microbatches: Array | np.ndarray  # scalar
 
     @property
     def num_groups(self) -> int:
-        """P, groups that a row has room for."""
+        """P, the most groups of a row."""
         return self.side.shape[-1]
 
     @property
     def num_responses(self) -> int:
         """C, responses in a group."""
         return self.reward.shape[-1]
+
+    @property
+    def num_branches(self) -> int:
+        """A, branches of a group: the prompt, C responses, and an unrelated one if there is any."""
+        return self.reference.shape[-1]
+
+    @property
+    def has_unrelated(self) -> bool:
+        """Whether groups carry a response to another prompt, as their last branch."""
+        return self.num_branches > self.num_responses + 1
 
 
 LETTERS = {
@@ -80,7 +92,7 @@ assert list(LETTERS) == [f.name for f in fields(Batch)]
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a batch, equal for every step of a run: what the step is compiled for."""
+    """The sizes of a batch, the same for every step of a run, for which the step is compiled."""
 
     M: int
     B: int
@@ -89,8 +101,9 @@ class Shape:
     P: int
     C: int
     scored: Scored = "responses"
+    unrelated: bool = False  # a response to another prompt is a branch of every group
 
     @property
     def A(self) -> int:
-        """Branches of a group: the prompt and C responses."""
-        return self.C + 1
+        """Branches of a group: the prompt, C responses, and an unrelated one if there is any."""
+        return self.C + 1 + self.unrelated

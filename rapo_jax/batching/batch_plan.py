@@ -1,9 +1,9 @@
-"""The batch plan: which groups meet in which optimizer step, and how they share rows.
+"""The batch plan: which groups make up which optimizer step, and how they are packed into rows.
 
-A plan follows from token lengths and the seed alone. Every host derives the same plan, the position in the data is one
+It is a function of token lengths and the seed alone. Every host derives the same plan, the position in the data is one
 integer (the step), and all steps have one shape, so that nothing recompiles.
 
-    step 0 takes groups 5 0 3 2 of the shuffled groups; with rows of 10 tokens and sizes 6 3 4 5 they share two rows:
+    step 0 takes groups 5 0 3 2 of the shuffled groups; with rows of 10 tokens and sizes 6 3 4 5 they fit two rows:
 
         row 0   [5 5 5 5 5 5 3 3 3 3]
         row 1   [2 2 2 2 2 0 0 0 . .]
@@ -18,21 +18,22 @@ import numpy as np
 from rapo_jax.batch import Batch, Scored, Shape
 from rapo_jax.errors import UserError
 
-Rows = list[list[int]]  # of one step: group indices, row by row
+StepRows = list[list[int]]  # group indices of one step, row by row
 
 ROW_MULTIPLE = 128  # row lengths are multiples of the tile width of accelerators
-MICROBATCH_TOKENS = 4096  # an automatic microbatch has at most this many on each row shard, unless a group is longer
-BALANCED_STEPS = 16  # consecutive steps that share their long and short groups evenly
+MICROBATCH_TOKENS = 4096  # most tokens of an automatic microbatch on each row shard, unless a group is longer
+BALANCED_STEPS = 16  # consecutive steps among which long and short groups are distributed evenly
 NUM_SAMPLED_STEPS = 16  # on which row lengths are compared
-WORTH = 0.01  # larger microbatches are worth this share of padding more
+WORTH = 0.01  # a larger microbatch may cost this share of additional padding
 
 
 @dataclass(frozen=True)
 class Group:
-    """A tokenized prompt with its responses, the preferred one first; one that it does not have is empty.
+    """A tokenized prompt with its responses, the preferred one first; one that the group lacks is empty.
 
     `side` is one of the constants of rapo_jax/batch.py; `rewards` are those under the group's goal, NaN where unknown.
-    `row` is the source's row, for messages.
+    `row` is the source's row, for messages. `unrelated` is a response to another prompt, for objectives that estimate a
+    divergence; either all groups of a data set have one or none.
     """
 
     prompt: np.ndarray
@@ -41,33 +42,39 @@ class Group:
     side: int
     row: int
     weight: float = 1.0
+    unrelated: np.ndarray | None = None
+
+    @property
+    def continuations(self) -> tuple[np.ndarray, ...]:
+        """What follows the prompt, in branches 1, 2, ...: the responses, and the unrelated one if there is any."""
+        return self.responses if self.unrelated is None else (*self.responses, self.unrelated)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt) + sum(map(len, self.responses))
+        return len(self.prompt) + sum(map(len, self.continuations))
 
     def num_scored(self, scored: Scored) -> int:
         if scored == "last":
             return sum(len(response) > 0 for response in self.responses)
-        return sum(map(len, self.responses)) + (len(self.prompt) - 1) * (scored == "prompt_too")
+        return sum(map(len, self.continuations)) + (len(self.prompt) - 1) * (scored == "prompt_too")
 
 
 def group_lengths(groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of the prompts [G] and of the responses [G, C]."""
+    """Tokens of the prompts [G] and of what follows each [G, A - 1]."""
     prompts = np.array([len(group.prompt) for group in groups])
-    return prompts, np.array([[len(response) for response in group.responses] for group in groups])
+    return prompts, np.array([[len(tokens) for tokens in group.continuations] for group in groups])
 
 
 def num_branches(groups: Sequence[Group]) -> int:
-    """The prompt and its responses: the same number for all groups of a data set."""
-    return 1 + len(groups[0].responses)
+    """A, the prompt and what follows it: the same number for all groups of a data set."""
+    return 1 + len(groups[0].continuations)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """`steps[s]` are the rows of optimizer step s; `shape` fits them all."""
 
-    steps: list[Rows]
+    steps: list[StepRows]
     shape: Shape
     real_tokens: int
 
@@ -82,8 +89,8 @@ def shuffled_steps(sizes: np.ndarray, *, batch_size: int, num_steps: int, seed: 
     """The groups of each step: consecutive cuts of `batch_size` from one stream of epochs, each freshly shuffled.
 
     A step may span two epochs, so that every step has exactly `batch_size` groups and no group is skipped within a run.
-    Up to BALANCED_STEPS consecutive steps within an epoch then share out their groups so that all have about as many
-    tokens: the number of microbatches, and with it the padding, becomes the same in all.
+    Up to BALANCED_STEPS consecutive steps within an epoch then exchange groups until all have about as many tokens: the
+    number of microbatches, and with it the padding, becomes the same in all.
     """
     num_groups = len(sizes)
     num_epochs = -(-num_steps * batch_size // num_groups)
@@ -99,9 +106,9 @@ def shuffled_steps(sizes: np.ndarray, *, batch_size: int, num_steps: int, seed: 
 
 
 def deal(steps: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The groups of `steps` [n, batch_size] dealt anew, so that the sums of their sizes are nearly equal.
+    """The groups of `steps` [n, batch_size] reassigned to steps whose total sizes are nearly equal.
 
-    Round by round the next largest groups go one to each step, the largest of them to the step with the least so far.
+    Each round deals the next largest groups, one to each step, the largest of them to the step with the least so far.
     """
     members, (num_steps, batch_size) = steps.reshape(-1), steps.shape
     rounds = members[np.argsort(-sizes[members], kind="stable")].reshape(batch_size, num_steps)
@@ -118,13 +125,13 @@ def sequential_steps(num_groups: int, *, batch_size: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + batch_size, num_groups)) for start in range(0, num_groups, batch_size)]
 
 
-def pack(sizes: Sequence[int], *, capacity: int) -> Rows:
+def pack(sizes: Sequence[int], *, capacity: int) -> StepRows:
     """Best-fit decreasing: the largest item first, each into the fullest row that still has room for it.
 
     >>> pack([6, 3, 4, 5], capacity=10)
     [[0, 2], [3, 1]]
     """
-    rows: Rows = []
+    rows: StepRows = []
     free: list[tuple[int, int]] = []  # (space, row), sorted
     for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         at = bisect_left(free, (sizes[item], -1))
@@ -145,7 +152,7 @@ def make_plan(
     num_row_shards: int,
     scored: Scored = "responses",
 ) -> BatchPlan:
-    """Packs every step. Raises UserError when a group does not fit a row."""
+    """Packs every step into rows of one shape. Raises UserError when a group does not fit a row."""
     sizes = np.array([group.num_tokens for group in groups])
     T, rows_per_shard = choose_rows(sizes, steps, row_length, rows_per_shard, num_row_shards=num_row_shards)
     refuse_oversized(groups, sizes, T)
@@ -163,6 +170,7 @@ def make_plan(
         P=max(len(row) for rows in packed for row in rows),
         C=len(groups[0].responses),
         scored=scored,
+        unrelated=groups[0].unrelated is not None,
     )
     return BatchPlan(packed, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)))
 
@@ -175,10 +183,10 @@ def choose_rows(
     *,
     num_row_shards: int,
 ) -> tuple[int, int]:
-    """The row length T and the rows of a microbatch on each shard that compute the fewest positions for these lengths.
+    """The row length T and the rows of a microbatch on each shard with the least padding for these lengths.
 
-    What is given is kept. Tried are multiples of ROW_MULTIPLE and microbatches of at most MICROBATCH_TOKENS, on some of
-    the steps; among choices within WORTH of the best the largest microbatch wins, then the shortest row.
+    What is given is kept. It tries multiples of ROW_MULTIPLE and microbatches of at most MICROBATCH_TOKENS on a sample of
+    the steps; among choices within WORTH of the best, the largest microbatch wins, then the shortest row.
     """
     longest = round_up(int(sizes.max()), ROW_MULTIPLE)
     lengths = [row_length] if row_length else range(longest, max(longest, MICROBATCH_TOKENS) + 1, ROW_MULTIPLE)
@@ -210,7 +218,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def materialise(
-    groups: Sequence[Group], rows: Rows, shape: Shape, *, mine: Sequence[int], reference: np.ndarray | None = None
+    groups: Sequence[Group], rows: StepRows, shape: Shape, *, mine: Sequence[int], reference: np.ndarray | None = None
 ) -> Batch:
     """The arrays of one step, only for the rows `mine` (of B) of each microbatch; see rapo_jax/batch.py.
 
@@ -249,7 +257,7 @@ def fill_row(batch: Batch, at: tuple[int, int], groups: Sequence[Group], scored:
     t = s = 0
     for p, group in enumerate(groups):
         start, length = t, len(group.prompt)
-        branches = [(0, group.prompt, 0), *((c + 1, y, length) for c, y in enumerate(group.responses))]
+        branches = [(0, group.prompt, 0), *((c + 1, y, length) for c, y in enumerate(group.continuations))]
         for branch, tokens, position in branches:
             end = t + len(tokens)
             batch.tokens[at][t:end] = tokens
@@ -259,7 +267,7 @@ def fill_row(batch: Batch, at: tuple[int, int], groups: Sequence[Group], scored:
             sources, targets = scored_positions(tokens, t, branch=branch, before=start + length - 1, scored=scored)
             places = slice(s, s + len(targets))
             batch.source[at][places], batch.target[at][places] = sources, targets
-            batch.slot[at][places] = p * (batch.num_responses + 1) + branch
+            batch.slot[at][places] = p * batch.num_branches + branch
             t, s = end, places.stop
         batch.side[at][p] = group.side
         batch.weight[at][p] = group.weight

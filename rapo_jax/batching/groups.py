@@ -1,4 +1,4 @@
-"""Tokenized preferences -> groups, all of one number of responses: what an objective compares, with its rewards and weight."""
+"""Tokenized preferences -> groups with the same number of responses each, with rewards and weights: what a loss compares."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,22 +26,23 @@ def what_is_scored(config: Config) -> Scored:
 
 
 def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> list[Group]:
-    """Groups of one number of responses each; what a group lacks is empty.
+    """Groups with the same number of responses each; what a group lacks is empty.
 
-    A labelled response takes the first place where it is desirable, else the second; the third is an answer to another
-    prompt, for the divergence. Where some groups are the regulariser's, at the highest goal, weights make the mean over
-    all groups the mean over these plus the mean over the others.
+    A labelled response takes the first place if it is desirable, else the second. Where some groups ask for the highest
+    goal (algorithm 1's additional term), weights turn the mean over all groups into the mean over these plus the mean
+    over the others. For objectives with a divergence each group gets an unrelated response.
     """
     groups = [as_group(relabelled, encoded, config) for relabelled, encoded in kept]
     num_best = sum(group.side == BEST_SIDE for group in groups)
     if num_best:
         weights = {True: len(groups) / num_best, False: len(groups) / max(1, len(groups) - num_best)}
         groups = [replace(group, weight=group.weight * weights[group.side == BEST_SIDE]) for group in groups]
+    width = max((len(group.responses) for group in groups), default=0)
+    groups = [padded(group, max(width, 1 if config.objective.responses == "one" else 2)) for group in groups]
     if config.objective.needs("divergence"):
         prompts = [relabelled.record.prompt for relabelled, _ in kept]
-        groups = with_answers_to_others(groups, prompts, max_length=config.data.max_length)
-    width = max((len(group.responses) for group in groups), default=0)
-    return [padded(group, max(width, 1 if config.objective.responses == "one" else 2)) for group in groups]
+        groups = with_unrelated(groups, prompts, config=config)
+    return groups
 
 
 def as_group(relabelled: Relabelled, encoded: Encoded, config: Config) -> Group:
@@ -62,7 +63,7 @@ def as_group(relabelled: Relabelled, encoded: Encoded, config: Config) -> Group:
 
 
 def padded(group: Group, width: int) -> Group:
-    """The group with as many more empty responses as it takes."""
+    """The group with empty responses added up to `width`."""
     missing = width - len(group.responses)
     if not missing:
         return group
@@ -71,34 +72,34 @@ def padded(group: Group, width: int) -> Group:
     )
 
 
-def with_answers_to_others(
-    groups: Sequence[Group], prompts: Sequence[tuple[Message, ...]], *, max_length: int
-) -> list[Group]:
-    """Every group with a third response, the one of the group before it that has another prompt, cut to `max_length`.
+def with_unrelated(groups: Sequence[Group], prompts: Sequence[tuple[Message, ...]], *, config: Config) -> list[Group]:
+    """Each group with an unrelated response: that of the nearest group before it with another prompt.
 
     The group before the first is the last. `prompts` are the records': a group's own tokens hold its goal, and row numbers
-    repeat from source to source. The answer is the chosen one where there is one.
+    repeat from source to source. The chosen response is taken where there is one, cut to data.max_length.
     """
-    pairs = [padded(group, 2) for group in groups]
-    added = []
-    for n, group in enumerate(pairs):
-        other = next((pairs[n - k] for k in range(1, len(pairs)) if prompts[n - k] != prompts[n]), None)
+    added: list[Group] = []
+    for n, group in enumerate(groups):
+        other = next((groups[n - k] for k in range(1, len(groups)) if prompts[n - k] != prompts[n]), None)
         if other is None:
             raise UserError(
-                "objective.name=kto compares with answers to other prompts, and the data has a single prompt; add rows with "
+                f"objective.name={config.objective.name} compares with answers to other prompts, and the data has a single prompt; add rows with "
                 "other prompts or choose another objective."
             )
-        answer = next(response for response in other.responses if len(response))
-        answer = answer[: max_length - len(group.prompt)]
-        added.append(replace(group, responses=(*group.responses, answer), rewards=(*group.rewards, NAN)))
+        response = next(response for response in other.responses if len(response))
+        added.append(replace(group, unrelated=response[: config.data.max_length - len(group.prompt)]))
     return added
 
 
 def fingerprint_of_groups(groups: Sequence[Group]) -> str:
-    """sha256 over all that the step will see: tokens, order, goals and rewards."""
+    """sha256 over everything that the step will see: tokens, order, goals, weights and rewards.
+
+    An unrelated response is hashed as one more response without a reward, which is what it was in earlier versions.
+    """
     digest = hashlib.sha256()
     for group in groups:
-        for tokens in (group.prompt, *group.responses):
+        for tokens in (group.prompt, *group.continuations):
             digest.update(np.int64(len(tokens)).tobytes() + tokens.tobytes())
-        digest.update(np.float64([group.side, group.weight, *group.rewards]).tobytes())
+        rewards = group.rewards if group.unrelated is None else (*group.rewards, NAN)
+        digest.update(np.float64([group.side, group.weight, *rewards]).tobytes())
     return digest.hexdigest()

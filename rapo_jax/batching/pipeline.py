@@ -127,7 +127,7 @@ def tokenize_records(
 def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
     lengths = {
         "prompt": [len(group.prompt) for group in groups],
-        "response": [len(response) for group in groups for response in group.responses],
+        "response": [len(response) for group in groups for response in group.continuations],
         "group": [group.num_tokens for group in groups],
     }
     return {

@@ -18,8 +18,8 @@ from rapo_jax.plan.kernels import Attention, attention_of
 from rapo_jax.plan.lengths import Lengths
 from rapo_jax.plan.program import Program, read_program
 from rapo_jax.plan.targets import Target
+from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.reference import reference_is_resident
-from rapo_jax.train.step import attention_kernel
 
 MATMUL_SHARE = 0.6  # of the peak, that matrix products of this size reach; well-tuned trainers report 0.5 to 0.7
 

@@ -41,7 +41,8 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
 def like_ultrafeedback(config: Config) -> list[Group]:
     """One group a record and goal, lognormal lengths, cut to the config's limits; the same for the same seed."""
     random, data = np.random.default_rng(0), config.data
-    num_responses = {"one": 1, "pair": 2, "labelled": 3, "all": 4}[config.objective.responses]
+    num_responses = {"one": 1, "pair": 2, "labelled": 2, "all": 4}[config.objective.responses]
+    unrelated = config.objective.needs("divergence")
     num_goals = len(config.relabel.goals) or 1
 
     def lengths(mean: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -49,10 +50,19 @@ def like_ultrafeedback(config: Config) -> list[Group]:
 
     prompts = lengths(MEAN_PROMPT, (NUM_RECORDS,)) + GOAL_TOKENS * bool(config.relabel.goals)
     prompts = np.minimum(prompts, data.max_prompt_length)
-    responses = np.minimum(lengths(MEAN_RESPONSE, (NUM_RECORDS, num_responses)), data.max_length - prompts[:, None])
+    responses = np.minimum(
+        lengths(MEAN_RESPONSE, (NUM_RECORDS, num_responses + unrelated)), data.max_length - prompts[:, None]
+    )
     blank = np.zeros(data.max_length, np.int32)
     return [
-        Group(blank[:prompt], tuple(blank[:n] for n in each), (NAN,) * num_responses, 0, record)
+        Group(
+            prompt=blank[:prompt],
+            responses=tuple(blank[:n] for n in each[:num_responses]),
+            rewards=(NAN,) * num_responses,
+            side=0,
+            row=record,
+            unrelated=blank[: each[-1]] if unrelated else None,
+        )
         for record, (prompt, each) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True))
         for _ in range(num_goals)
     ]

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
@@ -83,8 +84,8 @@ def test_what_is_read_is_one_thing_and_what_is_made_of_it_another(config, tokeni
     assert first.fingerprint != second.fingerprint
 
 
-def thirds_of(rows_of_sources, tokenizer, tmp_path):
-    """The third response of every group of KTO, as text."""
+def unrelated_of(rows_of_sources, tokenizer, tmp_path):
+    """The unrelated response of every group of KTO, as text."""
     sources = []
     for n, rows in enumerate(rows_of_sources):
         path = tmp_path / f"source{n}.jsonl"
@@ -93,21 +94,31 @@ def thirds_of(rows_of_sources, tokenizer, tmp_path):
     data = {"sources": sources, "max_length": 256, "max_prompt_length": 192}
     made = from_dict({"objective": {"name": "kto"}, "relabel": {"goals": []}, "data": data})
     groups = train_on(made, tokenizer).groups
-    return [tokenizer.decode(group.responses[2], skip_special_tokens=True) for group in groups]
+    return [tokenizer.decode(group.unrelated, skip_special_tokens=True) for group in groups]
 
 
 def test_prompts_of_two_sources_are_two_also_where_their_rows_have_one_number(tokenizer, tmp_path):
     """Breaks: a mixture is refused as a single row, or KTO's divergence is never of answers from the other source."""
     sources = [[{"prompt": f"Q{n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."}] for n in (1, 2, 3)]
-    assert thirds_of(sources, tokenizer, tmp_path) == ["Yes 3.", "Yes 1.", "Yes 2."]
+    assert unrelated_of(sources, tokenizer, tmp_path) == ["Yes 3.", "Yes 1.", "Yes 2."]
 
 
 def test_rows_with_one_prompt_give_no_answers_to_each_other(tokenizer, tmp_path):
     """Breaks: KTO's divergence is of answers to the prompt itself, and takes what was learnt for drift."""
     prompts = ["Q1?", "Q1?", "Q2?", "Q1?"]
     rows = [{"prompt": p, "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n, p in enumerate(prompts, 1)]
-    assert thirds_of([rows], tokenizer, tmp_path) == ["Yes 3.", "Yes 3.", "Yes 2.", "Yes 3."]
+    assert unrelated_of([rows], tokenizer, tmp_path) == ["Yes 3.", "Yes 3.", "Yes 2.", "Yes 3."]
     with pytest.raises(
         UserError, match="compares with answers to other prompts, and the data has a single prompt; add"
     ):
-        thirds_of([[rows[0]], [rows[1]]], tokenizer, tmp_path)
+        unrelated_of([[rows[0]], [rows[1]]], tokenizer, tmp_path)
+
+
+def test_an_unrelated_response_is_hashed_as_the_third_response_that_it_was():
+    """Breaks: a KTO run that an earlier version began would be told that its tokens changed, and could not go on."""
+    tokens = [np.arange(n, dtype=np.int32) for n in (3, 2, 4, 5)]
+    nan = float("nan")
+    group = Group(tokens[0], (tokens[1], tokens[2]), (8.0, nan), NO_SIDE, 0, unrelated=tokens[3])
+    before = Group(tokens[0], (tokens[1], tokens[2], tokens[3]), (8.0, nan, nan), NO_SIDE, 0)
+    assert fingerprint_of_groups([group]) == fingerprint_of_groups([before])
+    assert (group.num_tokens, num_branches([group])) == (before.num_tokens, num_branches([before])) == (14, 4)

@@ -16,10 +16,11 @@ from rapo_jax.models.lora import adapted_spec, merged, with_adapters
 from rapo_jax.models.parameters import parameter_letters, trained_letters
 from rapo_jax.parallel import my_rows, num_row_shards
 from rapo_jax.train.loop import to_device
+from rapo_jax.train.losses import make_losses
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable
-from rapo_jax.train.step import make_losses, make_train_step
+from rapo_jax.train.step import make_train_step
 from tests import tiny
 from tests.tiny import runs
 

@@ -19,8 +19,11 @@ NOTHING = np.zeros(0, np.int32)
 NUM_GROUPS = 12
 
 
-def groups_of(widths, sides, *, seed=0):
-    """Groups whose response c is missing where its width is 0; rewards 9, 8, 7 ... in the order of preference."""
+def groups_of(widths, sides, *, seed=0, unrelated=False):
+    """Groups whose response c is missing where its width is 0; rewards 9, 8, 7 ... in the order of preference.
+
+    With `unrelated` the last column is the response to another prompt.
+    """
     random = np.random.default_rng(seed)
     draw = lambda low, high: random.integers(0, tiny.V, random.integers(low, high)).astype(np.int32)  # noqa: E731
     groups = []
@@ -28,8 +31,11 @@ def groups_of(widths, sides, *, seed=0):
         has = widths[row % len(widths)]
         responses = tuple(draw(4, 14) if here else NOTHING for here in has)
         rewards = tuple(9.0 - c if here else float("nan") for c, here in enumerate(has))
-        weight = 0.5 + row % 3
-        groups.append(Group(draw(9, 25), responses, rewards, sides[row % len(sides)], row, weight))
+        weight, other = 0.5 + row % 3, None
+        if unrelated:
+            *responses, other = responses
+            rewards = rewards[:-1]
+        groups.append(Group(draw(9, 25), tuple(responses), rewards, sides[row % len(sides)], row, weight, other))
     return groups
 
 
@@ -46,7 +52,7 @@ CASES = {
     "rrhf of three": ({"name": "rrhf"}, groups_of([(1, 1, 1), (1, 1, 0)], [NO_SIDE])),
     "dro_pointwise": ({"name": "dro_pointwise"}, groups_of([(1, 1, 1), (1, 0, 0)], [NO_SIDE])),
     "dro_pointwise, joint": ({"name": "dro_pointwise", "joint": True}, PAIRS),
-    "kto": ({"name": "kto"}, groups_of([(1, 1, 1), (1, 0, 1), (0, 1, 1)], [NO_SIDE], seed=3)),
+    "kto": ({"name": "kto"}, groups_of([(1, 1, 1), (1, 0, 1), (0, 1, 1)], [NO_SIDE], seed=3, unrelated=True)),
     "best goal": (
         {"name": "dpo", "beta": 0.1, "best_goal_weight": 0.7},
         groups_of([(1, 1), (1, 1), (1, 0)], [CHOSEN_SIDE, REJECTED_SIDE, BEST_SIDE]),
@@ -55,14 +61,14 @@ CASES = {
 
 
 def sequence_logps(spec, parameters, groups):
-    """log pi of each response [G, C], and of the prompt without its first token [G]: softmax over the logits of plain
+    """log pi of each response, an unrelated one last [G, A - 1], and of the prompt without its first token [G]: softmax over the logits of plain
     sequences, one a response."""
     decoder = nnx.merge(abstract_decoder(spec)[0], parameters)
     tokens_BT, is_response_BT = map(jnp.asarray, tiny.plain_sequences(groups))
     hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT), kernel="einsum")
     logps_BTV = jax.nn.log_softmax(decoder.logits(hidden_BTD)[:, :-1], axis=-1)
     each_BT = jnp.take_along_axis(logps_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
-    lengths_B = np.repeat([len(group.prompt) for group in groups], len(groups[0].responses))
+    lengths_B = np.repeat([len(group.prompt) for group in groups], len(groups[0].continuations))
     is_prompt_BT = np.arange(1, tokens_BT.shape[1]) < lengths_B[:, None]
     of = lambda mask_BT: jnp.where(mask_BT, each_BT, 0.0).sum(-1).reshape(len(groups), -1)  # noqa: E731
     return of(is_response_BT[:, 1:]), of(is_prompt_BT)[:, 0]
@@ -73,8 +79,10 @@ def by_the_book(config, spec, parameters, reference, groups):
     objective = config.objective
     policy_GC, prompt_G = sequence_logps(spec, parameters, groups)
     reference_GC, reference_prompt_G = sequence_logps(spec, reference, groups)
+    mean_ratio = (policy_GC - reference_GC)[:, -1].mean()  # of the unrelated responses, where that is asked for
+    width = len(groups[0].responses)
+    policy_GC, reference_GC = policy_GC[:, :width], reference_GC[:, :width]
     num_tokens_GC = jnp.asarray([[len(y) for y in group.responses] for group in groups], jnp.float32)
-    mean_ratio = (policy_GC - reference_GC)[:, -1].mean()  # every group has a last response where that is asked for
     logps = Logps(
         policy=policy_GC,
         reference=reference_GC if objective.needs("reference") else jnp.zeros_like(policy_GC),

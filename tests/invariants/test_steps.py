@@ -14,9 +14,10 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import materialise
 from rapo_jax.parallel import num_row_shards
 from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate, to_device
+from rapo_jax.train.losses import make_losses
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.state import first_state
-from rapo_jax.train.step import make_evaluate_step, make_losses, make_train_step
+from rapo_jax.train.step import make_evaluate_step, make_train_step
 from tests import tiny
 
 CONFIG = tiny.tiny_config(train={"batch_size": 12})

@@ -52,7 +52,7 @@ def by_group(x_BPc: Array, rows: list[list[int]]) -> Array:
 
 def plain_sequences(groups: list[Group]) -> tuple[np.ndarray, np.ndarray]:
     """Every prompt + response as a row of its own: tokens [B, T], and where a token of a response stands."""
-    sequences = [(g.prompt, y) for g in groups for y in g.responses]
+    sequences = [(g.prompt, y) for g in groups for y in g.continuations]
     length = max(len(x) + len(y) for x, y in sequences)
     tokens_BT = np.zeros((len(sequences), length), np.int32)
     is_response_BT = np.zeros((len(sequences), length), bool)

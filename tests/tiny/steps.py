@@ -17,11 +17,12 @@ from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import my_rows, num_row_shards
+from rapo_jax.train.forward import Forward, response_logps
 from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import State, first_state, trained_shardings
-from rapo_jax.train.step import TrainStep, make_train_step, response_logps
+from rapo_jax.train.step import TrainStep, make_train_step
 from tests.tiny.groups import plan_of
 from tests.tiny.parameters import on_mesh, random_parameters, random_trained, tiny_spec
 
@@ -55,11 +56,10 @@ def with_lora(config: Config, family: str, **section) -> tuple[Config, Spec]:
 
 
 def branch_logps(spec: Spec, parameters: dict, batch: Batch, *, kernel: str | None = None) -> Array:
-    """[B, P, C + 1] by the code that trains; branch 0 is the prompt."""
+    """[B, P, A] by the code that trains; branch 0 is the prompt."""
     graph, _ = abstract_decoder(spec)
-    dtype = jnp.dtype("float32")
-    options = {"dtype": dtype, "remat": "none", "num_vocabulary_shards": 1, "kernel": kernel}
-    return response_logps(graph, parameters, batch, **options)[0]
+    forward = Forward(dtype=jnp.dtype("float32"), kernel=kernel)
+    return response_logps(graph, parameters, batch, forward=forward, remat="none")[0]
 
 
 def plain_logps(spec: Spec, parameters: dict, tokens_BT: Array, is_response_BT: Array) -> Array:

@@ -1,0 +1,95 @@
+"""The forward pass over packed rows: tokens -> the summed log-probability of every branch."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from rapo_jax.batch import Batch
+from rapo_jax.config.tree import Config
+from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
+from rapo_jax.models.accumulate import summed
+from rapo_jax.models.attention.dispatch import Layout, kernel_for
+from rapo_jax.models.decoder import Decoder, logits_are_kept
+from rapo_jax.models.spec import Spec
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How a forward pass computes: options that follow from the configuration and the machine."""
+
+    dtype: jnp.dtype
+    num_vocabulary_shards: int = 1
+    kernel: str | None = None  # None: the one for the current platform
+    chunk: int = CHUNK  # scored positions whose logits exist at a time
+    unrolled: bool = False
+
+
+def forward_of(config: Config, spec: Spec, mesh: Mesh) -> Forward:
+    """The options of a run on a mesh, whose machines need not be here."""
+    return Forward(
+        dtype=jnp.dtype(config.model.dtype),
+        num_vocabulary_shards=mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
+        kernel=attention_kernel(config, mesh),
+        chunk=CHUNK_IN_CACHE if mesh.devices.flat[0].platform == "cpu" else CHUNK,
+        unrolled=not config.model.scan_layers,
+    )
+
+
+def attention_kernel(config: Config, mesh: Mesh) -> str:
+    """The name of the kernel that a step on this mesh uses."""
+    return kernel_for(mesh.devices.flat[0].platform, asked=config.model.attention)
+
+
+def response_logps(
+    graph: nnx.GraphDef,
+    parameters: dict,
+    rows: Batch,
+    *,
+    forward: Forward,
+    remat: str,
+    totals: dict | None = None,
+) -> tuple[Array, Array]:
+    """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, A].
+
+    Unscored branches have zero of both; for a reward model, scores take the place of log-probabilities. With `totals`,
+    running sums of gradients, the gradient of the result with respect to them is the sums with this microbatch added; see
+    rapo_jax/models/accumulate.py.
+    """
+    layer_totals = None
+    if totals is not None:
+        layer_totals = nnx.State(totals["blocks"])
+        joined = {name: summed(parameters[name], totals[name]) for name in parameters.keys() - {"blocks"}}
+        parameters = joined | {"blocks": parameters["blocks"]}
+    decoder = nnx.merge(graph, parameters)
+    index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
+    layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
+    options = {"dtype": forward.dtype, "remat": remat, "kernel": forward.kernel, "unrolled": forward.unrolled}
+    hidden_BTD, _ = decoder(rows.tokens, layout, totals=layer_totals, **options)
+    hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
+    return sums_by_branch(scored_values(decoder, hidden_BSD, rows, forward=forward, remat=remat), rows)
+
+
+def scored_values(decoder: Decoder, hidden_BSD: Array, rows: Batch, *, forward: Forward, remat: str) -> Array:
+    """The log-probability of every target, or the scalar head's score, [B, S]."""
+    if decoder.spec.scored:
+        return decoder.score(hidden_BSD)
+    return token_logps(
+        hidden_BSD,
+        decoder.vocabulary_VD,
+        rows.target,
+        softcap=decoder.spec.final_softcap,
+        num_shards=forward.num_vocabulary_shards,
+        chunk=forward.chunk,
+        keep=logits_are_kept(remat, decoder.spec),
+    )
+
+
+def sums_by_branch(values_BS: Array, rows: Batch) -> tuple[Array, Array]:
+    """The sum and the number of the values of every branch, [B, P, A]."""
+    in_slot_BSZ = rows.slot[..., None] == jnp.arange(rows.num_groups * rows.num_branches)
+    shape = (*rows.side.shape, rows.num_branches)
+    sums_BPA = jnp.where(in_slot_BSZ, values_BS[..., None], 0.0).sum(1).reshape(shape)
+    return sums_BPA, in_slot_BSZ.sum(1).astype(jnp.float32).reshape(shape)
