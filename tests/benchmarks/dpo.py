@@ -1,26 +1,25 @@
-"""Pairs per second of our training step beside TRL's and Tunix's, by turns, and how near each comes to the machine's limit.
+"""DPO throughput of our training step, TRL's and Tunix's, measured in turns, and each one's share of the machine's ceiling.
 
     python tests/benchmarks/dpo.py --data pairs.jsonl --out result.json --picture result.png
     python tests/benchmarks/dpo.py --data pairs.jsonl --python tunix=/path/to/python   # Tunix in an environment of its own
     python tests/benchmarks/dpo.py --data pairs.jsonl --options "trl=--batch-size 4" --options "ours=--set rows.length=1024"
 
-All systems train all weights of the same model on the same token ids in the same optimizer batch of --pairs pairs, in the
-same precision, with the same AdamW, and compute the reference's log-probabilities within the step (those named -cached do
-not). Each lives in a process of its own; all are loaded and warmed up, and then each in its turn takes one optimizer step,
-so that what else the machine does falls on all: yet use an idle one, or the figures flatter us (torch's threads spin while
-one of them is kept from running). Reading, tokenizing and logging are not timed. The losses and the
-log-probabilities of all systems are compared: they must agree, or they did not do the same work.
+Every system trains all weights of the same model on the same token ids and the same optimizer batch of --pairs pairs, with
+the same precision and AdamW, and computes the reference's log-probabilities within the step (except those named -cached).
+Each runs in its own process. All are loaded and warmed up, then take one optimizer step each in turn, so that other load
+affects all of them. Use an idle machine nevertheless: torch's threads spin while one of them is descheduled, which flatters
+us. Reading, tokenizing and logging are not timed. Losses and log-probabilities of all systems must agree; otherwise they did
+not do the same work.
 
-All have the shapes of a run over the whole data: our rows are its plan's, Tunix pads to its longest prompt and response as
-it does by itself (tunix-batch: only to those of this batch, for whose shape it then compiles), TRL pads each microbatch.
+All have the shapes of a run over all of the data: our rows are its batch plan's, Tunix pads to the longest prompt and
+response as it does itself (tunix-batch: to those of this batch, and compiles for that shape), TRL pads each microbatch.
 
-In every round the fastest large matrix product of jax and of torch is measured, too. From it and from the FLOPs that DPO
-cannot do without (the useful FLOPs of rapo_jax/accounting.py) follow each system's share of the ceiling, and the pairs per
-second that no implementation on this machine could exceed.
+Every round also measures the fastest large matrix product of jax and torch. Divided by the useful FLOPs of DPO
+(rapo_jax/accounting.py), it bounds the pairs per second of any implementation on this machine: the ceiling.
 
-Without --model: a random Llama (--size 25m, 1b or 8b) and a tokenizer trained on the data, nothing downloaded. For a GPU:
---dtype bfloat16 --size 1b --options "trl=--batch-size 8 --attention flash_attention_2" and the like; `python
-tests/benchmarks/workers/with_trl.py --help` lists a worker's options. Every option's default is what was fastest on a CPU.
+Without --model, a random Llama (--size 25m, 1b or 8b) and a tokenizer trained on the data are made; nothing is downloaded.
+On a GPU: --dtype bfloat16 --size 1b --options "trl=--batch-size 8 --attention flash_attention_2" and the like; `python
+tests/benchmarks/workers/with_trl.py --help` lists a worker's options. Defaults are what was fastest on a CPU.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from pathlib import Path
 
 WORKERS = Path(__file__).parent / "workers"
 
-# The same for all. glibc keeps freed memory: without that torch asks the kernel for its activations again in every step.
+# The same for all. glibc keeps freed memory; otherwise torch would request its activations from the kernel in every step.
 ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -52,7 +51,7 @@ class System:
     label: str
     worker: str
     arguments: tuple[str, ...] = ()
-    python: str = ""  # whose environment it runs in, where that is not its own name
+    python: str = ""  # whose environment it runs in, if not its own
     cached: bool = False  # the reference's log-probabilities are not computed in the step
 
 
@@ -73,7 +72,7 @@ SYSTEMS = {
 
 @dataclass
 class Worker:
-    """A process that holds one system, and what it answered: first the warm-up, then the rounds."""
+    """A process that runs one system, with its answers: first the warm-up, then the rounds."""
 
     name: str
     process: subprocess.Popen
@@ -81,7 +80,7 @@ class Worker:
     answers: list[dict] = field(default_factory=list)
 
     def take_turn(self) -> None:
-        """Without the first turn's line: a worker warms up by itself."""
+        """Starts a round and reads its answer. The warm-up needs no start signal."""
         if self.answers:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
@@ -108,7 +107,7 @@ def start(name: str, system: System, options: argparse.Namespace, directory: Pat
 
 
 def prepare(options: argparse.Namespace, directory: Path) -> dict:
-    """The directory that all workers read, made in the environment of `ours`; returns the facts of its batch."""
+    """Writes the directory that all workers read, in the environment of `ours`; returns facts about its batch."""
     directory.mkdir(parents=True, exist_ok=True)
     command = [options.python.get("ours", sys.executable), str(WORKERS / "prepare.py"), "--directory", str(directory)]
     names = ("data", "pairs", "max_length", "seed", "size", "model", "chat_template")
@@ -120,7 +119,7 @@ def prepare(options: argparse.Namespace, directory: Path) -> dict:
 
 
 def measure(options: argparse.Namespace, directory: Path) -> dict[str, Worker]:
-    """All workers with their answers; they are started one after another and then take turns."""
+    """Starts all workers one after another, lets them take turns, and returns them with their answers."""
     systems = {name: system for name, system in CEILINGS.items() if (system.python in options.systems)}
     systems |= {name: SYSTEMS[name] for name in options.systems}
     workers = {}
@@ -149,7 +148,7 @@ def say(name: str, round_: str, answer: dict) -> None:
 
 
 def summary(options: argparse.Namespace, facts: dict, workers: dict[str, Worker], *, load: float) -> dict:
-    """Figures without the warm-up. A ratio of a round compares two steps that ran one after the other."""
+    """Figures without the warm-up. Ratios are taken within a round, between steps that ran one after the other."""
     ceilings = {name: worker for name, worker in workers.items() if name in CEILINGS}
     systems = {name: worker for name, worker in workers.items() if name in SYSTEMS}
     best = {name: best_product(worker.timed) for name, worker in ceilings.items()}
@@ -218,12 +217,12 @@ def ratio(ours: dict, theirs: dict) -> dict:
 
 
 def spread(columns: Sequence[Sequence[float]]) -> float:
-    """The largest difference between systems over all that they were asked."""
+    """The largest difference between systems over all steps."""
     return max(max(values) - min(values) for values in zip(*columns, strict=True))
 
 
 def apart(response: str, workers: Sequence[Worker]) -> float:
-    """The largest difference of the mean log-probability of chosen (or rejected) responses, relative."""
+    """The largest relative difference between systems in mean log-probability of chosen (or rejected) responses."""
     columns = [[answer["logps"][response] for answer in worker.answers] for worker in workers]
     return spread(columns) / abs(columns[0][0])
 
@@ -255,18 +254,18 @@ def show(figures: dict) -> None:
         print(f"  {kind}: {needed[kind]:.1f} GFLOP a pair, so at most {bounds[kind]:.3f} pairs/s")
     differ = figures["largest_difference"]
     print(
-        f"  losses differ by at most {differ['losses']:.1e}, log-probabilities by {differ['logps_relative']:.1e} of their size"
+        f"  losses differ by at most {differ['losses']:.1e}, log-probabilities by {differ['logps_relative']:.1e} (relative)"
     )
     load = figures["machine"]["load_before"]
     if load > 0.3:
         print(
-            f"  the machine was not idle (load {load:.1f} before the start): threads of torch wait for each other far longer"
+            f"  the machine was not idle (load {load:.1f} before the start), which slows torch's threads more than XLA's;"
         )
-        print("  than those of XLA, which flatters us; do not quote these figures")
+        print("  do not quote these figures")
 
 
 def draw(figures: dict, path: Path) -> None:
-    """Bars of pairs/s, each with its rounds as dots, below the line that the matrix products allow."""
+    """Bars of pairs/s with the rounds as dots, and the ceiling as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -281,7 +280,7 @@ def draw(figures: dict, path: Path) -> None:
         axes.bar(x, rate, width=0.6, color="tab:blue" if name.startswith("ours") else "0.7")
         axes.plot([x] * len(entry["rounds"]), entry["rounds"], "o", color="0.25", markersize=3)
         axes.hlines(
-            bound, x - 0.5, x + 0.5, color="tab:red", linewidth=1.5, label="limit of matrix products" * (x == 0)
+            bound, x - 0.5, x + 0.5, color="tab:red", linewidth=1.5, label="ceiling by matrix products" * (x == 0)
         )
         axes.annotate(f"{rate:.2f}\n{entry['share_of_ceiling']:.0%}", (x, max(rate, *entry["rounds"]) + 0.01 * top), ha="center", va="bottom")  # fmt: skip
     axes.set_xticks(range(len(entries)), [SYSTEMS[name].label for name in entries])
@@ -293,7 +292,7 @@ def draw(figures: dict, path: Path) -> None:
 
 
 def where(figures: dict) -> str:
-    """The accelerator, or the processor where there is none."""
+    """The accelerator, or the processor if there is none."""
     accelerators = {entry.get("device", "") for entry in figures["systems"].values()} - {"", "cpu"}
     named = sorted(name for name in accelerators if not name.endswith("threads"))
     machine = figures["machine"]
@@ -313,19 +312,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="scored pairs, as rapo train reads them")
     parser.add_argument("--pairs", type=int, default=128, help="pairs in the optimizer batch (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each (default %(default)s)")
-    parser.add_argument("--systems", default="ours,trl,tunix", help=f"of {', '.join(SYSTEMS)} (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each system (default %(default)s)")
+    parser.add_argument(
+        "--systems", default="ours,trl,tunix", help=f"some of {', '.join(SYSTEMS)} (default %(default)s)"
+    )
     parser.add_argument("--model", help="a Hugging Face directory (default: a random Llama)")
-    parser.add_argument("--size", default="25m", help="of the random Llama: 25m, 1b or 8b (default %(default)s)")
-    parser.add_argument("--chat-template", help="for a tokenizer without one: plain, chatml, zephyr or a .jinja file")
+    parser.add_argument("--size", default="25m", help="size of the random Llama: 25m, 1b or 8b (default %(default)s)")
+    parser.add_argument("--chat-template", help="for tokenizers without one: plain, chatml, zephyr or a .jinja file")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and response")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--seed", type=int, default=0, help="which pairs (default %(default)s)")
-    parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PATH", help="where it is installed")
-    parser.add_argument("--options", action="append", default=[], metavar="SYSTEM=ARGUMENTS", help="of its worker")
-    parser.add_argument("--directory", type=Path, help="new; where model, batch and logs are left (default: nowhere)")
-    parser.add_argument("--out", type=Path, help="where the figures go as JSON")
-    parser.add_argument("--picture", type=Path, help="where the picture goes")
+    parser.add_argument("--seed", type=int, default=0, help="selects the pairs (default %(default)s)")
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="SYSTEM=PATH", help="Python of its environment"
+    )
+    parser.add_argument(
+        "--options", action="append", default=[], metavar="SYSTEM=ARGUMENTS", help="further arguments of its worker"
+    )
+    parser.add_argument("--directory", type=Path, help="new directory that keeps model, batch and logs (default: none)")
+    parser.add_argument("--out", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--picture", type=Path, help="write the picture there")
     options = parser.parse_args(arguments)
     options.systems = options.systems.split(",")
     unknown = [name for name in options.systems if name not in SYSTEMS]

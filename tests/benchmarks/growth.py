@@ -1,12 +1,11 @@
-"""How the cost of our training step grows: with the model, the row, the number of pairs and the vocabulary.
+"""How the cost of our training step grows with model, row length, number of pairs and vocabulary.
 
     python tests/benchmarks/growth.py --out growth.json --picture growth.png
 
-Each point compiles the step of one configuration, runs it on random tokens and notes the median time of a step, the
-temporary memory that the compiled step asks for beside its state, and its tokens. Rows are full. What to expect: time
-grows in proportion to weights and to tokens; rows of a constant number of tokens in all cost little more when they are
-longer; memory grows with the vocabulary only by a few matrices of the size [V, D] (gradients, and what the optimizer makes
-of them), since no logits are held.
+Each point compiles the step of one configuration, runs it on random tokens in full rows, and records the median time of a
+step, the temporary memory of the compiled step beside its state, and its tokens. Expect time in proportion to weights and
+tokens; little more time for longer rows at a constant number of tokens; and memory that grows with the vocabulary only by a
+few [V, D] matrices (gradients and optimizer updates), since logits are not stored.
 """
 
 import argparse
@@ -36,7 +35,7 @@ NAN, MIB = float("nan"), 2**20
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration: pairs of `pair_tokens` tokens, a quarter of them the prompt, fill rows of `row_length`."""
+    """A configuration. Pairs of `pair_tokens` tokens, a quarter of them prompt, fill rows of `row_length`."""
 
     width: int = 256
     layers: int = 4
@@ -92,7 +91,7 @@ def random_groups(point: Point) -> list[Group]:
 def measure(point: Point, *, dtype: str, num_steps: int) -> dict:
     config = from_dict(
         {
-            "model": {"dtype": dtype, "remat": "mlp"},  # "none" would keep the logits
+            "model": {"dtype": dtype, "remat": "mlp"},  # "none" would store the logits
             "train": {"batch_size": point.pairs, "max_steps": num_steps + 1},
             "rows": {"length": point.row_length},
         }
@@ -118,7 +117,7 @@ def measure(point: Point, *, dtype: str, num_steps: int) -> dict:
         "seconds": statistics.median(seconds[1:]),
         "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / MIB,
         "vocabulary_gradients_mib": 2 * 4 * spec.V * spec.D / MIB,
-        "logits_mib": 4 * plan.shape.B * plan.shape.S * spec.V / MIB,  # of a microbatch, were they held
+        "logits_mib": 4 * plan.shape.B * plan.shape.S * spec.V / MIB,  # of a microbatch, if they were stored
         "microbatches": plan.shape.M,
         "real_token_fraction": plan.real_token_fraction,
     }
@@ -148,7 +147,7 @@ def draw(figures: dict, path: Path) -> None:
     vocabulary.plot(
         V, column("vocabulary", "vocabulary_gradients_mib"), "o-", label="gradients of the two [V, D] matrices"
     )
-    vocabulary.plot(V, column("vocabulary", "logits_mib"), "--", color="0.6", label="the logits, were they held")
+    vocabulary.plot(V, column("vocabulary", "logits_mib"), "--", color="0.6", label="the logits, if they were stored")
     vocabulary.set(title="memory by vocabulary", ylabel="MiB", ylim=0, xlim=0)
     for axes in (model, rows, pairs, vocabulary):
         axes.spines[["top", "right"]].set_visible(False)
@@ -158,18 +157,18 @@ def draw(figures: dict, path: Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweeps", default=",".join(SWEEPS), help="which, of %(default)s (default: all)")
+    parser.add_argument("--sweeps", default=",".join(SWEEPS), help="some of %(default)s (default: all)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each point (default %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--out", type=Path, help="where the figures go as JSON")
-    parser.add_argument("--picture", type=Path, help="where the picture of all four sweeps goes")
+    parser.add_argument("--out", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--picture", type=Path, help="write a picture of all four sweeps there")
     options = parser.parse_args(arguments)
     options.sweeps = options.sweeps.split(",")
     unknown = [name for name in options.sweeps if name not in SWEEPS]
     if unknown:
-        parser.error(f"--sweeps {', '.join(unknown)}: unknown; some of {', '.join(SWEEPS)}")
+        parser.error(f"--sweeps {', '.join(unknown)}: unknown; known: {', '.join(SWEEPS)}")
     if options.picture and len(options.sweeps) < len(SWEEPS):
-        parser.error("--picture shows all sweeps; leave --sweeps away")
+        parser.error("--picture shows all sweeps; omit --sweeps")
     return options
 
 

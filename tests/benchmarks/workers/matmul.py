@@ -1,4 +1,4 @@
-"""The machine's ceiling: the fastest large matrix product of jax or torch, GFLOP/s, measured again at every turn."""
+"""The machine's ceiling: GFLOP/s of the fastest large matrix product of jax or torch, measured in every round."""
 
 import argparse
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from turns import Turns, worker_parser
 
-SECONDS = 0.4  # for every shape, at least
+SECONDS = 0.4  # at least, for each shape
 SHAPES = {
     "cpu": [(2048, 2048, 2048), (4096, 2048, 2048), (4096, 384, 1024), (4096, 1024, 384)],
     "gpu": [(4096, 4096, 4096), (8192, 8192, 8192), (16384, 16384, 16384), (16384, 4096, 14336)],
@@ -42,7 +42,7 @@ def with_torch(dtype: str) -> tuple[str, Callable]:
 
 
 def measure(run: Callable[[], object], flops: float) -> float:
-    """The best of several runs."""
+    """GFLOP/s of the fastest of several runs."""
     run()
     best, until = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < until:

@@ -1,8 +1,8 @@
-"""Our training step as `rapo train` runs it: packed shared-prompt rows, one compiled step.
+"""Our training step as `rapo train` runs it: packed rows with shared prompts, one compiled step.
 
-On a processor every core is a device and the mesh data-parallel, as with `rapo train --cpu-devices N mesh.data=-1
-mesh.fsdp=1`. Rows and microbatches have the shapes that a run over all of the data would have, those of the plan unless
-`--set rows.length=2048` and the like override the configuration.
+On a CPU every core is a device in a data-parallel mesh, as with `rapo train --cpu-devices N mesh.data=-1 mesh.fsdp=1`. Rows
+and microbatches have the shapes of a run over all of the data: those that its batch plan chooses, unless --set overrides
+the configuration (`--set rows.length=2048`).
 """
 
 import argparse
@@ -55,7 +55,7 @@ def as_group(number: int, pair: dict) -> Group:
 
 
 def as_in_a_run(groups: list[Group], all_lengths: list[list[int]], config: Config, *, num_row_shards: int) -> BatchPlan:
-    """The plan of one step of `groups` in the shapes that fit every step of an epoch over groups of these lengths."""
+    """The batch plan of one step of `groups`, in shapes that fit every step of an epoch over groups of these lengths."""
     zeros = [[np.zeros(length, np.int32) for length in each] for each in all_lengths]
     every = [Group(p, tuple(r), rewards=(NAN, NAN), side=0, row=row) for row, (p, *r) in enumerate(zeros)]
     epoch = replace(config, train=replace(config.train, max_steps=len(every) // len(groups)))
@@ -101,7 +101,9 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = worker_parser(__doc__)
-    parser.add_argument("--cached", action="store_true", help="of the reference's log-probabilities, filled before")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of our configuration")
-    parser.add_argument("--cpu-devices", type=int, default=os.cpu_count(), metavar="N", help="default: one a core")
+    parser.add_argument(
+        "--cached", action="store_true", help="read the reference's log-probabilities from a cache filled before"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override of our configuration")
+    parser.add_argument("--cpu-devices", type=int, default=os.cpu_count(), metavar="N", help="default: one per core")
     main(parser.parse_args())

@@ -1,13 +1,12 @@
-"""What all systems share: a model directory, one optimizer batch of token ids, and the settings, written once.
+"""Writes what all systems share: a model directory, one optimizer batch of token ids, and settings.
 
     DIR/model/          config.json, safetensors, tokenizer: a random Llama, unless --model names another
-    DIR/batch.jsonl     one pair a line: prompt, chosen, rejected as token ids, and whose reward is the goal
-    DIR/lengths.json    tokens of prompt, chosen and rejected of every pair that the data gives, for what a run must fit
+    DIR/batch.jsonl     one pair per line: prompt, chosen, rejected as token ids, and whose reward is the goal
+    DIR/lengths.json    token counts of prompt, chosen and rejected for every pair of the data
     DIR/settings.json   beta and the optimizer's constants
     DIR/facts.json      tokens and FLOPs of the batch
 
-The rotary base of the random Llama is 1e6 because Tunix's Llama knows no other: whatever its configuration says, it
-computes with 1e6.
+The random Llama's rotary base is 1e6 because Tunix's Llama always computes with 1e6, whatever its configuration says.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from rapo_jax.models.spec import Spec, read_config, spec_from_config
 from rapo_jax.opened import open_for_training
 
 SETTINGS = {"beta": 0.1, "learning_rate": 5e-7, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
-TOKENS = 16_000  # of the tokenizer that is trained on the data
+TOKENS = 16_000  # vocabulary of the tokenizer trained on the data
 EOS, ROLES = "<|end|>", ["<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] + eos_token }}{% endfor %}"
@@ -48,7 +47,7 @@ SIZES = {
 
 
 def random_llama(directory: Path, size: str) -> None:
-    """Config and weights drawn from fixed seeds, one file a layer, several at a time; large ones in bfloat16."""
+    """Writes a config and weights drawn from fixed seeds, one file per layer in parallel; large sizes in bfloat16."""
     V, D, L, N, K, H, F = SIZES[size]
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -99,7 +98,7 @@ def random_llama(directory: Path, size: str) -> None:
 
 
 def train_tokenizer(directory: Path, texts: list[str]) -> None:
-    """A byte-level tokenizer of the data."""
+    """Trains a byte-level tokenizer on the data."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -113,7 +112,7 @@ def train_tokenizer(directory: Path, texts: list[str]) -> None:
 
 
 def texts_of(value: object) -> list[str]:
-    """Every string within a row."""
+    """Every string in a row."""
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -121,7 +120,7 @@ def texts_of(value: object) -> list[str]:
 
 
 def all_groups(options: argparse.Namespace, model_dir: Path) -> list[Group]:
-    """All goal-conditioned preferences that the data gives."""
+    """All goal-conditioned preferences of the data."""
     data = {"path": options.data, "max_length": options.max_length, "max_prompt_length": options.max_length // 2}
     config = from_dict({"data": data | {"chat_template": options.chat_template}})
     opened = open_for_training(model_dir, config)
@@ -133,7 +132,7 @@ def all_groups(options: argparse.Namespace, model_dir: Path) -> list[Group]:
 
 
 def draw_batch(options: argparse.Namespace, groups: list[Group]) -> list[dict]:
-    """The first optimizer batch of a run over them: consecutive batches of a shuffled epoch share out short and long."""
+    """The first optimizer batch of a run over them, in which consecutive batches share short and long pairs evenly."""
     sizes, num_steps = np.array([group.num_tokens for group in groups]), len(groups) // options.pairs
     some = shuffled_steps(sizes, batch_size=options.pairs, num_steps=num_steps, seed=options.seed)[0]
     names = ("prompt", "chosen", "rejected")
@@ -145,7 +144,7 @@ def draw_batch(options: argparse.Namespace, groups: list[Group]) -> list[dict]:
 
 
 def facts(batch: list[dict], spec: Spec) -> dict:
-    """Means over the pairs: tokens, and the useful FLOPs of rapo_jax/accounting.py."""
+    """Means over the pairs: tokens, and useful FLOPs as in rapo_jax/accounting.py."""
     prompts = np.array([len(pair["prompt"]) for pair in batch])
     responses = np.array([[len(pair[name]) for name in ("chosen", "rejected")] for pair in batch])
     work = real_work(prompts, responses, spec.windows)

@@ -1,12 +1,12 @@
 """TRL's DPOTrainer on the same token ids, padded --batch-size pairs at a time and accumulated to the optimizer batch.
 
-The defaults are the fastest found on a CPU. Processor seconds of a step of 8 pairs on one core, TRL 1.16, torch 2.13:
+The defaults are the fastest found on a CPU. Processor seconds for a step of 8 pairs on one core, TRL 1.16, torch 2.13:
 
     batch size 1, sdpa          13.6        batch size 2, by length     15.8
     the same, torch.compile     13.6        batch size 4, by length     30.4   (on two shared cores, where size 1 took
     batch size 1, eager         15.9        batch size 8, by length     61.2    18.4, and 2 took 22.1 or, as given, 27.8)
 
-padding_free is switched off by TRL itself since its refactoring, and DPO has no packing.
+TRL itself disables padding_free in this version, and its DPO has no packing.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from turns import Turns, by_length, pairs, settings, worker_parser
 
 
 class TakesTurns(transformers.TrainerCallback):
-    """Every optimizer step waits for its turn; TRL's metrics, logged after it, are the answer."""
+    """Makes every optimizer step wait for its turn. TRL's metrics, logged after it, are the answer."""
 
     def __init__(self, turns: Turns, facts: dict):
         self.turns, self.facts = turns, facts
@@ -49,7 +49,7 @@ def make_trainer(options: argparse.Namespace, rows: list[dict]) -> trl.DPOTraine
     arguments = trl.DPOConfig(
         output_dir=str(options.directory / "trl"),
         beta=common["beta"],
-        max_length=None,  # cut already
+        max_length=None,  # already truncated
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=len(rows) // options.batch_size,
         train_sampling_strategy="sequential",
@@ -80,7 +80,7 @@ def make_trainer(options: argparse.Namespace, rows: list[dict]) -> trl.DPOTraine
     turn = lambda role: [{"role": role, "content": "?"}]  # noqa: E731
     placeholder = {"prompt": turn("user"), "chosen": turn("assistant"), "rejected": turn("assistant")}
     trainer = trl.DPOTrainer(
-        model=load("float32"),  # what is trained; autocast computes in --dtype
+        model=load("float32"),  # master weights; autocast computes in --dtype
         ref_model=load(options.dtype),
         args=arguments,
         train_dataset=datasets.Dataset.from_list([placeholder]),
@@ -111,7 +111,9 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = worker_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=1, help="pairs padded together (default %(default)s)")
-    parser.add_argument("--order", default="length", choices=("length", "given"), help="of the pairs in the batch")
+    parser.add_argument(
+        "--order", default="length", choices=("length", "given"), help="order of the pairs in the batch"
+    )
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager, flash_attention_2, ... (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--liger", action="store_true", help="Liger's kernels for norms, rotations and the MLP")

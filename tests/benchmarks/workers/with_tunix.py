@@ -1,13 +1,12 @@
 """Tunix's DPOTrainer on the same token ids: TrainingInput of padded ids and masks, gradients accumulated by MultiSteps.
 
-Tunix compiles for the shape that it is fed, and itself pads every pair of a run to max_prompt_length and
-max_response_length, without which it takes no texts. Here these are the least that cut nothing: the longest prompt and the
-longest response of the data. To those who tokenize themselves it allows other shapes, each of which it compiles for:
---fit batch pads to the longest of this one batch; with --buckets, too, pairs are sorted by length first and cut into that
-many groups of one shape each.
+Tunix compiles once per input shape. Given text, it requires max_prompt_length and max_response_length and pads every pair to
+them; here they are the smallest that truncate nothing, the longest prompt and response of the data. Users who tokenize
+themselves may choose other shapes, each compiled separately: --fit batch pads to the longest of this batch, and --buckets
+sorts pairs by length and gives each bucket its own shape.
 
-The defaults are the fastest found on a CPU. Processor seconds of a step of 4 pairs on one core, fitted to them, Tunix 0.1.7:
-batch size 1 34.7, batch size 2 38.2; in 4 buckets 18.3.
+The defaults are the fastest found on a CPU. Processor seconds for a step of 4 pairs on one core, padded to their longest,
+Tunix 0.1.7: batch size 1 34.7, batch size 2 38.2; in 4 buckets 18.3.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from tunix.models.llama3.params import create_model_from_safe_tensors
 from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainingInput
 from turns import Turns, by_length, lengths, pairs, settings, worker_parser
 
-TUNIX_ROPE_THETA = 1_000_000  # hard-wired in apply_rope; what a configuration says is not read
+TUNIX_ROPE_THETA = 1_000_000  # hard-coded in apply_rope; the configuration's value is not read
 
 
 def load_model(options: argparse.Namespace, mesh: jax.sharding.Mesh) -> llama3.Llama3:
@@ -63,7 +62,7 @@ def padded(rows: list[list[int]], length: int, *, left: bool) -> tuple[np.ndarra
 def microbatches(
     rows: list[dict], *, batch_size: int, num_buckets: int, length: dict[str, int] | None
 ) -> list[TrainingInput]:
-    """`length` is that of prompts and of responses; None = the longest of each bucket."""
+    """`length` gives the padded lengths of prompts and responses; None pads to the longest of each bucket."""
     if len(rows) % (batch_size * num_buckets):
         raise SystemExit(f"--batch-size {batch_size} times --buckets {num_buckets} must divide the {len(rows)} pairs.")
     made = []
@@ -117,7 +116,7 @@ def main(options: argparse.Namespace) -> None:
     }
 
     def stream() -> Iterator[TrainingInput]:
-        """The batch once a turn. Tunix asks for the next microbatch when the step before is on its way."""
+        """Yields the batch once per turn. Tunix requests the next microbatch while the previous step is running."""
         for _ in range(options.steps):
             turns.begin()
             yield from parts
@@ -135,7 +134,12 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = worker_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=1, help="pairs in a microbatch (default %(default)s)")
-    parser.add_argument("--fit", default="run", choices=("run", "batch"), help="to whose longest (default %(default)s)")
-    parser.add_argument("--buckets", type=int, default=1, help="shapes that pairs are padded to (default %(default)s)")
+    parser.add_argument(
+        "--fit",
+        default="run",
+        choices=("run", "batch"),
+        help="pad to the longest of the run or the batch (default %(default)s)",
+    )
+    parser.add_argument("--buckets", type=int, default=1, help="how many padded shapes (default %(default)s)")
     parser.add_argument("--remat", default="NONE", choices=("NONE", "BLOCK", "DECODER"), help="default %(default)s")
     main(parser.parse_args())
