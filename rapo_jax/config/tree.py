@@ -75,9 +75,9 @@ class Columns:
 class SourceOptions:
     """One of several data sources."""
 
-    path: str = key("", ".jsonl, .parquet, a datasets directory, or a hub id", affects="tokens")
-    split: str = key("train", "which split, where the source has splits", affects="tokens")
-    revision: str = key("", "branch, tag or commit of a hub id", affects="tokens")
+    path: str = key("", ".jsonl, .parquet, a datasets directory, or a hub id", affects="nothing")  # rows are hashed
+    split: str = key("train", "which split, where the source has splits", affects="nothing")
+    revision: str = key("", "branch, tag or commit of a hub id", affects="nothing")
     name: str = key("", 'name of the source; "" takes it from the column `source`', affects="tokens")
     weight: float | None = key(
         None, "share of the mixture relative to the others; null takes all rows", affects="tokens", allowed=POSITIVE

@@ -1,49 +1,75 @@
 """What a checkpoint or a reference cache belongs to: hashes of model, tokenizer and data, and the settings that matter.
 
-A run resumes only where its identity is that of its checkpoint; the message names every difference.
+A run resumes only where its identity is that of its checkpoint; the message names every difference. Where files lie
+may change: their content is hashed.
 """
 
 import hashlib
 import json
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rapo_jax import __version__
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.checkpoint import fingerprint
-from rapo_jax.config.files import as_dict
+from rapo_jax.config.keys import affects
 from rapo_jax.config.tree import Config
+from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.errors import UserError
 from rapo_jax.models.spec import identity_fields
+from rapo_jax.runs.settings import Change, changes, not_default, settings_of
 from rapo_jax.runs.setup import Setup
 
-# What may differ between a run and its resumption: it changes no update, or the fingerprints decide.
-MAY_CHANGE = ("run_dir", "mesh.", "rows.", "reference.cache")
-MAY_CHANGE += tuple(f"model.{key}" for key in ("path", "remat", "scan_layers", "attention"))
-MAY_CHANGE += tuple(f"data.{key}" for key in ("path", "eval_path", "eval_split", "eval_rewards", "split", "revision"))
-MAY_CHANGE += tuple(
-    f"train.{key}" for key in ("log_every", "eval_every", "save_every", "keep_", "wandb", "max_skipped", "profile")
-)
+HASHES = ("model", "tokenizer", "data")
+DECIDES = ("model.dtype", "scored")  # the settings that change log-probabilities of the same weights and tokens
 
 
-def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> dict:
-    """What a checkpoint of this run belongs to: hashes of model, tokenizer and data, and the settings."""
+@dataclass(frozen=True)
+class Identity:
+    """SHA-256 of the starting weights, of the tokenizer, of rows and scores as read, of all that the step sees; settings
+    by dotted key. `given` names the settings that are not at their defaults; None where a record does not say."""
+
+    model: str
+    tokenizer: str
+    data: str
+    tokens: str
+    settings: dict[str, Any]
+    given: list[str] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What is written down of it."""
+        return vars(self) | {"given": not_default(self.settings)}
+
+
+def recorded(record: dict[str, Any]) -> Identity:
+    """The identity of a record that this or another version wrote; fields of a later version are skipped."""
+    missing = [name for name in (*HASHES, "tokens", "settings") if name not in record]
+    if missing:
+        raise UserError(f"the record of what a run or cache belongs to lacks {', '.join(missing)}; it is damaged.")
+    return Identity(**{name: record.get(name) for name in Identity.__dataclass_fields__})
+
+
+def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity:
+    """The identity of a run: what its checkpoints belong to."""
     tokenizer = setup.tokenizer.backend_tokenizer.to_str() + str(setup.tokenizer.chat_template)
-    return {
-        "model": model_identity(setup, parameters),
-        "tokenizer": sha256(tokenizer),
-        "data": data.source_fingerprint,
-        "tokens": data.fingerprint,
-        "settings": settings(setup.config),
-    }
+    return Identity(
+        model=model_identity(setup, parameters),
+        tokenizer=sha256(tokenizer),
+        data=data.source_fingerprint,
+        tokens=data.fingerprint,
+        settings=settings_of(setup.config),
+    )
 
 
-def reference_identity(identity: dict, data: pipeline.Dataset, config: Config) -> dict:
-    """What log-probabilities of these groups depend on: weights, tokens, and the arithmetic. Of the settings, those that
-    make tokens, to say what changed when the tokens did."""
-    makes_tokens = ("data.max_", "data.chat_template", "relabel.", "model.dtype")
-    kept = {key: value for key, value in identity["settings"].items() if key.startswith(makes_tokens)}
+def reference_identity(run: Identity, data: pipeline.Dataset, config: Config) -> Identity:
+    """What the reference's log-probabilities of these groups belong to: weights, tokens and arithmetic.
+
+    Settings that make tokens are recorded to say what changed when the tokens did; they decide nothing.
+    """
+    kept = {key: value for key, value in run.settings.items() if key == "model.dtype" or affects(key) == "tokens"}
     kept["scored"] = what_is_scored(config)
-    return identity | {"data": data.source_fingerprint, "tokens": data.fingerprint, "settings": kept}
+    return replace(run, data=data.source_fingerprint, tokens=data.fingerprint, settings=kept)
 
 
 def model_identity(setup: Setup, parameters: dict) -> str:
@@ -55,42 +81,40 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def settings(config: Config) -> dict:
-    """The configuration by dotted key, without what may change, and without `lora` where there is none."""
-    leaves = {}
-
-    def walk(tree: dict, where: str) -> None:
-        for key, value in tree.items():
-            walk(value, f"{where}{key}.") if isinstance(value, dict) else leaves.update({where + key: value})
-
-    walk(as_dict(config), "")
-    unread = MAY_CHANGE if config.lora.rank is not None else (*MAY_CHANGE, "lora.")
-    return {key: value for key, value in leaves.items() if not key.startswith(unread)}
-
-
-def refuse_changes(before: dict, step: int, identity: dict, setup: Setup) -> None:
-    """Raises UserError naming everything that differs from what the checkpoint was trained with."""
-    changed = differences(before, identity, origins(setup.config, "train"))
-    if changed:
+def refuse_changes(record: dict[str, Any], step: int, identity: Identity, setup: Setup) -> None:
+    """Raises UserError naming everything that differs from what the checkpoint of this step was trained with."""
+    before = recorded(record)
+    changed = changes(before.settings, identity.settings, given=before.given)
+    said = in_words(before, identity, changed, origins(setup.config, "train"))
+    if said:
         raise UserError(
-            f"{setup.run_dir} was trained up to step {step} with something else; changed: {'; '.join(changed)}. "
+            f"{setup.run_dir} was trained up to step {step} with something else; changed: {'; '.join(said)}. "
             f"Undo the change, or choose another run_dir. Nothing was overwritten."
         )
 
 
-def origins(config: Config, name: str) -> dict[str, str]:
-    """Where the parts of an identity come from."""
-    data = config.data.path if name == "train" else config.data.eval_path
+def reference_differences(record: dict[str, Any], identity: Identity, config: Config, part: Part) -> list[str]:
+    """In words, what differs between what cached log-probabilities belong to and what is asked for; [] where they fit."""
+    before = recorded(record)
+    both = before.settings.keys() & identity.settings.keys()  # an older version recorded fewer
+    now = {key: value for key, value in identity.settings.items() if key in both}
+    changed = changes({key: before.settings[key] for key in both}, now, given=before.given)
+    fits = all(getattr(before, name) == getattr(identity, name) for name in (*HASHES, "tokens"))
+    if fits and not any(change.key in DECIDES for change in changed):
+        return []
+    return in_words(before, identity, changed, origins(config, part))
+
+
+def in_words(before: Identity, now: Identity, changed: list[Change], places: dict[str, str]) -> list[str]:
+    """The differences between two identities; `places` are where model, tokenizer and data come from."""
+    said = [f"the {name} ({places[name]})" for name in HASHES if getattr(before, name) != getattr(now, name)]
+    said += [str(change) for change in changed]
+    if not said and before.tokens != now.tokens:
+        return [f"the tokenization (another version of rapo_jax? this is {__version__})"]
+    return said
+
+
+def origins(config: Config, part: Part) -> dict[str, str]:
+    """Where model, tokenizer and data of a run come from."""
+    data = ", ".join(source.options.path for source in sources_of_part(config, part))
     return {"model": config.model.path, "tokenizer": config.model.path, "data": data}
-
-
-def differences(before: dict, identity: dict, places: dict[str, str]) -> list[str]:
-    """In words, what differs between two identities."""
-    changed = [f"the {what} ({path})" for what, path in places.items() if before[what] != identity[what]]
-    old, new = before["settings"], identity["settings"]
-    changed += [
-        f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in sorted(old | new) if old.get(key) != new.get(key)
-    ]
-    if not changed and before["tokens"] != identity["tokens"]:
-        changed = [f"the tokenization (another version of rapo_jax? this is {__version__})"]
-    return changed

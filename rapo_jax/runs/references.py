@@ -11,7 +11,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.distributed import say
 from rapo_jax.parallel import matmul_precision
 from rapo_jax.reference_pass import fill
-from rapo_jax.runs.identity import differences, origins, reference_identity
+from rapo_jax.runs.identity import Identity, reference_differences, reference_identity
 from rapo_jax.runs.setup import Setup
 from rapo_jax.train.reference import Column
 
@@ -19,7 +19,7 @@ from rapo_jax.train.reference import Column
 def cached_references(
     setup: Setup,
     parameters: dict,
-    identity: dict,
+    identity: Identity,
     plan: BatchPlan,
     data: pipeline.Dataset,
     held_out: dict[str, pipeline.Dataset],
@@ -50,9 +50,11 @@ def cached_references(
     return columns
 
 
-def open_column(config: Config, name: str, data: pipeline.Dataset, identity: dict) -> Column:
+def open_column(config: Config, name: str, data: pipeline.Dataset, identity: Identity) -> Column:
+    """The cache's column of a data set. Raises UserError where it belongs to something else."""
     shape = (len(data.groups), num_branches(data.groups))
     belongs_to = reference_identity(identity, data, config)
-    column = Column(Path(config.reference.cache), name, shape=shape, identity=belongs_to)
-    column.open(lambda before, now: differences(before, now, origins(config, name)))
+    column = Column(Path(config.reference.cache), name, shape=shape, identity=belongs_to.record())
+    part = "train" if name == "train" else "eval"
+    column.open(lambda before, _: reference_differences(before, belongs_to, config, part))
     return column

@@ -20,7 +20,7 @@ from rapo_jax.distributed import say
 from rapo_jax.errors import UserError
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
 from rapo_jax.runs.announce import announce, write_records
-from rapo_jax.runs.identity import identify, refuse_changes
+from rapo_jax.runs.identity import Identity, identify, refuse_changes
 from rapo_jax.runs.references import cached_references
 from rapo_jax.runs.setup import Setup, load_held_out, load_training, set_up, starting_parameters
 from rapo_jax.train.journal import Journal, last_record
@@ -107,7 +107,7 @@ def read_inputs(setup: Setup) -> Inputs:
     return Inputs(data, held_out, plan)
 
 
-def starting_state(setup: Setup, first: dict | None, store: Store, identity: dict) -> tuple[State, int | None]:
+def starting_state(setup: Setup, first: dict | None, store: Store, identity: Identity) -> tuple[State, int | None]:
     """The state of the newest sound checkpoint and its step, or that of the parameters `first`, and None.
 
     Damaged checkpoints are set aside. Raises UserError where the checkpoint belongs to something else.
@@ -125,7 +125,7 @@ def starting_state(setup: Setup, first: dict | None, store: Store, identity: dic
     return restored.state, restored.step
 
 
-def make_run(setup: Setup, inputs: Inputs, identity: dict, columns: dict[str, np.ndarray]) -> Run:
+def make_run(setup: Setup, inputs: Inputs, identity: Identity, columns: dict[str, np.ndarray]) -> Run:
     """What the loop needs: compiled steps, batches and costs."""
     config, plan, groups = setup.config, inputs.plan, inputs.data.groups
     return Run(
@@ -138,7 +138,7 @@ def make_run(setup: Setup, inputs: Inputs, identity: dict, columns: dict[str, np
         num_groups=len(groups),
         costs=step_costs(inputs.data, plan, setup),
         evaluations={name: evaluation_of(setup, held, columns.get(name)) for name, held in inputs.held_out.items()},
-        identity=identity,
+        identity=identity.record(),
     )
 
 

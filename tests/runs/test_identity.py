@@ -1,0 +1,127 @@
+"""What a run belongs to: which changes stop it from resuming, in words, and which do not."""
+
+from dataclasses import replace
+
+import pytest
+
+from rapo_jax.config.files import from_dict
+from rapo_jax.runs.identity import Identity, in_words, origins, recorded, reference_differences
+from rapo_jax.runs.settings import changes, not_default, settings_of
+
+DATA = {"path": "pairs.jsonl", "eval_fraction": 0.1}
+IDENTITY = Identity(model="m", tokenizer="t", data="d", tokens="k", settings={})
+
+
+def settings(**sections):
+    return settings_of(from_dict({"data": DATA} | sections))
+
+
+def said(before, now, *, given=None):
+    return [str(change) for change in changes(before, now, given=given)]
+
+
+def test_a_run_of_a_version_with_fewer_keys_resumes():
+    """Breaks: every new key ends every run that is under way."""
+    now = settings()
+    before = {key: value for key, value in now.items() if key not in ("data.pairs", "optimizer.b2", "objective.beta")}
+    assert said(before, now) == []
+
+
+def test_a_new_key_that_is_set_is_a_change():
+    """Breaks: half a run is trained without what the other half has."""
+    before = {key: value for key, value in settings().items() if key != "optimizer.b2"}
+    assert said(before, settings(optimizer={"b2": 0.95})) == ["optimizer.b2 (0.999 -> 0.95)"]
+
+
+def test_a_run_of_a_later_version_resumes_unless_a_key_of_its_own_is_set():
+    """Breaks: who goes back one version cannot go on, or goes on with something else."""
+    later = settings() | {"optimizer.b3": 0.5, "data.colour": "blue"}
+    given = [*not_default(settings()), "data.colour"]
+    assert said(later, settings(), given=given) == ["data.colour ('blue' -> None)"]
+
+
+def test_a_record_of_all_settings_with_its_nulls_and_lists_is_the_same_run():
+    """Breaks: runs of the first version, whose records hold every option of every loss, cannot go on."""
+    added = {"name": "sft", "weight": 0.5, "plus": [], "beta": None, "best_goal_weight": 0.0, "gamma": None}
+    before = settings(objective={"name": "simpo", "gamma": 0.3}) | {
+        "objective.plus": [added],
+        "objective.delta": None,
+        "objective.label_smoothing": None,
+        "data.sources": [],
+        "objective.length_weight": None,
+    }
+    now = settings(objective={"name": "simpo", "gamma": 0.3, "plus": [{"name": "sft", "weight": 0.5}]})
+    assert said(before, now) == []
+    other = settings(objective={"name": "simpo", "gamma": 0.3, "plus": [{"name": "sft", "weight": 0.7}]})
+    assert said(before, other) == ["objective.plus[0].weight (0.5 -> 0.7)"]
+
+
+def test_a_default_that_another_version_changed_is_a_change():
+    """Breaks: a run goes on with another version's default, unsaid."""
+    assert said(settings() | {"optimizer.b2": 0.9}, settings(), given=[]) == ["optimizer.b2 (0.9 -> 0.999)"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"run_dir": "elsewhere", "mesh": {"tensor": 2}, "rows": {"length": 64}, "train": {"log_every": 7}},
+        {"model": {"path": "elsewhere", "remat": "none"}, "data": DATA | {"path": "elsewhere.jsonl"}},
+    ],
+)
+def test_what_changes_nothing_that_is_trained_is_no_setting_of_it(changed):
+    """Breaks: a run cannot be moved to another directory, mesh or machine."""
+    assert settings(**changed) == settings()
+
+
+def test_data_may_move_whether_it_is_one_source_or_several():
+    """Breaks: a run on several sources is tied to the directories it was started from, one on a single source is not."""
+    here, there = (
+        settings(data={"sources": [{"path": f"{place}/a.jsonl", "weight": 2.0}, {"path": f"{place}/b.jsonl"}]})
+        for place in ("here", "there")
+    )
+    assert said(here, there) == []
+    other = settings(data={"sources": [{"path": "a.jsonl", "weight": 3.0}, {"path": "b.jsonl"}]})
+    assert said(here, other) == ["data.sources[0].weight (2.0 -> 3.0)"]
+
+
+def test_lora_counts_only_where_adapters_are_trained():
+    """Breaks: an unused section stops a run, or adapters of another rank do not."""
+    assert not [key for key in settings() if key.startswith("lora.")]
+    assert said(settings(lora={"rank": 4}), settings(lora={"rank": 8})) == ["lora.rank (4 -> 8)"]
+    assert said(settings(lora={"rank": 4}), settings()) == ["lora.rank (4 -> None)"]
+
+
+@pytest.mark.parametrize(
+    ("data", "part", "place"),
+    [
+        (DATA, "train", "pairs.jsonl"),
+        (DATA, "eval", "pairs.jsonl"),
+        ({"path": "pairs.jsonl", "eval_path": "held_out.jsonl"}, "eval", "held_out.jsonl"),
+        ({"sources": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]}, "train", "a.jsonl, b.jsonl"),
+    ],
+)
+def test_a_message_names_where_the_data_that_changed_come_from(data, part, place):
+    """Breaks: "the data ()" changed."""
+    places = origins(from_dict({"data": data}), part)
+    assert in_words(IDENTITY, replace(IDENTITY, data="other"), [], places) == [f"the data ({place})"]
+
+
+def test_a_record_that_lacks_a_hash_is_damaged():
+    """Breaks: a traceback in place of a sentence."""
+    with pytest.raises(ValueError, match="lacks data, settings; it is damaged"):
+        recorded({"model": "m", "tokenizer": "t", "tokens": "k"})
+    assert recorded(IDENTITY.record() | {"of_a_later_version": 1}).model == "m"
+
+
+def test_cached_log_probabilities_fit_whatever_gives_the_same_weights_tokens_and_arithmetic():
+    """Breaks: a cache is computed again because a setting was spelt out; or used for another dtype."""
+    kept = {"data.schema": "auto", "relabel.goal_max": 10.0, "model.dtype": "float32", "scored": "responses"}
+    before, config = replace(IDENTITY, settings=kept).record(), from_dict({"data": DATA})
+    spelt_out = replace(IDENTITY, settings=kept | {"data.schema": "pairs"})
+    assert reference_differences(before, spelt_out, config, "train") == []
+    texts = replace(spelt_out, tokens="other")
+    assert reference_differences(before, texts, config, "train") == ["data.schema ('auto' -> 'pairs')"]
+    rounded = replace(IDENTITY, settings=kept | {"model.dtype": "bfloat16"})
+    assert reference_differences(before, rounded, config, "train") == ["model.dtype ('float32' -> 'bfloat16')"]
+    prompts_too = replace(IDENTITY, settings=kept | {"scored": "prompt_too"})
+    assert reference_differences(before, prompts_too, config, "eval") == ["scored ('responses' -> 'prompt_too')"]
