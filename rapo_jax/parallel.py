@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rapo_jax.batch import LETTERS, Batch
 from rapo_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -112,6 +113,14 @@ def global_array(mesh: Mesh, letters: str, local: np.ndarray, *, num_rows: int) 
     """A global array from this process's rows. The dimension with letter B holds `my_rows` of `num_rows` rows."""
     shape = tuple(num_rows if letter == "B" else size for letter, size in zip(letters, local.shape, strict=True))
     return jax.make_array_from_process_local_data(sharding(mesh, letters, shape), local, global_shape=shape)
+
+
+def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
+    """A batch of global arrays from this process's rows; `num_rows` rows are in a microbatch of all processes."""
+    arrays = {name: np.asarray(getattr(batch, name)) for name in LETTERS}
+    return Batch(
+        **{name: global_array(mesh, LETTERS[name], array, num_rows=num_rows) for name, array in arrays.items()}
+    )
 
 
 def from_slices(

@@ -156,14 +156,6 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
 
 
-def plan_reference(groups: Sequence[Group], members: np.ndarray, config: Config, *, num_row_shards: int) -> BatchPlan:
-    """Rows of `members`, one microbatch a step, for a pass whose results are wanted group by group."""
-    whole = pack_steps(groups, [members], config, num_row_shards=num_row_shards)
-    (rows,), B = whole.steps, whole.shape.B
-    steps = [rows[start : start + B] for start in range(0, len(rows), B)]
-    return replace(whole, steps=steps, shape=replace(whole.shape, M=1))
-
-
 def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> BatchPlan:
     """Every group once, in order."""
     steps = sequential_steps(len(groups), batch_size=config.train.batch_size)

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, num_branches
+from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import say
-from rapo_jax.parallel import matmul_precision
-from rapo_jax.reference_pass import fill
+from rapo_jax.distributed import is_first
+from rapo_jax.errors import UserError
+from rapo_jax.passes.column import Column, Mismatch
+from rapo_jax.passes.forward_pass import Weights, fill, pass_options
 from rapo_jax.runs.identity import Identity, reference_differences, reference_identity
 from rapo_jax.runs.setup import Setup
-from rapo_jax.train.reference import Column
 
 
 def cached_references(
@@ -30,23 +30,21 @@ def cached_references(
     UserError when the cache belongs to something else.
     """
     config, columns = setup.config, {}
+    model = Weights(setup.spec, parameters, setup.mesh)
+    options = pass_options(config, setup.spec.base, setup.mesh, scored=what_is_scored(config))
     needed = {"train": np.unique([member for rows in plan.steps for row in rows for member in row])}
     needed |= {name: np.arange(len(dataset.groups)) for name, dataset in held_out.items()}
     for name, dataset in ({"train": data} | held_out).items() if config.reference.cache else ():
-        column = open_column(config, name, dataset, identity) if jax.process_index() == 0 else None
-        with matmul_precision(config.model.dtype):
-            columns[name] = fill(
-                column,
-                dataset.groups,
-                needed[name],
-                parameters,
-                config=config,
-                spec=setup.spec,
-                mesh=setup.mesh,
-                what=f"reference of {name}",
-                where=config.reference.cache,
-                say=say,
-            )
+        column = open_column(config, name, dataset, identity) if is_first() else None
+        columns[name] = fill(
+            model,
+            dataset.groups,
+            options,
+            column=column,
+            needed=needed[name],
+            said=f"reference of {name}",
+            place=config.reference.cache,
+        )
     return columns
 
 
@@ -54,7 +52,16 @@ def open_column(config: Config, name: str, data: pipeline.Dataset, identity: Ide
     """The cache's column of a data set. Raises UserError where it belongs to something else."""
     shape = (len(data.groups), num_branches(data.groups))
     belongs_to = reference_identity(identity, data, config)
-    column = Column(Path(config.reference.cache), name, shape=shape, identity=belongs_to.record())
-    part = "train" if name == "train" else "eval"
-    column.open(lambda before, _: reference_differences(before, belongs_to, config, part))
+    directory, part = Path(config.reference.cache), "train" if name == "train" else "eval"
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"reference.cache={directory} is a file; it must be a directory.")
+    column = Column(directory, name, shape=shape, identity=belongs_to.record())
+    try:
+        column.open(lambda before, _: not reference_differences(before, belongs_to, config, part))
+    except Mismatch as other:
+        changed = reference_differences(other.before, belongs_to, config, part)
+        raise UserError(
+            f"reference.cache={directory} holds log-probabilities of something else; changed: {'; '.join(changed)}. "
+            f"Choose another reference.cache, or remove this directory. Nothing was overwritten."
+        ) from other
     return column

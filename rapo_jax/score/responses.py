@@ -24,17 +24,18 @@ from rapo_jax.chat.encoding import Encoded, Item, encode_all
 from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.chat.templates import load_tokenizer
 from rapo_jax.checkpoint import fingerprint
-from rapo_jax.config.tree import Config, Objective
+from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import read_source, sources_of_part
 from rapo_jax.data.need import Need
+from rapo_jax.distributed import is_first
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, require_vocabulary, spec_from_config
-from rapo_jax.parallel import make_mesh, matmul_precision
-from rapo_jax.reference_pass import fill
-from rapo_jax.train.reference import Column
+from rapo_jax.parallel import make_mesh
+from rapo_jax.passes.column import Column, Mismatch
+from rapo_jax.passes.forward_pass import Weights, fill, pass_options
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,10 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
         raise UserError(
             f"objective.name={config.objective.name} has no beta, by which implicit rewards are multiplied."
         )
-    how = replace(config, objective=Objective(name="bradley_terry" if spec.scored else "dpo"))
     numbers = []
     for name, place in {"policy": directory, "reference": against}.items():
         if place is not None:
-            numbers.append(one_pass(name, place, groups, kept, how, say=say)[:, 1:])
+            numbers.append(one_pass(name, place, groups, kept, config)[:, 1:])
     rewards_GC = numbers[0] if spec.scored else beta * (numbers[0] - numbers[1])
     rewards = [tuple(row[: len(record.responses)].tolist()) for row, record in zip(rewards_GC, records, strict=True)]
     origin = {"kind": "reward_model", "model": model}
@@ -172,10 +172,8 @@ def one_by_one(item: Item, encode: Callable[[list[Item]], list[Encoded | None]])
     return replace(alone[0], responses=responses, response_tokens_cut=cut)
 
 
-def one_pass(
-    name: str, directory: Path, groups: list[Group], kept: Path, config: Config, *, say: Callable[[str], None]
-) -> np.ndarray:
-    """What one model says of all branches, [G, A]."""
+def one_pass(name: str, directory: Path, groups: list[Group], kept: Path, config: Config) -> np.ndarray:
+    """The score (or summed log-probability) of every branch by one model, [G, A]. Raises Interrupted."""
     spec, mesh = spec_from_config(read_config(directory)), mesh_of(config)
     parameters = load_parameters(directory, spec, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
     identity = {
@@ -183,16 +181,32 @@ def one_pass(
         "tokens": fingerprint_of_groups(groups),
         "dtype": config.model.dtype,
     }
-    column = None
-    if jax.process_index() == 0:
-        said = {"holds": "scores", "option": "--out", "said": str(kept)}
-        column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity, **said)
-        column.open(lambda before, now: [key for key in now if before[key] != now[key]])
-    everything = np.arange(len(groups))
-    with matmul_precision(config.model.dtype):
-        return fill(
-            column, groups, everything, parameters, config=config, spec=spec, mesh=mesh, what=name, where=kept, say=say
-        )
+    column = open_column(kept, name, groups, identity) if is_first() else None
+    return fill(
+        Weights(spec, parameters, mesh),
+        groups,
+        pass_options(config, spec, mesh, scored="last" if spec.scored else "responses"),
+        column=column,
+        needed=np.arange(len(groups)),
+        said=name,
+        place=kept,
+    )
+
+
+def open_column(kept: Path, name: str, groups: list[Group], identity: dict) -> Column:
+    """The column of one model's numbers. Raises UserError where it belongs to something else."""
+    if kept.exists() and not kept.is_dir():
+        raise UserError(f"{kept} is a file; it must be a directory.")
+    column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity)
+    try:
+        column.open()
+    except Mismatch as other:
+        changed = [key for key in other.now if other.before.get(key) != other.now[key]]
+        raise UserError(
+            f"{kept} holds scores of something else; changed: {'; '.join(changed)}. "
+            f"Choose another --out, or remove this directory. Nothing was overwritten."
+        ) from other
+    return column
 
 
 def mesh_of(config: Config) -> Mesh:

@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.accounting import mfu
-from rapo_jax.batch import LETTERS, Batch
+from rapo_jax.batch import Batch
 from rapo_jax.checkpoint import Store
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import interruptible
 from rapo_jax.errors import Interrupted, UserError
-from rapo_jax.parallel import global_array
+from rapo_jax.parallel import to_device
 from rapo_jax.train.journal import Journal
 from rapo_jax.train.state import State
 from rapo_jax.train.step import EvaluateStep, TrainStep
@@ -114,12 +114,6 @@ def train(run: Run, state: State, reference: dict, store: Store, journal: Journa
 
 def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
-    """This process's rows as global arrays."""
-    return Batch(**{name: global_array(mesh, letters, np.asarray(getattr(batch, name)), num_rows=num_rows)
-                    for name, letters in LETTERS.items()})  # fmt: skip
 
 
 def report(run: Run, progress: Progress, journal: Journal) -> None:

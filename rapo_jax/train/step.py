@@ -19,7 +19,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.models.decoder import abstract_decoder
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import compiler_options, replicated, sharding
-from rapo_jax.train.forward import forward_of, response_logps
+from rapo_jax.train.forward import Forward, response_logps
 from rapo_jax.train.losses import make_divergence, make_losses
 from rapo_jax.train.metrics import GroupSums
 from rapo_jax.train.microbatches import microbatch, over_microbatches, sum_over_microbatches, zeros_of
@@ -125,10 +125,9 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
-def make_logps_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Callable[[dict, Batch], Array]:
+def make_logps_step(forward: Forward, spec: Spec, mesh: Mesh, shape: Shape) -> Callable[[dict, Batch], Array]:
     """(weights, batch of one microbatch) -> the summed log-probability of every branch, without adapters, float32 [B, P, A]."""
     graph, _ = abstract_decoder(spec.base)
-    forward = forward_of(config, spec.base, mesh)
 
     def logps(parameters: dict, batch: Batch) -> Array:
         return response_logps(graph, parameters, microbatch(batch, 0), forward=forward, remat="none")[0]

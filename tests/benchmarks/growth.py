@@ -23,8 +23,7 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import Group
 from rapo_jax.config.files import from_dict
 from rapo_jax.models.spec import Spec, spec_from_config
-from rapo_jax.parallel import make_mesh, matmul_precision, my_rows, num_row_shards
-from rapo_jax.train.loop import to_device
+from rapo_jax.parallel import make_mesh, matmul_precision, my_rows, num_row_shards, to_device
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, random_parameters

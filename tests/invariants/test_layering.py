@@ -23,7 +23,7 @@ FLOORS = [
     ["batching"],
     ["opened"],
     ["train"],
-    ["passes", "reference_pass"],
+    ["passes"],
     ["generate"],
     ["runs"],
     ["export", "plan", "score"],

@@ -14,8 +14,7 @@ from rapo_jax.generate.decode import Sampling, decode
 from rapo_jax.matrices import MATRICES
 from rapo_jax.models.lora import adapted_spec, merged, with_adapters
 from rapo_jax.models.parameters import parameter_letters, trained_letters
-from rapo_jax.parallel import my_rows, num_row_shards
-from rapo_jax.train.loop import to_device
+from rapo_jax.parallel import my_rows, num_row_shards, to_device
 from rapo_jax.train.losses import make_losses
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference

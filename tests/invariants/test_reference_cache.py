@@ -6,9 +6,10 @@ import signal
 import numpy as np
 import pytest
 
-from rapo_jax import reference_pass
+from rapo_jax.passes import forward_pass
+from rapo_jax.passes.column import Column
 from rapo_jax.runs import setup as opening
-from rapo_jax.train.reference import Column, resident_reference
+from rapo_jax.train.reference import resident_reference
 from tests import tiny
 from tests.tiny import runs
 
@@ -30,7 +31,7 @@ def forbidden(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the reference was computed again")
 
-    monkeypatch.setattr("rapo_jax.reference_pass.run_pass", refuse)
+    monkeypatch.setattr("rapo_jax.passes.forward_pass.run_pass", refuse)
 
 
 def test_a_run_with_the_cache_has_the_metrics_of_one_that_computes_the_reference_in_every_step(filled, undisturbed):
@@ -62,8 +63,8 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(world, filled, tmp_path, m
         computed.extend(members)
 
     monkeypatch.setattr(Column, "write", write_and_count)
-    monkeypatch.setattr("rapo_jax.reference_pass.WRITE_EVERY", 0.0)
-    make = reference_pass.make_logps_step
+    monkeypatch.setattr("rapo_jax.passes.forward_pass.WRITE_EVERY", 0.0)
+    make = forward_pass.make_logps_step
 
     def stop_after_two_calls(*arguments):
         step, calls = make(*arguments), []
@@ -79,12 +80,12 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(world, filled, tmp_path, m
     arguments = world.train(
         tmp_path / "run", f"reference.cache={cache}", "rows.per_shard=1", "mesh.fsdp=1", "mesh.tensor=8"
     )
-    monkeypatch.setattr("rapo_jax.reference_pass.make_logps_step", stop_after_two_calls)
+    monkeypatch.setattr("rapo_jax.passes.forward_pass.make_logps_step", stop_after_two_calls)
     assert tiny.rapo(*arguments) == runs.INTERRUPTED
     assert "what was computed is kept" in capsys.readouterr().out
     first = len(computed)
     assert 0 < first < len(np.load(filled / "cache" / "train.npy"))
-    monkeypatch.setattr("rapo_jax.reference_pass.make_logps_step", make)
+    monkeypatch.setattr("rapo_jax.passes.forward_pass.make_logps_step", make)
     assert tiny.rapo(*arguments) == runs.DONE
     in_evaluations = sum(len(np.load(cache / f"{name}.npy")) for name in ("eval", "eval_plain"))
     in_training = computed[: len(computed) - in_evaluations]
@@ -127,7 +128,7 @@ def test_a_damaged_cache_is_computed_again(damage, filled, world, tmp_path):
         numbers.write_bytes(whole[:-5] if damage == "a cut file" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
     try:
         assert column.is_damaged()
-        column.open(lambda before, now: [])
+        column.open()
         assert np.isnan(column.values).all() and column.values.shape == column.shape
     finally:
         numbers.write_bytes(whole)

@@ -18,9 +18,8 @@ from rapo_jax.batching.batch_plan import BatchPlan, Group
 from rapo_jax.config.files import from_dict
 from rapo_jax.models.files import file_tensors
 from rapo_jax.models.peft import adapter_tensors
-from rapo_jax.parallel import AXES, matmul_precision, my_rows, num_row_shards
+from rapo_jax.parallel import AXES, matmul_precision, my_rows, num_row_shards, to_device
 from rapo_jax.runs.setup import Setup, set_up, starting_parameters
-from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable

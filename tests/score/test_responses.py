@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from rapo_jax.parallel import make_mesh
+from rapo_jax.passes import forward_pass
+from rapo_jax.passes.column import Column
 from rapo_jax.score import responses as scoring
-from rapo_jax.train.reference import Column
 from tests.tiny import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -317,8 +318,8 @@ FEW_A_ROW = ["rows.per_shard=1", "rows.length=256"]
 @pytest.fixture
 def interrupted(world, tmp_path, monkeypatch):
     """The output of a pass that was stopped at the first batch of its first model."""
-    monkeypatch.setattr("rapo_jax.reference_pass.WRITE_EVERY", 0.0)
-    make = scoring.fill.__globals__["make_logps_step"]
+    monkeypatch.setattr("rapo_jax.passes.forward_pass.WRITE_EVERY", 0.0)
+    make = forward_pass.make_logps_step
 
     def stop_at_the_first(*arguments):
         step = make(*arguments)
@@ -331,7 +332,7 @@ def interrupted(world, tmp_path, monkeypatch):
 
     out = tmp_path / "scores.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr("rapo_jax.reference_pass.make_logps_step", stop_at_the_first)
+        patch.setattr("rapo_jax.passes.forward_pass.make_logps_step", stop_at_the_first)
         assert score(world, out, *FEW_A_ROW) == INTERRUPTED
     assert not out.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["scores.jsonl.unfinished"]
     return out

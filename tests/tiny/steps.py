@@ -16,9 +16,8 @@ from rapo_jax.config.tree import Config
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import Spec
-from rapo_jax.parallel import my_rows, num_row_shards
+from rapo_jax.parallel import my_rows, num_row_shards, to_device
 from rapo_jax.train.forward import Forward, response_logps
-from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import State, first_state, trained_shardings

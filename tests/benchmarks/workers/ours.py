@@ -19,11 +19,10 @@ from rapo_jax.batching.batch_plan import BatchPlan, Group
 from rapo_jax.batching.groups import fingerprint_of_groups
 from rapo_jax.config.files import load_config
 from rapo_jax.config.tree import Config
-from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
+from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards, to_device
 from rapo_jax.runs.identity import identify
 from rapo_jax.runs.references import cached_references
 from rapo_jax.runs.setup import set_up, starting_parameters
-from rapo_jax.train.loop import to_device
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import resident_reference
 from rapo_jax.train.state import first_state, trainable

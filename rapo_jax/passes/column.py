@@ -1,0 +1,95 @@
+"""A column: numbers of a data set's prompts and responses on disk, filled once, that outlive the run that needs them.
+
+It knows what its numbers belong to and refuses to be mistaken for another column, but has no words for users: whoever
+opens it explains a `Mismatch`.
+"""
+
+import hashlib
+import operator
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rapo_jax.borders import read_object, shaped, write_json
+
+Record = dict[str, Any]
+
+
+class Mismatch(Exception):
+    """A column belongs to something else; `before` is what it belongs to, `now` what was asked for."""
+
+    def __init__(self, before: Record, now: Record):
+        super().__init__(f"column of {before}, not of {now}")
+        self.before, self.now = before, now
+
+
+@dataclass(frozen=True)
+class ColumnRecord:
+    """NAME.json: what the numbers belong to and, once all are known, their SHA-256."""
+
+    identity: Record
+    sha256: str | None = None
+
+
+class Column:
+    """float32 [groups, branches] in NAME.npy of a directory, NaN where unknown, and NAME.json. For process 0 only."""
+
+    def __init__(self, directory: Path, name: str, *, shape: tuple[int, int], identity: Record):
+        self.numbers, self.record = directory / f"{name}.npy", directory / f"{name}.json"
+        self.shape, self.identity = shape, identity
+
+    def open(self, fits: Callable[[Record, Record], bool] = operator.eq) -> None:
+        """Maps the numbers into memory as `values`; starts anew where there are none or they are damaged.
+
+        `fits(before, now)` says whether the identity on record is that of this column. Raises Mismatch where it is not.
+        """
+        if self.record.exists():
+            before = self.read_record().identity
+            if not fits(before, self.identity):
+                raise Mismatch(before, self.identity)
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        if not self.record.exists() or self.is_damaged():
+            start = np.lib.format.open_memmap(self.numbers, mode="w+", dtype=np.float32, shape=self.shape)
+            start[:] = np.nan
+            start.flush()
+            self.write_record(ColumnRecord(self.identity))
+        self.values = np.lib.format.open_memmap(self.numbers, mode="r+")
+
+    def is_damaged(self) -> bool:
+        """Whether the numbers are missing, of another shape, or not those of the checksum."""
+        try:
+            values = np.load(self.numbers, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return True
+        checksum = self.read_record().sha256
+        return values.shape != self.shape or (checksum is not None and checksum != sha256(values))
+
+    def write(self, members: Int[np.ndarray, " n"], numbers: Float[np.ndarray, "n A"]) -> None:
+        """Numbers of the groups `members`; on disk when this returns."""
+        self.values[members] = numbers
+        self.values.flush()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the checksum has been recorded."""
+        return self.read_record().sha256 is not None
+
+    def finish(self) -> None:
+        """Marks the column complete, with a checksum that `open` compares."""
+        self.write_record(ColumnRecord(self.identity, sha256(self.values)))
+
+    def read_record(self) -> ColumnRecord:
+        remedy = f"remove {self.record.parent} to start anew"
+        return shaped(read_object(self.record, remedy=remedy), ColumnRecord, said=str(self.record), remedy=remedy)
+
+    def write_record(self, record: ColumnRecord) -> None:
+        write_json(self.record, {name: value for name, value in asdict(record).items() if value is not None})
+
+
+def sha256(values: Float[np.ndarray, "G A"]) -> str:
+    """A checksum of the numbers."""
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
