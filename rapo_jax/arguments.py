@@ -119,18 +119,7 @@ def relabel_arguments(to: argparse.ArgumentParser) -> None:
 
 def train_arguments(to: argparse.ArgumentParser) -> None:
     add_config(to)
-    to.add_argument(
-        "--distributed", action="store_true", help="join the processes that JAX finds by itself (Cloud TPU, Slurm)"
-    )
-    to.add_argument(
-        "--cpu-devices",
-        type=within(1, 1024, kind=int),
-        metavar="N",
-        help="split the CPU into N devices; one per core, with mesh.data=-1 mesh.fsdp=1, is the fastest",
-    )
-    to.add_argument("--coordinator", metavar="HOST:PORT", help="join processes explicitly, with the two options below")
-    to.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
-    to.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    add_machines(to)
 
 
 def export_arguments(to: argparse.ArgumentParser) -> None:
@@ -148,6 +137,7 @@ def export_arguments(to: argparse.ArgumentParser) -> None:
         help="score that the exported chat template asks for (default: relabel.goal_max)",
     )
     goal.add_argument("--no-goal", dest="bake", action="store_false", help="leave the chat template alone")
+    add_machines(to)
 
 
 def generate_arguments(to: argparse.ArgumentParser) -> None:
@@ -178,6 +168,7 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--chat-template", metavar="T", help="for tokenizers without one: plain, chatml, zephyr or a .jinja file"
     )
+    add_machines(to)
 
 
 def score_arguments(to: argparse.ArgumentParser) -> None:
@@ -187,6 +178,7 @@ def score_arguments(to: argparse.ArgumentParser) -> None:
         "--reference", metavar="DIR", help="model the policy was trained from (default: model.path of CONFIG)"
     )
     to.add_argument("--out", required=True, metavar="FILE", help="JSON lines for data.rewards; must not exist yet")
+    add_machines(to)
 
 
 def plan_arguments(to: argparse.ArgumentParser) -> None:
@@ -205,6 +197,22 @@ def plan_arguments(to: argparse.ArgumentParser) -> None:
 def add_config(to: argparse.ArgumentParser) -> None:
     to.add_argument("config", metavar="CONFIG", help="a YAML file")
     to.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="overrides of CONFIG")
+
+
+def add_machines(to: argparse.ArgumentParser) -> None:
+    """The options of every verb that computes: which devices it uses, and which other processes it joins."""
+    to.add_argument(
+        "--distributed", action="store_true", help="join the processes that JAX finds by itself (Cloud TPU, Slurm)"
+    )
+    to.add_argument(
+        "--cpu-devices",
+        type=within(1, 1024, kind=int),
+        metavar="N",
+        help="split the CPU into N devices; one per core, with mesh.data=-1 mesh.fsdp=1, is the fastest",
+    )
+    to.add_argument("--coordinator", metavar="HOST:PORT", help="join processes explicitly, with the two options below")
+    to.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    to.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
 
 
 def within(least: float = -math.inf, most: float = math.inf, *, kind: type = float):

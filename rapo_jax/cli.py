@@ -1,4 +1,7 @@
-"""The command line: each verb composes rooms, and is told in arguments.py. The only place that reads the environment."""
+"""The command line: one function per subcommand; arguments are declared in arguments.py.
+
+Exit codes and printing live here and nowhere else, and this is the only place that reads the environment.
+"""
 
 import argparse
 import errno
@@ -10,8 +13,8 @@ from pathlib import Path
 from rapo_jax.arguments import parse
 from rapo_jax.errors import Interrupted, UserError
 
-USER_ERROR, CRASHED, INTERRUPTED = 2, 13, 75
-# What a file system says to a path that the user chose: no permission, a file in place of a directory, read-only, full.
+DONE, USER_ERROR, CRASHED, INTERRUPTED = 0, 2, 13, 75
+# Errors of the file system about a path that the user chose: no permission, not a directory, read-only, full.
 REFUSED = (
     errno.EACCES,
     errno.EPERM,
@@ -27,51 +30,63 @@ REFUSED = (
 def main(arguments: list[str] | None = None) -> None:
     """Runs one verb and exits: 0 done, 1 a plan that does not fit, 2 the user's mistake, 75 interrupted and saved."""
     options = parse(arguments)
-    try:
-        connect(options)
-        code = VERBS[options.name](options)
-    except UserError as error:
-        print(f"rapo {options.name}: {error}", file=sys.stderr)
-        code = USER_ERROR
-    except Interrupted as stop:
-        from rapo_jax.distributed import say
-
-        say(f"interrupted: {stop}; run the same command to go on.")
-        code = INTERRUPTED
-    except BrokenPipeError:
-        code = 0
-    except Exception as error:
-        code = USER_ERROR if getattr(error, "errno", None) in REFUSED else CRASHED
-        if code == USER_ERROR:
-            print(f"rapo {options.name}: cannot write or read there: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
+    code = exit_code_of(options)
     sys.stdout.flush()
-    if code and options.processes:
+    if code and joins_others(options):
         os._exit(code)  # the other processes would wait for this one in the shutdown barrier
     sys.exit(code)
 
 
+def exit_code_of(options: argparse.Namespace) -> int:
+    """Runs a verb; prints what went wrong, if anything did."""
+    try:
+        connect(options)
+        return VERBS[options.name](options)
+    except UserError as error:
+        print(f"rapo {options.name}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except Interrupted as stop:
+        from rapo_jax.distributed import say
+
+        say(f"interrupted: {stop}; run the same command to go on.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return DONE
+    except Exception as error:
+        if getattr(error, "errno", None) in REFUSED:
+            print(f"rapo {options.name}: cannot write or read there: {error}", file=sys.stderr)
+            return USER_ERROR
+        traceback.print_exc()
+        return CRASHED
+
+
+def joins_others(options: argparse.Namespace) -> bool:
+    """Whether this process is one of several."""
+    return bool(getattr(options, "distributed", False) or getattr(options, "coordinator", None))
+
+
 def connect(options: argparse.Namespace) -> None:
-    """Joins the processes of a pod, where there are several: told by options, or found by JAX with --distributed."""
+    """Sets up devices and, with --distributed or --coordinator, joins the other processes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     quiet()
     if getattr(options, "cpu_devices", None):
         import jax
 
         jax.config.update("jax_num_cpu_devices", options.cpu_devices)
-    options.processes = bool(getattr(options, "distributed", False) or getattr(options, "coordinator", None))
-    if not options.processes:
-        return
-    import jax
+    by_hand = {key: getattr(options, key, None) for key in ("coordinator", "num_processes", "process_id")}
+    missing = [f"--{key.replace('_', '-')}" for key, value in by_hand.items() if value is None]
+    if 0 < len(missing) < len(by_hand):
+        raise UserError(
+            f"{' and '.join(missing)} is missing; --coordinator, --num-processes and --process-id go together."
+        )
+    if joins_others(options):
+        from rapo_jax.distributed import Pod, join
 
-    told = {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
-    told |= {"process_id": options.process_id}
-    jax.distributed.initialize(**told if options.coordinator else {}, heartbeat_timeout_seconds=60)
+        join(Pod(**by_hand))
 
 
 def quiet() -> None:
-    """Libraries speak only when something is wrong."""
+    """Silences the libraries' warnings; their errors stay."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import logging
@@ -109,9 +124,9 @@ def train(options: argparse.Namespace) -> int:
 
 
 def keep_compilations() -> None:
-    """Where compiling takes minutes, its results outlive the process: a resumed run starts at once.
+    """On accelerators, where compiling takes minutes, keeps compiled programs on disk: a resumed run starts at once.
 
-    JAX_COMPILATION_CACHE_DIR chooses another place. A CPU compiles in seconds, for just its own instructions.
+    JAX_COMPILATION_CACHE_DIR chooses another place. CPUs compile in seconds, for their own instruction set only.
     """
     import jax
 
@@ -163,20 +178,19 @@ def generate(options: argparse.Namespace) -> int:
 
 def score(options: argparse.Namespace) -> int:
     from rapo_jax.config.files import load_config
+    from rapo_jax.distributed import say
     from rapo_jax.score.responses import score_source
 
     config = load_config(options.config, options.overrides)
     require_data(config)
     keep_compilations()
     out = Path(options.out)
-    scored = score_source(
-        config, options.model, out, reference=options.reference, say=lambda text: print(text, flush=True)
-    )
+    scored = score_source(config, options.model, out, reference=options.reference)
     flat = [reward for each in scored.rewards for reward in each]
     origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
-    print(f"{out}: {len(flat):,} responses of {len(scored.rewards):,} rows ({origin})")
-    print(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
-    print(f"  next: rapo train CONFIG data.rewards={out} relabel.scale.fit=minmax")
+    say(f"{out}: {len(flat):,} responses of {len(scored.rewards):,} rows ({origin})")
+    say(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
+    say(f"  next: rapo train CONFIG data.rewards={out} relabel.scale.fit=minmax")
     return 0
 
 
@@ -200,7 +214,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def without_chips(options: argparse.Namespace) -> None:
-    """Before JAX starts: the CPU is its only backend, and libtpu looks for no machine around it where there is no TPU."""
+    """Before JAX starts: makes the CPU its only backend, and keeps libtpu from looking for a TPU that is not here."""
     target = options.topology or options.smallest
     if not (target or options.devices):
         return
@@ -216,7 +230,7 @@ def without_chips(options: argparse.Namespace) -> None:
             "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
             "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any value silences a warning; every topology can still be described
             "TPU_WORKER_HOSTNAMES": "localhost",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans may run at once
         }
 
 
@@ -225,7 +239,7 @@ def tpu_is_here() -> bool:
 
 
 def require(config, *keys: str) -> None:
-    """Raises UserError for a key that this verb cannot do without."""
+    """Raises UserError for a key that is not set and that this verb needs."""
     for key in keys:
         value = config
         for part in key.split("."):
@@ -235,7 +249,7 @@ def require(config, *keys: str) -> None:
 
 
 def require_data(config) -> None:
-    """Raises UserError where there is nothing to read."""
+    """Raises UserError where neither data.path nor data.sources is set."""
     if not config.data.sources:
         require(config, "data.path")
 

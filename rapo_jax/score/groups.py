@@ -1,0 +1,79 @@
+"""Rows of a source as groups of tokens to score: every usable row, without goals, in the model's own chat template."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rapo_jax.batching.batch_plan import Group
+from rapo_jax.batching.groups import NAN, padded
+from rapo_jax.chat.encoding import Encoded, Item, encode_all
+from rapo_jax.config.tree import Config
+from rapo_jax.data.configured import read_source, sources_of_part
+from rapo_jax.data.need import Need
+from rapo_jax.distributed import is_first, say
+from rapo_jax.errors import UserError
+from rapo_jax.messages import Record
+from rapo_jax.opened import open_tokenizer
+
+Encode = Callable[[list[Item]], list[Encoded | None]]
+
+
+def read_all(config: Config) -> list[Record]:
+    """Every usable row of data.path with all its responses.
+
+    Rows that training leaves out are included: it leaves them out after reading the scores, by settings that may change.
+    """
+    if config.data.sources:
+        raise UserError("data.sources: scores are made for one source at a time; give data.path=... in its place.")
+    data = replace(config.data, rewards="", drop_sources=(), drop_prompts="")
+    plain = replace(config, data=data, relabel=replace(config.relabel, goals=(), attributes=()))
+    (source,) = sources_of_part(plain, "train")
+    return read_source(plain, source, Need("each")).records
+
+
+def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:
+    """The records as groups of one width. Raises UserError for rows that do not fit data.max_length."""
+    data = config.data
+    tokenizer = open_tokenizer(tokenizer_of, chat_template=data.chat_template).tokenizer
+
+    def encode(items: list[Item], *, progress: bool = False) -> list[Encoded | None]:
+        limits = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
+        return encode_all(tokenizer, items, placement="user", progress=progress, **limits)[0]
+
+    items = [Item(record.row, record.prompt, None, record.responses) for record in records]
+    encoded = encode(items, progress=is_first())
+    encoded = [one_by_one(item, encode) if each is None else each for item, each in zip(items, encoded, strict=True)]
+    unfit = [record.row for record, each in zip(records, encoded, strict=True) if each is None]
+    if unfit:
+        raise UserError(
+            f"{len(unfit)} of {len(records)} rows do not fit data.max_length={data.max_length} and would have no "
+            f"scores (the first: row {unfit[0]}); raise it."
+        )
+    fitting = [each for each in encoded if each is not None]
+    num_cut = sum(any(each.response_tokens_cut) for each in fitting)
+    if num_cut:
+        say(
+            f"{num_cut:,} of {len(records):,} rows have responses that are scored up to data.max_length={data.max_length} "
+            "tokens only."
+        )
+    width = max(len(record.responses) for record in records)
+    return [
+        padded(Group(each.prompt, each.responses, (NAN,) * len(each.responses), 0, record.row), width)
+        for record, each in zip(records, fitting, strict=True)
+    ]
+
+
+def one_by_one(item: Item, encode: Encode) -> Encoded | None:
+    """A row whose responses are encoded one at a time; training drops it because two of them are the same tokens.
+
+    None where the prompt does not fit, or is cut differently beside different responses.
+    """
+    alone = [each for each in encode([item._replace(responses=(text,)) for text in item.responses]) if each is not None]
+    if len(alone) < len(item.responses) or any(not np.array_equal(each.prompt, alone[0].prompt) for each in alone):
+        return None
+    responses = tuple(each.responses[0] for each in alone)
+    return replace(
+        alone[0], responses=responses, response_tokens_cut=tuple(each.response_tokens_cut[0] for each in alone)
+    )
