@@ -20,6 +20,7 @@ for the best by itself.
                                          score responses, for data.rewards
   rapo plan     CONFIG --topology v5e:4x4
                                          memory and time on other hardware
+  rapo keys     [PREFIX]                 list the configuration's keys
 """
 
 OVERRIDES = """\
@@ -72,6 +73,12 @@ need libtpu (the extra "tpu"), GPUs the CUDA plugin (the extra "plan-gpu");
 neither needs the hardware. Exits with 1 if the step does not fit, after
 compiling the nearest change that does.
 """
+KEYS_MORE = """\
+Prints each key with its default, its type, what it affects, the verbs that read
+it, and its meaning. A run resumes if no key has changed but those that "may
+change on resume". `rapo keys objective.dpo` prints a loss with its options and
+its paper, `rapo keys objective.beta` every loss that reads that option.
+"""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -109,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     generate_arguments(verb("generate", "answer a file of prompts", GENERATE_MORE))
     score_arguments(verb("score", "score every response of a data source", SCORE_MORE))
     plan_arguments(verb("plan", "memory, work and time of a step on any hardware", OVERRIDES + PLAN_MORE))
+    keys_arguments(verb("keys", "list the configuration's keys", KEYS_MORE))
     return top
 
 
@@ -192,6 +200,10 @@ def plan_arguments(to: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--smallest", metavar="KIND", help="find the smallest slice of v5e, h100, ... on which it fits")
     to.add_argument("--json", metavar="FILE", help="also write the numbers there")
+
+
+def keys_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="such as train, lora.rank or objective.dpo")
 
 
 def add_config(to: argparse.ArgumentParser) -> None:

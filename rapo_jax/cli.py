@@ -213,6 +213,13 @@ def plan(options: argparse.Namespace) -> int:
     return answer.code
 
 
+def keys(options: argparse.Namespace) -> int:
+    from rapo_jax.config.keys import listing
+
+    print(listing(options.prefix))
+    return 0
+
+
 def without_chips(options: argparse.Namespace) -> None:
     """Before JAX starts: makes the CPU its only backend, and keeps libtpu from looking for a TPU that is not here."""
     target = options.topology or options.smallest
@@ -254,4 +261,12 @@ def require_data(config) -> None:
         require(config, "data.path")
 
 
-VERBS = {"relabel": relabel, "train": train, "export": export, "generate": generate, "score": score, "plan": plan}
+VERBS = {
+    "relabel": relabel,
+    "train": train,
+    "export": export,
+    "generate": generate,
+    "score": score,
+    "plan": plan,
+    "keys": keys,
+}

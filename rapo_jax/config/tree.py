@@ -19,7 +19,9 @@ LORA_TARGETS = tuple(MATRICES)
 
 @dataclass(frozen=True)
 class Model:
-    path: str = key("", "a Hugging Face model directory or a hub id", affects="nothing")  # its weights are hashed
+    path: str = key(
+        "", "a Hugging Face model directory or a hub id, with the same weights on resume", affects="nothing"
+    )
     dtype: Literal["float32", "bfloat16"] = key(
         "bfloat16", "dtype of the computation; master weights are always float32", affects="arithmetic"
     )
@@ -31,7 +33,7 @@ class Model:
     scan_layers: bool = key(
         True, "one compiled layer for all; false unrolls them: slower to compile, faster on a GPU", affects="nothing"
     )
-    attention: Literal["auto", "einsum", "tiles", "splash", "triton"] = key(
+    attention: str = key(
         "auto", "attention kernel: auto, einsum, tiles (CPU), splash (TPU) or triton (GPU)", affects="nothing"
     )
     random_init: bool = key(
@@ -92,7 +94,9 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Data:
-    path: str = key("", ".jsonl, .parquet, a datasets directory, or a hub id", affects="nothing")  # rows are hashed
+    path: str = key(
+        "", ".jsonl, .parquet, a datasets directory, or a hub id, with the same rows on resume", affects="nothing"
+    )
     sources: tuple[SourceOptions, ...] = key((), "several sources in place of data.path", affects="tokens")
     eval_path: str = key(
         "", 'a source to evaluate on; "" evaluates nothing unless data.eval_fraction is set', affects="nothing"

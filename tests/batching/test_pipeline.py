@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from rapo_jax.batch import CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
+from rapo_jax.batching.batch_plan import Group, num_branches
+from rapo_jax.batching.groups import fingerprint_of_groups
 from rapo_jax.batching.pipeline import load_held_out, load_training
 from rapo_jax.chat.goal_prompt import configured_goal_prompt
 from rapo_jax.config.files import from_dict

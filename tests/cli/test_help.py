@@ -17,6 +17,7 @@ VERBS = {
                  "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],
     "score": ["CONFIG", "--model", "--reference", "--out", "objective.beta"],
     "plan": ["CONFIG", "key=value", "--topology", "--devices", "--smallest", "--json"],
+    "keys": ["PREFIX", "objective.dpo"],
 }  # fmt: skip
 
 

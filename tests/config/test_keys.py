@@ -1,13 +1,12 @@
 """What the configuration says about itself: every key has a meaning, and says what a change of it affects."""
 
-import dataclasses
-
 import pytest
 
-from rapo_jax.config.fields import description
 from rapo_jax.config.files import as_dict, from_dict
-from rapo_jax.config.keys import affects
-from rapo_jax.config.tree import Config
+from rapo_jax.config.keys import affects, keys_of, listing
+from rapo_jax.errors import UserError
+from rapo_jax.objectives import OBJECTIVES
+from rapo_jax.objectives.options import papers_of
 
 
 def leaves(tree, before=""):
@@ -36,15 +35,44 @@ def test_only_a_key_affects_anything(name):
         affects(name)
 
 
-def test_every_field_of_the_configuration_has_a_meaning():
-    """Breaks: `rapo keys` prints a key and leaves its reader to guess."""
+# What `rapo keys` prints.
 
-    def fields(cls):
-        for field in dataclasses.fields(cls):
-            yield cls, field
-            if field.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(field.default_factory):
-                yield from fields(field.default_factory)
 
-    for cls, field in fields(Config):
-        if field.metadata or cls.__name__ != "Objective":
-            assert description(field).meaning, (cls, field.name)
+def test_every_key_is_listed_with_its_meaning_in_80_columns():
+    """Breaks: a key can be set and nowhere be read about."""
+    text = listing()
+    assert max(map(len, text.splitlines())) <= 80
+    for key in leaves(as_dict(from_dict({}))):
+        assert f"{key} = " in text, key
+    assert "train.batch_size = 128  (integer > 0; affects order; read by train, plan)\n    groups" in text
+    assert "data.sources[N].columns.prompt = " in text and "objective.given" not in text
+    assert all(key.meaning for key in keys_of())
+
+
+def test_every_loss_is_listed_with_its_options_and_its_paper():
+    text = listing("objective")
+    for name, spec in OBJECTIVES.items():
+        assert f"\nobjective.name={name}\n" in text
+        assert papers_of(spec.loss).split()[0] in text
+    assert text.startswith("objective.name = dpo")
+
+
+def test_a_prefix_chooses():
+    """Breaks: who looks for one loss reads all of them."""
+    assert listing("objective.dpo") == (
+        "objective.name=dpo\n"
+        "    Direct preference optimization; with label smoothing, conservative DPO.\n"
+        '    Needs pairs and a reference. Rafailov et al., "Direct Preference\n'
+        '    Optimization: Your Language Model is Secretly a Reward Model", 2023, eq. 7.\n'
+        '    Mitchell, "A note on DPO with noisy preferences and relationship to IPO",\n'
+        "    2023 (e > 0).\n"
+        "    objective.beta = 0.01  (number > 0)\n"
+        "        strength of the pull towards the reference\n"
+        "    objective.label_smoothing = 0  (number [0, 0.5))\n"
+        "        share of preferences assumed to be flipped"
+    )
+    assert listing("objective.odds_weight").startswith("objective.name=orpo\n")
+    assert listing("lora.ra").startswith("lora.rank = null  (integer > 0 or null; affects arithmetic; ")
+    assert listing("objective.dp").count("objective.name=") == 3
+    with pytest.raises(UserError, match=r"no configuration key begins with 'trian'; did you mean 'train'\?"):
+        listing("trian")

@@ -13,7 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, nearest
 from rapo_jax.models.attention.cpu import TILE, attend_tiles, tile_schedule
 from rapo_jax.models.attention.gpu import GPU_MULTIPLE, attend_triton, triton_schedule
 from rapo_jax.models.attention.tpu import SPLASH_MULTIPLE, attend_splash
@@ -84,6 +84,8 @@ def kernel_for(platform: str, *, asked: str = "auto") -> str:
 
     Raises UserError where that one does not run on the platform.
     """
+    if asked not in ("auto", *KERNELS):
+        raise UserError(f"model.attention={asked!r} is not a kernel; {nearest(asked, ['auto', *KERNELS])}")
     own = {"cpu": "tiles", "tpu": "splash"}.get(platform, "triton")
     if asked in ("splash", "triton") and asked != own:
         raise UserError(
