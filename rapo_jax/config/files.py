@@ -1,46 +1,40 @@
-"""YAML and key=value overrides -> the typed tree of rapo_jax/config/tree.py, every key checked; and back.
+"""YAML files and key=value overrides -> the typed tree of rapo_jax/config/tree.py, every key checked; and back.
 
-An unknown key is answered with the nearest known one, a wrong type with what was expected.
+The message about an unknown key names the nearest known one, that about a wrong type what is expected.
 """
 
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from rapo_jax.borders import parse_yaml
 from rapo_jax.config.constraints import validate
 from rapo_jax.config.objective import Objective, flat, option_types
 from rapo_jax.config.tree import Config, SourceOptions
 from rapo_jax.errors import UserError, nearest
 
 
-class StrictLoader(yaml.SafeLoader):
-    """YAML without code, without duplicate keys."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """The config of a YAML file with `key.sub=value` overrides. Raises UserError naming the key, and what is expected."""
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file with `section.key=value` overrides. Raises UserError for the first faulty key."""
     tree = read_tree(Path(path))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not an override; write key=value, such as optimizer.learning_rate=1e-6.")
-        insert(tree, key.strip().split("."), parse_yaml(text, where=override))
+        insert(tree, key.strip().split("."), parse_yaml(text, said=override))
     return validate(build(Config, tree, where=""))
 
 
 def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
-    """The keys and values of a YAML file, over those of the file that its `extends` names (relative to it), if any."""
+    """The keys and values of a YAML file, merged over those of the file that it `extends` (relative to it), if any.
+
+    `chain` are the files that led to it, to refuse a circle.
+    """
     chain = (*chain, path)
     if path.resolve() in {before.resolve() for before in chain[:-1]}:
         raise UserError(f"{' extends '.join(map(str, chain))}: a circle; remove one `extends`.")
@@ -52,7 +46,7 @@ def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{said} is not a text file in UTF-8 ({error}); CONFIG must be a YAML file.") from error
-    tree = parse_yaml(text, where=str(path)) or {}
+    tree = parse_yaml(text, said=str(path)) or {}
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {tree!r:.40}.")
     if "extends" not in tree:
@@ -64,7 +58,7 @@ def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
 
 
 def merge(below: dict, above: dict) -> dict:
-    """`above` over `below`, key by key; lists are replaced whole.
+    """`above` over `below`, key by key. Lists are replaced, not merged.
 
     >>> merge({"a": 1, "b": {"c": 2, "d": [3, 4]}}, {"b": {"d": [5]}})
     {'a': 1, 'b': {'c': 2, 'd': [5]}}
@@ -76,16 +70,8 @@ def merge(below: dict, above: dict) -> dict:
     return merged
 
 
-def parse_yaml(text: str, *, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{where} cannot be read as YAML: {line}{problem or str(error).splitlines()[0]}.") from error
-
-
 def insert(tree: dict, keys: list[str], value: Any) -> None:
+    """Sets tree[keys[0]][keys[1]]... to `value`, in place. Raises UserError where a key on the way holds a value."""
     for depth, key in enumerate(keys[:-1]):
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
@@ -94,7 +80,7 @@ def insert(tree: dict, keys: list[str], value: Any) -> None:
 
 
 def build(cls: type, tree: Any, *, where: str) -> Any:
-    """An instance of the dataclass `cls` from a dict; nested dataclasses, every leaf converted or refused."""
+    """The dataclass `cls` from a dict, sections included; every value is converted to its field's type or refused."""
     if not isinstance(tree, dict):
         raise UserError(f"{where.rstrip('.')} must hold keys and values, found {tree!r}.")
     if cls is Objective:
@@ -122,15 +108,15 @@ def build_objective(tree: dict, *, where: str) -> Objective:
     """
     name = convert(tree.get("name", Objective.name), str, name=f"{where}name")
     own = {key: hint for key, hint in typing.get_type_hints(Objective).items() if key != "given"}
-    options = {key: hint for key, hint in option_types(name).items() if tree.get(key) is not None}
-    unset = {key for key in option_types(name) if key in tree and tree[key] is None}
-    leaves = build_fields(own | options, {k: v for k, v in tree.items() if k not in unset}, where=where)
-    given = {key: leaves.pop(key) for key in options}
+    options = option_types(name)
+    set_keys = {key: value for key, value in tree.items() if value is not None or key not in options}
+    leaves = build_fields(own | options, set_keys, where=where)
+    given = {key: leaves.pop(key) for key in options if key in leaves}
     return Objective(**leaves, given=given)
 
 
 def convert(value: Any, hint: Any, *, name: str) -> Any:
-    """`value` as `hint`. YAML 1.1 reads 5e-7 as a string, so strings that spell numbers are accepted as numbers."""
+    """`value` as the type `hint`. YAML 1.1 reads 5e-7 as a string, so strings that spell numbers count as numbers."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else convert(value, next(o for o in options if o is not type(None)), name=name)
@@ -190,9 +176,10 @@ def _lists(value: Any) -> Any:
 
 
 def to_yaml(config: Config) -> str:
+    """The text of a run directory's config.yaml."""
     return yaml.safe_dump(as_dict(config), sort_keys=False)
 
 
 def from_dict(tree: dict) -> Config:
-    """The inverse of `as_dict`, for the config.yaml of a run directory."""
+    """The inverse of `as_dict`. Raises UserError as `load_config` does."""
     return validate(build(Config, tree, where=""))

@@ -8,7 +8,8 @@ import numpy as np
 from rapo_jax.accounting import Work, mfu, real_work, recomputed_flops, step_flops
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
-from rapo_jax.config.files import as_dict, from_dict, insert, parse_yaml
+from rapo_jax.borders import parse_yaml
+from rapo_jax.config.files import as_dict, from_dict, insert
 from rapo_jax.config.tree import Config
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import make_mesh, num_row_shards
@@ -115,7 +116,7 @@ def changed(config: Config, changes: tuple[str, ...]) -> Config:
     tree = as_dict(config)
     for change in changes:
         key, _, value = change.partition("=")
-        insert(tree, key.split("."), parse_yaml(value, where=change))
+        insert(tree, key.split("."), parse_yaml(value, said=change))
     return from_dict(tree)
 
 

@@ -23,6 +23,7 @@ from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify, refuse_changes
 from rapo_jax.runs.references import cached_references
 from rapo_jax.runs.setup import Setup, load_held_out, load_training, set_up, starting_parameters
+from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.journal import Journal, last_record
 from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, train
 from rapo_jax.train.optim import adamw
@@ -61,6 +62,7 @@ def train_or_resume(config: Config) -> Trained:
     Raises UserError for what cannot be trained, and Interrupted when a signal came and everything is saved.
     """
     setup = set_up(config)
+    attention_kernel(config, setup.mesh)  # raises for a kernel that does not exist or does not run here
     if setup.spec.scored:
         padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what cannot be exported is not trained either
     refuse_foreign_directory(setup.run_dir)
