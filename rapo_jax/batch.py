@@ -13,11 +13,13 @@ only scored positions are multiplied with the vocabulary matrix.
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import jax
 import numpy as np
 from jax import Array
+
+Leaf = TypeVar("Leaf", covariant=True)
 
 # Whose reward is the goal of a group. BEST: the highest goal, of groups that add likelihood and are no preference.
 NO_SIDE, CHOSEN_SIDE, REJECTED_SIDE, BEST_SIDE = 0, 1, 2, 3
@@ -29,8 +31,10 @@ Scored = Literal["responses", "prompt_too", "last"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Batch:
-    """Arrays [M, B, ...]; int32 but for `reward`, `weight` and `reference` (float32).
+class Batch(Generic[Leaf]):
+    """Arrays [M, B, ...], or [B, ...] for one microbatch; int32 but for `reward`, `weight` and `reference` (float32).
+
+    Batch[np.ndarray] on the host, Batch[Array] on devices; Batch[NamedSharding] and Batch[ShapeDtypeStruct] describe one.
 
     Branches of a group: 0 is the prompt, 1 to C its responses, branch 1 preferred under the group's goal, and C + 1,
     where there are so many, an unrelated response: one that answers another prompt. What a group lacks is not scored.
@@ -38,36 +42,36 @@ class Batch:
     `num_microbatches` are in use; the others are padding and never computed.
     """
 
-    tokens: Array | np.ndarray  # M B T
-    position: Array | np.ndarray  # M B T
-    group: Array | np.ndarray  # M B T
-    branch: Array | np.ndarray  # M B T
-    source: Array | np.ndarray  # M B S
-    target: Array | np.ndarray  # M B S
-    slot: Array | np.ndarray  # M B S
-    side: Array | np.ndarray  # M B P
-    weight: Array | np.ndarray  # M B P, factor of the group's loss
-    reward: Array | np.ndarray  # M B P C, under the group's goal; NaN without rewards
-    reference: Array | np.ndarray  # M B P A, cached log-probability of each branch under the reference; NaN without
-    num_microbatches: Array | np.ndarray  # scalar
+    tokens: Leaf  # M B T
+    position: Leaf  # M B T
+    group: Leaf  # M B T
+    branch: Leaf  # M B T
+    source: Leaf  # M B S
+    target: Leaf  # M B S
+    slot: Leaf  # M B S
+    side: Leaf  # M B P
+    weight: Leaf  # M B P, factor of the group's loss
+    reward: Leaf  # M B P C, under the group's goal; NaN without rewards
+    reference: Leaf  # M B P A, cached log-probability of each branch under the reference; NaN without
+    num_microbatches: Leaf  # scalar
 
     @property
-    def num_groups(self) -> int:
+    def num_groups(self: "Batch[Array | np.ndarray]") -> int:
         """P, the most groups of a row."""
         return self.side.shape[-1]
 
     @property
-    def num_responses(self) -> int:
+    def num_responses(self: "Batch[Array | np.ndarray]") -> int:
         """C, responses in a group."""
         return self.reward.shape[-1]
 
     @property
-    def num_branches(self) -> int:
+    def num_branches(self: "Batch[Array | np.ndarray]") -> int:
         """A, branches of a group: the prompt, C responses, and an unrelated one if there is any."""
         return self.reference.shape[-1]
 
     @property
-    def has_unrelated(self) -> bool:
+    def has_unrelated(self: "Batch[Array | np.ndarray]") -> bool:
         """Whether groups carry a response to another prompt, as their last branch."""
         return self.num_branches > self.num_responses + 1
 

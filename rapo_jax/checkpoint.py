@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ class Store:
         self.writes = writes
         self._claim()
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(max(2, keep_last))]  # a second one, because the latest can be damaged
+        keep: list[Any] = [policies.LatestN(max(2, keep_last))]  # a second one, because the latest can be damaged
         if keep_best:
             keep.append(
                 policies.BestN(
@@ -86,9 +86,10 @@ class Store:
                 )
             )
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+            str(self.directory),
+            # orbax's own policies do not match the protocols that it declares for them
+            save_decision_policy=cast(Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)),
+            preservation_policy=cast(Any, policies.AnyPreservationPolicy(keep)),
             cleanup_tmp_directories=writes,
         )
         self._pending = None
@@ -124,7 +125,7 @@ class Store:
             "fingerprint": fingerprint(state),
             "shapes": {name: list(array.shape) for name, array in flat(state).items()},
         }
-        metrics = None if eval_loss is None else {"eval_loss": eval_loss}
+        metrics: dict[str, Any] | None = None if eval_loss is None else {"eval_loss": eval_loss}
         self._pending = self._checkpointer.save_checkpointables_async(
             step, {"state": flat(state), "meta": meta}, metrics=metrics
         )
@@ -206,14 +207,14 @@ class Store:
         arrays, error = None, None
         try:
             with self._alone():
-                arrays = ocp.load_checkpointables(self.directory / str(step), {"state": wanted})["state"]
+                arrays = ocp.load_checkpointables(str(self.directory / str(step)), {"state": wanted})["state"]
         except Exception as raised:
             error = raised
         if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(error is not None)).any():
             error = error or Corrupt("another process could not read its part")
         if error:
             raise error
-        return arrays
+        return cast(dict[str, Array], arrays)
 
     def _other_model(self, step: int, fact: str) -> UserError:
         return UserError(

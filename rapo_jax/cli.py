@@ -130,7 +130,8 @@ def keep_compilations() -> None:
     """
     import jax
 
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (defined at run time)
+    if jax.default_backend() != "cpu" and not cache:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "rapo_jax" / "compilations"))
 

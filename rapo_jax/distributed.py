@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
 
 HEARTBEAT_SECONDS = 60  # a process that is silent for so long is dead, and the others stop
 
@@ -45,7 +46,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def from_first(values: np.ndarray) -> np.ndarray:
+def from_first(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """Process 0's array, on all processes."""
     if jax.process_count() == 1:
         return values

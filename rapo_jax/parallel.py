@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from rapo_jax.batch import LETTERS, Batch
 from rapo_jax.errors import UserError
+
+Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] (jax declares the class as a variable)
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
@@ -31,7 +33,7 @@ OVERLAP = {
 RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "R": None}
 
 
-def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Devices | None = None) -> Mesh:
     """A mesh over `devices` (all of this machine or pod); at most one axis may be -1, which takes what the others leave.
 
     Raises UserError when the sizes do not multiply to the number of devices.
@@ -73,7 +75,7 @@ def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(a if ok else None for a, ok in zip(axes, divides, strict=True))))
 
 
-def constrain_rows(x: Array) -> Array:
+def constrain_rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "B *rest"]:
     """Pins activations [B, ...] to the row sharding, so that the compiler moves weights to rows and not rows to weights.
 
     Outside a mesh this is the identity.
@@ -106,10 +108,10 @@ def my_rows(mesh: Mesh, num_rows: int) -> list[int]:
     """
     rows = NamedSharding(mesh, PartitionSpec(ROW_AXES))
     indices = rows.addressable_devices_indices_map((num_rows,)).values()
-    return sorted({row for (index,) in indices for row in range(*index.indices(num_rows))})
+    return sorted({row for index in indices if index is not None for row in range(*index[0].indices(num_rows))})
 
 
-def global_array(mesh: Mesh, letters: str, local: np.ndarray, *, num_rows: int) -> Array:
+def global_array(mesh: Mesh, letters: str, local: Shaped[np.ndarray, "..."], *, num_rows: int) -> Shaped[Array, "..."]:
     """A global array from this process's rows. The dimension with letter B holds `my_rows` of `num_rows` rows."""
     shape = tuple(num_rows if letter == "B" else size for letter, size in zip(letters, local.shape, strict=True))
     return jax.make_array_from_process_local_data(sharding(mesh, letters, shape), local, global_shape=shape)
@@ -124,12 +126,13 @@ def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
 
 
 def from_slices(
-    mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
-) -> Array:
+    mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], Shaped[np.ndarray, "..."]]
+) -> Shaped[Array, "..."]:
     """A sharded array of which every process reads only the slices that its devices hold, each once."""
     seen: dict[str, np.ndarray] = {}
 
-    def read_once(index: tuple[slice, ...]) -> np.ndarray:
+    def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None, "devices of this process hold something of every array"
         full = tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True))
         if repr(full) not in seen:
             seen[repr(full)] = read(full)
@@ -138,7 +141,7 @@ def from_slices(
     return jax.make_array_from_callback(shape, sharding(mesh, letters, shape), read_once)
 
 
-def host_slice(x: Array) -> np.ndarray:
+def host_slice(x: Shaped[Array, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """A (possibly sharded) array as numpy on every process; for one tensor at a time."""
     if x.is_fully_addressable:
         return np.asarray(x)

@@ -1,18 +1,30 @@
 #!/usr/bin/env bash
-# All tests, on a machine with Python 3.11 or newer and nothing else. Makes its own virtual environment, .venv-test.
+# Every check, on a machine with Python 3.11 or newer and nothing else. Makes its own virtual environment, .venv-test.
 #
-#   bash tests/run.sh                 everything (slow ones too)
-#   bash tests/run.sh -m "not slow"   what a developer runs between two edits
-#   bash tests/run.sh -k resume       whatever pytest understands
+#   bash tests/run.sh                            everything: linter, formatter, type checker, all tests
+#   bash tests/run.sh -m "not slow"              between two edits: linter, formatter, the fast tests
+#   bash tests/run.sh -k resume                  or whatever else pytest understands
+#   bash tests/run.sh --lowest -m "not slow"     the lowest versions that pyproject.toml allows, in .venv-lowest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-venv=.venv-test
-if [ ! -x "$venv/bin/pytest" ] || [ pyproject.toml -nt "$venv/installed" ]; then
+venv=.venv-test constraints=()
+if [ "${1:-}" = --lowest ]; then
+  shift
+  venv=.venv-lowest constraints=(--constraint tests/lowest-versions.txt)
+fi
+if [ ! -x "$venv/bin/pytest" ] || [ pyproject.toml -nt "$venv/installed" ] || [ tests/lowest-versions.txt -nt "$venv/installed" ]; then
   "${PYTHON:-python3}" -m venv "$venv"
-  "$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off torch==2.13.0
-  "$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off --editable '.[test]'
+  install=("$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off "${constraints[@]}")
+  "${install[@]}" torch==2.13.0
+  "${install[@]}" --editable '.[test]'
   touch "$venv/installed"
 fi
-"$venv/bin/ruff" check .
+if [ "$venv" = .venv-test ]; then
+  "$venv/bin/ruff" check .
+  "$venv/bin/ruff" format --check --quiet .
+  if [ "${RAPO_TYPES:-}" ]; then # a minute of two cores
+    "$venv/bin/basedpyright" --pythonpath "$venv/bin/python"
+  fi
+fi
 exec "$venv/bin/pytest" --numprocesses 2 --dist loadfile --durations 10 "$@"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from rapo_jax.batch import Batch, Scored, Shape
 from rapo_jax.errors import UserError
@@ -36,16 +37,16 @@ class Group:
     divergence; either all groups of a data set have one or none.
     """
 
-    prompt: np.ndarray
-    responses: tuple[np.ndarray, ...]
+    prompt: Int[np.ndarray, "_"]
+    responses: tuple[Int[np.ndarray, "_"], ...]
     rewards: tuple[float, ...]
     side: int
     row: int
     weight: float = 1.0
-    unrelated: np.ndarray | None = None
+    unrelated: Int[np.ndarray, "_"] | None = None
 
     @property
-    def continuations(self) -> tuple[np.ndarray, ...]:
+    def continuations(self) -> tuple[Int[np.ndarray, "_"], ...]:
         """What follows the prompt, in branches 1, 2, ...: the responses, and the unrelated one if there is any."""
         return self.responses if self.unrelated is None else (*self.responses, self.unrelated)
 
@@ -59,8 +60,8 @@ class Group:
         return sum(map(len, self.continuations)) + (len(self.prompt) - 1) * (scored == "prompt_too")
 
 
-def group_lengths(groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of the prompts [G] and of what follows each [G, A - 1]."""
+def group_lengths(groups: Sequence[Group]) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G A-1"]]:
+    """Tokens of the prompts and of what follows each, in its A - 1 other branches."""
     prompts = np.array([len(group.prompt) for group in groups])
     return prompts, np.array([[len(tokens) for tokens in group.continuations] for group in groups])
 
@@ -85,7 +86,9 @@ class BatchPlan:
         return self.real_tokens / sum(-(-len(rows) // B) * B * T for rows in self.steps)
 
 
-def shuffled_steps(sizes: np.ndarray, *, batch_size: int, num_steps: int, seed: int) -> list[np.ndarray]:
+def shuffled_steps(
+    sizes: Int[np.ndarray, "G"], *, batch_size: int, num_steps: int, seed: int
+) -> list[Int[np.ndarray, "batch"]]:
     """The groups of each step: consecutive cuts of `batch_size` from one stream of epochs, each freshly shuffled.
 
     A step may span two epochs, so that every step has exactly `batch_size` groups and no group is skipped within a run.
@@ -105,8 +108,8 @@ def shuffled_steps(sizes: np.ndarray, *, batch_size: int, num_steps: int, seed: 
     return list(steps[:num_steps])
 
 
-def deal(steps: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The groups of `steps` [n, batch_size] reassigned to steps whose total sizes are nearly equal.
+def deal(steps: Int[np.ndarray, "n batch"], sizes: Int[np.ndarray, "G"]) -> Int[np.ndarray, "n batch"]:
+    """The groups of `steps` reassigned to steps whose total sizes are nearly equal.
 
     Each round deals the next largest groups, one to each step, the largest of them to the step with the least so far.
     """
@@ -120,7 +123,7 @@ def deal(steps: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return dealt.T
 
 
-def sequential_steps(num_groups: int, *, batch_size: int) -> list[np.ndarray]:
+def sequential_steps(num_groups: int, *, batch_size: int) -> list[Int[np.ndarray, "_"]]:
     """Every group once, in order; the last step may be short. For evaluation."""
     return [np.arange(start, min(start + batch_size, num_groups)) for start in range(0, num_groups, batch_size)]
 
@@ -145,7 +148,7 @@ def pack(sizes: Sequence[int], *, capacity: int) -> StepRows:
 
 def make_plan(
     groups: Sequence[Group],
-    steps: list[np.ndarray],
+    steps: Sequence[Int[np.ndarray, "_"]],
     *,
     row_length: int | None,
     rows_per_shard: int | None,
@@ -176,8 +179,8 @@ def make_plan(
 
 
 def choose_rows(
-    sizes: np.ndarray,
-    steps: Sequence[np.ndarray],
+    sizes: Int[np.ndarray, "G"],
+    steps: Sequence[Int[np.ndarray, "_"]],
     row_length: int | None,
     rows_per_shard: int | None,
     *,
@@ -202,7 +205,7 @@ def choose_rows(
     return max(good, key=lambda choice: (choice[0] * choice[1], -choice[0]))
 
 
-def refuse_oversized(groups: Sequence[Group], sizes: np.ndarray, T: int) -> None:
+def refuse_oversized(groups: Sequence[Group], sizes: Int[np.ndarray, "G"], T: int) -> None:
     oversized = np.flatnonzero(sizes > T)
     if len(oversized):
         worst = oversized[np.argmax(sizes[oversized])]
@@ -218,11 +221,16 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def materialise(
-    groups: Sequence[Group], rows: StepRows, shape: Shape, *, mine: Sequence[int], reference: np.ndarray | None = None
-) -> Batch:
+    groups: Sequence[Group],
+    rows: StepRows,
+    shape: Shape,
+    *,
+    mine: Sequence[int],
+    reference: Float[np.ndarray, "G A"] | None = None,
+) -> Batch[np.ndarray]:
     """The arrays of one step, only for the rows `mine` (of B) of each microbatch; see rapo_jax/batch.py.
 
-    Row r of the step is row r % B of microbatch r // B. `reference` are cached log-probabilities of all groups, [G, A].
+    Row r of the step is row r % B of microbatch r // B. `reference` are cached log-probabilities of all groups.
     """
     batch = blank(shape, len(mine), num_microbatches=-(-len(rows) // shape.B))
     place = {b: i for i, b in enumerate(mine)}
@@ -235,7 +243,7 @@ def materialise(
     return batch
 
 
-def blank(shape: Shape, num_rows: int, *, num_microbatches: int) -> Batch:
+def blank(shape: Shape, num_rows: int, *, num_microbatches: int) -> Batch[np.ndarray]:
     lead = (shape.M, num_rows)
     tokens = [np.zeros((*lead, shape.T), np.int32) for _ in range(4)]
     nothing = shape.P * shape.A
@@ -248,11 +256,11 @@ def blank(shape: Shape, num_rows: int, *, num_microbatches: int) -> Batch:
         weight=np.zeros((*lead, shape.P), np.float32),
         reward=np.full((*lead, shape.P, shape.C), np.nan, np.float32),
         reference=np.full((*lead, shape.P, shape.A), np.nan, np.float32),
-        num_microbatches=np.int32(num_microbatches),
+        num_microbatches=np.asarray(num_microbatches, np.int32),
     )
 
 
-def fill_row(batch: Batch, at: tuple[int, int], groups: Sequence[Group], scored: Scored) -> None:
+def fill_row(batch: Batch[np.ndarray], at: tuple[int, int], groups: Sequence[Group], scored: Scored) -> None:
     """Lays the groups out one after another in row `at` of the arrays, in place."""
     t = s = 0
     for p, group in enumerate(groups):
@@ -275,8 +283,8 @@ def fill_row(batch: Batch, at: tuple[int, int], groups: Sequence[Group], scored:
 
 
 def scored_positions(
-    tokens: np.ndarray, start: int, *, branch: int, before: int, scored: Scored
-) -> tuple[Sequence[int], Sequence[int]]:
+    tokens: Int[np.ndarray, "_"], start: int, *, branch: int, before: int, scored: Scored
+) -> tuple[Sequence[int], Sequence[int] | Int[np.ndarray, "_"]]:
     """Which hidden states of a branch that starts at `start` predict which tokens; `before` is where its prompt ends."""
     end = start + len(tokens)
     if scored == "last":  # the state at the last token is what a reward model reads; it predicts nothing

@@ -101,5 +101,5 @@ def fingerprint_of_groups(groups: Sequence[Group]) -> str:
         for tokens in (group.prompt, *group.continuations):
             digest.update(np.int64(len(tokens)).tobytes() + tokens.tobytes())
         rewards = group.rewards if group.unrelated is None else (*group.rewards, NAN)
-        digest.update(np.float64([group.side, group.weight, *rewards]).tobytes())
+        digest.update(np.array([group.side, group.weight, *rewards], np.float64).tobytes())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import grain
 import numpy as np
+from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.batch import Batch
@@ -165,7 +166,9 @@ def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: 
         raise UserError(f"data.eval_path={config.data.eval_path}: {error}") from error
 
 
-def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config, *, num_row_shards: int) -> BatchPlan:
+def pack_steps(
+    groups: Sequence[Group], steps: Sequence[Int[np.ndarray, "_"]], config: Config, *, num_row_shards: int
+) -> BatchPlan:
     return make_plan(
         groups,
         steps,
@@ -177,14 +180,18 @@ def pack_steps(groups: Sequence[Group], steps: list[np.ndarray], config: Config,
 
 
 def batches(
-    groups: Sequence[Group], plan: BatchPlan, mine: Sequence[int], *, reference: np.ndarray | None = None
-) -> Callable[[int], Iterator[Batch]]:
+    groups: Sequence[Group],
+    plan: BatchPlan,
+    mine: Sequence[int],
+    *,
+    reference: Float[np.ndarray, "G A"] | None = None,
+) -> Callable[[int], Iterator[Batch[np.ndarray]]]:
     """k -> the batches of steps k, k + 1, ... to the plan's end, prepared by a few threads ahead of their use.
 
     `mine` are the rows of a microbatch that this process supplies; `reference` as in `materialise`.
     """
 
-    def start(first: int = 0) -> Iterator[Batch]:
+    def start(first: int = 0) -> Iterator[Batch[np.ndarray]]:
         steps = grain.MapDataset.source(plan.steps[first:])
         made = steps.map(lambda rows: materialise(groups, rows, plan.shape, mine=mine, reference=reference))
         return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

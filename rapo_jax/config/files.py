@@ -135,7 +135,7 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{name}={value!r}: expected keys and values, such as {{name: 0.5}}.")
         return {str(key): convert(item, options[1], name=f"{name}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, where=f"{name}.")
     if hint is str and value is None:  # `data.eval_path=` on a command line
         return ""

@@ -100,7 +100,7 @@ class Assessment:
 
     @property
     def mfu(self) -> float | None:
-        if self.seconds is None:
+        if self.seconds is None or self.flops is None:
             return None
         devices = self.question.target.devices
         rate = self.flops.useful / self.seconds.step
@@ -189,12 +189,12 @@ def count_flops(
 def roofline(target: Target, program: Program, flops: Flops) -> Seconds | None:
     """Seconds of a step by each resource alone; the step takes the longest, if the others hide behind it."""
     chip, num_devices = target.chip, len(target.devices)
-    if target.peak_flops is None or chip.memory_bandwidth is None:
+    if target.peak_flops is None or chip.memory_bandwidth is None or chip.link is None:
         return None
     inside = {k: v for k, v in program.collectives.items() if k[1] <= target.devices_per_host or not chip.network}
     outside = {k: v for k, v in program.collectives.items() if k not in inside}
     links = Program(collectives=inside).link_bytes / chip.link
-    links += Program(collectives=outside).link_bytes / chip.network if outside else 0.0
+    links += Program(collectives=outside).link_bytes / chip.network if outside and chip.network else 0.0
     return Seconds(
         compute=flops.compiled / num_devices / (target.peak_flops * MATMUL_SHARE),
         memory=program.memory_bytes / chip.memory_bandwidth,

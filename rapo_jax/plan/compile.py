@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def per_device(tree) -> float:
 def compile_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> Compiled:
     """Compiles the step. Running out of the target's memory is a result, not an error."""
     least = resident_memory(config, spec, mesh, shape)
-    step = make_train_step(config, spec, mesh, shape, num_steps=num_steps)
+    step = cast(jax.stages.Wrapped, make_train_step(config, spec, mesh, shape, num_steps=num_steps))
     arguments = abstract_step(config, spec, mesh, shape)  # before the mesh is set: its devices can hold no constant
     started = time.monotonic()
     with jax.set_mesh(mesh), matmul_precision(config.model.dtype):

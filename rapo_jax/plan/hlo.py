@@ -28,7 +28,7 @@ class Array:
 
     @property
     def num_bytes(self) -> float:
-        bits = BITS.get(self.dtype) or int(re.search(r"\d+", self.dtype)[0])
+        bits = BITS.get(self.dtype) or int(re.sub(r"\D*(\d+).*", r"\1", self.dtype))
         return self.size * bits / 8
 
 
@@ -53,6 +53,12 @@ class Instruction:
     def attribute(self, pattern: str) -> str | None:
         found = re.search(pattern, self.attributes)
         return found[1] if found else None
+
+    def required(self, pattern: str) -> str:
+        """An attribute that every instruction of this opcode has."""
+        found = self.attribute(pattern)
+        assert found is not None, f"{self.opcode} {self.name} has no {pattern}: {self.attributes:.200}"
+        return found
 
 
 Computation = dict[str, Instruction]

@@ -80,18 +80,20 @@ def read_program(module: Module, *, bounds: tuple[float, ...], num_devices: int)
 
 def running(module: Module, bounds: tuple[float, ...]) -> Iterator[tuple[float, Computation, bool]]:
     """(how often it runs, a computation, whether it is the inside of a fusion), for all that runs."""
-    todo = [(1.0, module.entry, False, bounds)]
+    todo: list[tuple[float, str, bool, tuple[float, ...]]] = [(1.0, module.entry, False, bounds)]
     while todo:
         times, name, inside, bounds = todo.pop()
         computation = module.computations[name]
         yield times, computation, inside
         for instruction in computation.values():
             if instruction.opcode == "while":
-                body = instruction.attribute(r"body=%([\w.\-]+)")
+                body = instruction.required(r"body=%([\w.\-]+)")
                 trips = trip_count(instruction, computation, module)
-                by_data = trips is None
-                below = bounds[1:] if by_data and len(bounds) > 1 else bounds
-                todo.append((times * (bounds[0] if by_data else trips), body, inside, below))
+                if trips is None:
+                    trips, below = bounds[0], bounds[1:] or bounds
+                else:
+                    below = bounds
+                todo.append((times * trips, body, inside, below))
             elif instruction.opcode in ("fusion", "call", "conditional", "async-start"):
                 fused = inside or instruction.opcode == "fusion"
                 todo += [(times, called, fused, bounds) for called in instruction.called]
@@ -102,13 +104,13 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> f
     known = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
     if known:
         return float(known)
-    condition = module.computations[loop.attribute(r"condition=%([\w.\-]+)")]
+    condition = module.computations[loop.required(r"condition=%([\w.\-]+)")]
     bounds = [i for i in condition.values() if i.opcode == "constant"]
     counters = [i for i in condition.values() if i.opcode == "get-tuple-element"]
     if len(bounds) != 1 or len(counters) != 1 or not bounds[0].attributes.isdigit():
         return None
-    counter = int(counters[0].attribute(r"index=(\d+)"))
-    body = module.computations[loop.attribute(r"body=%([\w.\-]+)")]
+    counter = int(counters[0].required(r"index=(\d+)"))
+    body = module.computations[loop.required(r"body=%([\w.\-]+)")]
     root = next(i for i in body.values() if i.is_root)
     stride = constant_in(body.get(root.operands[counter]), body, module) or 1
     first = computation[loop.operands[0]]
@@ -147,7 +149,7 @@ def convolution_flops(instruction: Instruction, computation: Computation) -> flo
     """A TPU's matrix products are convolutions, batch dimensions windows that meet padding: only pairs of an output and a
     kernel position that meet a real input count."""
     left, right = (computation[name].results[0].shape for name in instruction.operands[:2])
-    lhs, rhs, out = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute(r"dim_labels=([\w>\-]+)")).groups()
+    lhs, rhs, out = re.split("_|->", instruction.required(r"dim_labels=(\w+_\w+->\w+)"))
     window = window_of(instruction, num_spatial=len(lhs) - 2)
     taps = 1.0
     for d, (stride, low, base_dilation, window_dilation) in enumerate(window):

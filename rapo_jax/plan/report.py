@@ -98,6 +98,7 @@ def verdict(assessment: Assessment) -> str:
 
 def work_table(assessment: Assessment) -> str:
     flops, program = assessment.flops, assessment.program
+    assert flops is not None and program is not None, "only a compiled step has a table of work"
     unit, name = (1e12, "TFLOP") if flops.compiled > 1e13 else (1e9, "GFLOP")
     parts = {"useful": flops.useful, "padding and masked pairs": flops.padding, "recomputed": flops.recomputed}
     lines = [
@@ -121,9 +122,10 @@ def estimate(assessment: Assessment) -> str:
     seconds, target, packing = assessment.seconds, assessment.question.target, assessment.packing
     if seconds is None:
         return "no estimate of time: the speed of this kind of device is not known."
-    chip, peak = target.chip, target.peak_flops
+    chip, peak, hours = target.chip, target.peak_flops, assessment.hours
+    assert peak is not None and hours is not None and chip.memory_bandwidth is not None and chip.link is not None
     network = f", {chip.network / 1e9:.0f} GB/s between hosts" if chip.network else ""
-    hours, step = assessment.hours, seconds.step
+    step = seconds.step
     return "\n".join(
         [
             "time of a step by roofline, s (the longest, if the others hide behind it; nothing here was measured)",
@@ -159,22 +161,23 @@ def as_json(assessment: Assessment, *, nearest: Assessment | None = None) -> dic
         "compile_seconds": assessment.compile_seconds,
     }
     if assessment.program is not None:
-        program, flops = assessment.program, assessment.flops
-        tree["attention"] = assessment.attention.name
+        program, flops, attention = assessment.program, assessment.flops, assessment.attention
+        assert flops is not None and attention is not None, "they come with the compiled program"
+        tree["attention"] = attention.name
         tree["flops"] = asdict(flops) | {"compiled_over_by_hand": flops.compiled / flops.by_hand}
         tree["memory_traffic_bytes"] = program.memory_bytes
         tree["collectives"] = [
             {"kind": kind, "group": group, "number": each.number, "bytes": each.num_bytes}
             for (kind, group), each in sorted(program.collectives.items())
         ]
-    if assessment.seconds is not None:
-        seconds = assessment.seconds
+    if assessment.seconds is not None and assessment.hours is not None:
+        seconds, hours = assessment.seconds, assessment.hours
         tree["seconds"] = asdict(seconds) | {"step": seconds.step}
         tree["assumptions"] = {"matmul_share_of_peak": MATMUL_SHARE, "peak_flops": target.peak_flops}
         tree["assumptions"] |= asdict(target.chip)
         tree["pairs_per_s"] = assessment.packing.batch_size / seconds.step
         tree["mfu"] = assessment.mfu
-        tree["hours"], tree["chip_hours"] = assessment.hours, assessment.hours * target.num_chips
+        tree["hours"], tree["chip_hours"] = hours, hours * target.num_chips
     if nearest is not None:
         tree["nearest_that_fits"] = as_json(nearest)
     return tree

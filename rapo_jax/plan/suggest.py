@@ -38,7 +38,8 @@ def nearest_that_fits(failed: Assessment, *, progress: Callable[[str], None]) ->
 
 def needs(tried: Assessment) -> str:
     least = "at least " if tried.program is None else ""
-    return f"needs {least}{tried.memory.peak / GiB:.2f} of {tried.limit / GiB:.2f} GiB"
+    of = "" if tried.limit is None else f" of {tried.limit / GiB:.2f}"
+    return f"needs {least}{tried.memory.peak / GiB:.2f}{of} GiB"
 
 
 def known_temporaries(question: Question, known: dict[tuple[str, ...], Assessment]) -> float:

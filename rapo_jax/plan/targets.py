@@ -6,13 +6,13 @@ A TPU slice is described by libtpu, a GPU by a description of its device, both t
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 
 from rapo_jax.accounting import peak_flops
 from rapo_jax.errors import UserError
+from rapo_jax.parallel import Devices
 
 GiB, GB = 2**30, 1e9
 
@@ -74,7 +74,7 @@ class Target:
     name: str
     kind: str
     slice_name: str
-    devices: Sequence[jax.Device]
+    devices: Devices
     chip: Chip
     devices_per_host: int
 
@@ -118,7 +118,7 @@ def slice_target(kind: str, slice_name: str) -> Target:
     return Target(name, kind, slice_name, devices, CHIPS[kind], per_host)
 
 
-def tpu_devices(kind: str, slice_name: str) -> Sequence[jax.Device]:
+def tpu_devices(kind: str, slice_name: str) -> Devices:
     from jax.experimental import topologies
 
     if not importlib.util.find_spec("libtpu"):
@@ -132,7 +132,7 @@ def tpu_devices(kind: str, slice_name: str) -> Sequence[jax.Device]:
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{slice_name}", **options).devices
 
 
-def gpu_devices(kind: str, slice_name: str) -> Sequence[jax.Device]:
+def gpu_devices(kind: str, slice_name: str) -> Devices:
     from jax.experimental import topologies
 
     if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
@@ -148,6 +148,7 @@ def gpu_description(kind: str) -> str:
     """XLA's GpuTargetConfigProto as text."""
     name, major, cores, shared_core, shared_block, l2_cache, clock = GPUS[kind]
     chip = CHIPS[kind]
+    assert chip.memory is not None and chip.memory_bandwidth is not None, "data sheets give both"
     device = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,

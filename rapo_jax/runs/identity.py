@@ -7,7 +7,9 @@ may change: their content is hashed.
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerFast
 
 from rapo_jax import __version__
 from rapo_jax.batching import pipeline
@@ -47,12 +49,15 @@ def recorded(record: dict[str, Any]) -> Identity:
     missing = [name for name in (*HASHES, "tokens", "settings") if name not in record]
     if missing:
         raise UserError(f"the record of what a run or cache belongs to lacks {', '.join(missing)}; it is damaged.")
-    return Identity(**{name: record.get(name) for name in Identity.__dataclass_fields__})
+    fields: dict[str, Any] = {name: record.get(name) for name in Identity.__dataclass_fields__}
+    return Identity(**fields)
 
 
 def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity:
     """The identity of a run: what its checkpoints belong to."""
-    tokenizer = setup.tokenizer.backend_tokenizer.to_str() + str(setup.tokenizer.chat_template)
+    tokenizer = cast(PreTrainedTokenizerFast, setup.tokenizer).backend_tokenizer.to_str() + str(
+        setup.tokenizer.chat_template
+    )
     return Identity(
         model=model_identity(setup, parameters),
         tokenizer=sha256(tokenizer),

@@ -86,10 +86,8 @@ def load_held_out(setup: Setup, training: pipeline.Dataset) -> dict[str, pipelin
     """
     how = {"goal_prompt": setup.goal_prompt, "progress": jax.process_index() == 0, "scales": training.scales}
     load = functools.partial(pipeline.load_held_out, setup.config, setup.tokenizer, **how)
-    relabelled = load()
-    if relabelled is None:
-        return {}
-    return {"eval": relabelled} | ({"eval_plain": load(plain=True)} if setup.config.relabel.goals else {})
+    named = {"eval": load(), "eval_plain": load(plain=True) if setup.config.relabel.goals else None}
+    return {name: data for name, data in named.items() if data is not None}
 
 
 def starting_parameters(setup: Setup) -> dict:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from rapo_jax.batch import Batch
 from rapo_jax.config.tree import Config
@@ -46,13 +46,13 @@ def attention_kernel(config: Config, mesh: Mesh) -> str:
 def response_logps(
     graph: nnx.GraphDef,
     parameters: dict,
-    rows: Batch,
+    rows: Batch[Array],
     *,
     forward: Forward,
     remat: str,
     totals: dict | None = None,
-) -> tuple[Array, Array]:
-    """Summed log-probability and number of scored tokens of every branch of one microbatch, float32 [B, P, A].
+) -> tuple[Float[Array, "B P A"], Float[Array, "B P A"]]:
+    """Summed log-probability and number of scored tokens of every branch of one microbatch, float32.
 
     Unscored branches have zero of both; for a reward model, scores take the place of log-probabilities. With `totals`,
     running sums of gradients, the gradient of the result with respect to them is the sums with this microbatch added; see
@@ -72,8 +72,10 @@ def response_logps(
     return sums_by_branch(scored_values(decoder, hidden_BSD, rows, forward=forward, remat=remat), rows)
 
 
-def scored_values(decoder: Decoder, hidden_BSD: Array, rows: Batch, *, forward: Forward, remat: str) -> Array:
-    """The log-probability of every target, or the scalar head's score, [B, S]."""
+def scored_values(
+    decoder: Decoder, hidden_BSD: Float[Array, "B S D"], rows: Batch[Array], *, forward: Forward, remat: str
+) -> Float[Array, "B S"]:
+    """The log-probability of every target, or the scalar head's score."""
     if decoder.spec.scored:
         return decoder.score(hidden_BSD)
     return token_logps(
@@ -87,8 +89,10 @@ def scored_values(decoder: Decoder, hidden_BSD: Array, rows: Batch, *, forward: 
     )
 
 
-def sums_by_branch(values_BS: Array, rows: Batch) -> tuple[Array, Array]:
-    """The sum and the number of the values of every branch, [B, P, A]."""
+def sums_by_branch(
+    values_BS: Float[Array, "B S"], rows: Batch[Array]
+) -> tuple[Float[Array, "B P A"], Float[Array, "B P A"]]:
+    """The sum and the number of the values of every branch."""
     in_slot_BSZ = rows.slot[..., None] == jnp.arange(rows.num_groups * rows.num_branches)
     shape = (*rows.side.shape, rows.num_branches)
     sums_BPA = jnp.where(in_slot_BSZ, values_BS[..., None], 0.0).sum(1).reshape(shape)

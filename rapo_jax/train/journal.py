@@ -108,7 +108,7 @@ def last_record(run_dir: Path) -> dict[str, float]:
 
 def start_wandb(config: Config, run_dir: Path):
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] (optional)
     except ImportError as error:
         raise UserError(
             "train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'."

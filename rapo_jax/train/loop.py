@@ -223,6 +223,7 @@ def evaluate(run: Run, state: State, reference: dict, progress: Progress) -> dic
             batch = to_device(batch, run.mesh, evaluation.num_rows)
             sums = jax.device_get(evaluation.step(state.parameters, reference, batch, share_done))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
+        assert total is not None, "evaluation sets have groups"
         with np.errstate(invalid="ignore"):
             metrics |= {f"{prefix}_{name}": float(value) for name, value in total.means().items()}
     progress.clock += time.monotonic() - started

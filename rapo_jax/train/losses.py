@@ -6,8 +6,8 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from rapo_jax.batch import BEST_SIDE, Batch, Shape
 from rapo_jax.config.objective import Objective
@@ -28,13 +28,13 @@ class Losses(Protocol):
         self,
         parameters: dict,
         reference: dict,
-        rows: Batch,
+        rows: Batch[Array],
         *,
         remat: str,
         totals: dict | None = None,
-        divergence: Array | None = None,
-        progress: Array | float = 0.0,
-    ) -> tuple[Array, GroupSums]: ...
+        divergence: Float[Array, ""] | None = None,
+        progress: Float[Array, ""] | float = 0.0,
+    ) -> tuple[Float[Array, ""], GroupSums]: ...
 
 
 def make_logps(config: Config, spec: Spec, mesh: Mesh) -> Callable[..., Logps]:
@@ -45,7 +45,9 @@ def make_logps(config: Config, spec: Spec, mesh: Mesh) -> Callable[..., Logps]:
     forward = forward_of(config, spec, mesh)
     (graph, _), (reference_graph, _) = abstract_decoder(spec), abstract_decoder(spec.base)
 
-    def logps(parameters: dict, reference: dict, rows: Batch, *, remat: str, totals: dict | None = None) -> Logps:
+    def logps(
+        parameters: dict, reference: dict, rows: Batch[Array], *, remat: str, totals: dict | None = None
+    ) -> Logps:
         if spec.lora is not None:
             parameters = with_adapters(reference, parameters)
         policy_BPA, num_tokens_BPA = response_logps(
@@ -61,7 +63,12 @@ def make_logps(config: Config, spec: Spec, mesh: Mesh) -> Callable[..., Logps]:
     return logps
 
 
-def as_logps(rows: Batch, policy_BPA: Array, reference_BPA: Array, num_tokens_BPA: Array) -> Logps:
+def as_logps(
+    rows: Batch[Array],
+    policy_BPA: Float[Array, "B P A"],
+    reference_BPA: Float[Array, "B P A"],
+    num_tokens_BPA: Float[Array, "B P A"],
+) -> Logps:
     """What losses read. Absent responses have reward 0, not NaN, whose gradient would be NaN as well."""
     responses = slice(1, 1 + rows.num_responses)
     present_BPC = num_tokens_BPA[..., responses] > 0
@@ -90,13 +97,13 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
     def losses(
         parameters: dict,
         reference: dict,
-        rows: Batch,
+        rows: Batch[Array],
         *,
         remat: str,
         totals: dict | None = None,
-        divergence: Array | None = None,
-        progress: Array | float = 0.0,
-    ) -> tuple[Array, GroupSums]:
+        divergence: Float[Array, ""] | None = None,
+        progress: Float[Array, ""] | float = 0.0,
+    ) -> tuple[Float[Array, ""], GroupSums]:
         logps = logps_of(parameters, reference, rows, remat=remat, totals=totals)
         if objective.needs("divergence"):
             divergence = mean_divergence(*divergence_sums(logps)) if divergence is None else divergence
@@ -109,13 +116,13 @@ def make_losses(config: Config, spec: Spec, mesh: Mesh) -> Losses:
     return losses
 
 
-def total_loss(objective: Objective, logps: Logps) -> Array:
+def total_loss(objective: Objective, logps: Logps) -> Float[Array, "*groups"]:
     """The weighted sum of an objective's terms, group by group."""
     losses = [term.weight * term.spec.loss(logps, **term.options) for term in objective.terms]
     return sum(losses[1:], start=losses[0])
 
 
-def best_goal_loss(objective: Objective, logps: Logps) -> Array:
+def best_goal_loss(objective: Objective, logps: Logps) -> Float[Array, "*groups"]:
     """-eta beta log pi(y | x, g*): the likelihood that groups at the highest goal add to the loss of the preferences.
 
     The weights of these groups turn a batch's mean into the sum of two means.
@@ -131,32 +138,32 @@ def best_goal_loss(objective: Objective, logps: Logps) -> Array:
 # The divergence.
 
 
-def divergence_sums(logps: Logps) -> tuple[Array, Array]:
+def divergence_sums(logps: Logps) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The sum of the log-ratios of the groups' unrelated responses, and their number."""
     assert logps.unrelated is not None and logps.has_unrelated is not None, "groups lack an unrelated response"
     total = jnp.where(logps.has_unrelated, logps.unrelated, 0.0).sum()
     return total, logps.has_unrelated.sum().astype(jnp.float32)
 
 
-def mean_divergence(total: Array, number: Array) -> Array:
+def mean_divergence(total: Float[Array, ""], number: Float[Array, ""]) -> Float[Array, ""]:
     """max(0, mean log-ratio): KTO's estimate of KL(policy | reference), from responses to other prompts."""
     return jnp.maximum(total / jnp.maximum(number, 1.0), 0.0)
 
 
 def make_divergence(
     config: Config, spec: Spec, mesh: Mesh, shape: Shape
-) -> Callable[[dict, dict, Batch], Array | None]:
+) -> Callable[[dict, dict, Batch[Array]], Float[Array, ""] | None]:
     """(parameters, reference, batch) -> the divergence over all microbatches of a batch, by a forward pass of its own.
 
     None where no loss reads it, and where there is a single microbatch, from which `make_losses` estimates it.
     """
     logps_of = make_logps(config, spec, mesh)
 
-    def divergence(parameters: dict, reference: dict, batch: Batch) -> Array | None:
+    def divergence(parameters: dict, reference: dict, batch: Batch[Array]) -> Array | None:
         if not config.objective.needs("divergence") or shape.M == 1:
             return None
 
-        def sums_of(rows: Batch) -> tuple[Array, Array]:
+        def sums_of(rows: Batch[Array]) -> tuple[Array, Array]:
             return divergence_sums(logps_of(parameters, reference, rows, remat="none"))
 
         return mean_divergence(*sum_over_microbatches(sums_of, batch, shape))

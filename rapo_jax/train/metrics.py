@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
 from rapo_jax.config.objective import Objective
@@ -29,7 +29,7 @@ from rapo_jax.objectives import Logps
 SIDE_PREFIX = {NO_SIDE: None, CHOSEN_SIDE: "goal_chosen/", REJECTED_SIDE: "goal_rejected/", BEST_SIDE: "goal_best/"}
 NUM_SIDES = len(SIDE_PREFIX)
 
-Values = tuple[Array, Array]  # a number for every group, and whether the group has one, [B, P]
+Values = tuple[Float[Array, "B P"], Bool[Array, "B P"]]  # a number for every group, and whether the group has one
 
 
 @jax.tree_util.register_dataclass
@@ -40,10 +40,10 @@ class GroupSums:
     sums: dict[str, Array]
     counts: dict[str, Array]
 
-    def total(self, name: str) -> Array:
+    def total(self, name: str) -> Float[Array, ""]:
         return self.sums[name].sum()
 
-    def means(self) -> dict[str, Array]:
+    def means(self) -> dict[str, Float[Array, ""]]:
         """Means over all groups and, where a side has groups, over each side; NaN marks an absent side."""
         means = {name: sums.sum() / self.counts[name].sum() for name, sums in self.sums.items()}
         for side, prefix in SIDE_PREFIX.items():
@@ -56,36 +56,36 @@ class GroupSums:
 class Microbatch:
     """What a metric may read: the groups of one microbatch, [B, P], under an objective."""
 
-    loss_BP: Array
+    loss_BP: Float[Array, "B P"]
     logps: Logps
-    side_BP: Array
+    side_BP: Int[Array, "B P"]
     objective: Objective
 
     @property
-    def everywhere(self) -> Array:
+    def everywhere(self) -> Bool[Array, "B P"]:
         """That every group has a value."""
         return jnp.ones(self.loss_BP.shape, bool)
 
     @property
-    def is_preference_BP(self) -> Array:
+    def is_preference_BP(self) -> Bool[Array, "B P"]:
         return ~(self.side_BP == BEST_SIDE)
 
     @property
-    def has_chosen_BP(self) -> Array:
+    def has_chosen_BP(self) -> Bool[Array, "B P"]:
         return self.logps.present[..., 0] & self.is_preference_BP
 
     @property
-    def has_rejected_BP(self) -> Array:
+    def has_rejected_BP(self) -> Bool[Array, "B P"]:
         return self.rejected(self.logps.present) & self.is_preference_BP
 
-    def rejected(self, x_BPC: Array) -> Array:
-        """The entries of the least preferred response of each group, [B, P]."""
+    def rejected(self, x_BPC: Shaped[Array, "B P C"]) -> Shaped[Array, "B P"]:
+        """The entries of the least preferred response of each group."""
         present = self.logps.present
         last_BP = jnp.where(present, jnp.arange(present.shape[-1]), 1).max(-1)
         return jnp.take_along_axis(x_BPC, last_BP[..., None], -1)[..., 0]
 
     @property
-    def implied_BPC(self) -> Array:
+    def implied_BPC(self) -> Float[Array, "B P C"]:
         """The implicit rewards, or a reward model's scores."""
         beta = 1.0 if self.objective.is_reward_model else self.objective.options["beta"]
         return beta * self.logps.ratios
@@ -188,7 +188,9 @@ def register_metric(name: str, metric: Metric) -> None:
     METRICS[name] = metric
 
 
-def group_sums(loss_BP: Array, logps: Logps, side_BP: Array, objective: Objective) -> GroupSums:
+def group_sums(
+    loss_BP: Float[Array, "B P"], logps: Logps, side_BP: Int[Array, "B P"], objective: Objective
+) -> GroupSums:
     """The metrics of one microbatch."""
     groups = Microbatch(loss_BP, logps, side_BP, objective)
     metrics = {name: metric.values(groups) for name, metric in METRICS.items() if metric.applies_to(objective)}

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Int
 
 from rapo_jax.batch import Batch, Shape
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 ROW_ARRAYS = [field.name for field in fields(Batch) if field.name != "num_microbatches"]
 
 
-def over_microbatches(add: Callable[[T, Batch], T], total: T, batch: Batch, shape: Shape) -> T:
+def over_microbatches(add: Callable[[T, Batch[Array]], T], total: T, batch: Batch[Array], shape: Shape) -> T:
     """add(... add(add(total, microbatch 0), microbatch 1) ...), over the microbatches in use."""
     if shape.M == 1:
         return add(total, microbatch(batch, 0))
     return jax.lax.fori_loop(0, batch.num_microbatches, lambda m, total: add(total, microbatch(batch, m)), total)
 
 
-def sum_over_microbatches(function: Callable[[Batch], T], batch: Batch, shape: Shape) -> T:
+def sum_over_microbatches(function: Callable[[Batch[Array]], T], batch: Batch[Array], shape: Shape) -> T:
     """The sum of what a function returns for each microbatch in use."""
 
-    def add(total: T, rows: Batch) -> T:
+    def add(total: T, rows: Batch[Array]) -> T:
         return jax.tree.map(jnp.add, total, function(rows))
 
     return over_microbatches(add, zeros_of(lambda: function(microbatch(batch, 0))), batch, shape)
@@ -35,7 +35,7 @@ def zeros_of(function: Callable[[], T]) -> T:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
 
 
-def microbatch(batch: Batch, m: Array | int) -> Batch:
+def microbatch(batch: Batch[Array], m: Int[Array, ""] | int) -> Batch[Array]:
     """The arrays of microbatch m, [B, ...]."""
     arrays: dict[str, Any] = {name: getattr(batch, name)[m] for name in ROW_ARRAYS}
     return replace(batch, **arrays)

@@ -5,21 +5,21 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jaxtyping import Array, Float, Num
 
 from rapo_jax.config.tree import Optimizer
 from rapo_jax.models.parameters import place, trained_letters
 from rapo_jax.models.spec import Spec
 
 
-def learning_rate(config: Optimizer, *, num_steps: int) -> Callable[[Array], Array]:
+def learning_rate(config: Optimizer, *, num_steps: int) -> Callable[[Num[Array, ""]], Float[Array, ""]]:
     """Step (from 0) -> learning rate: linear warmup from 0 over ceil(warmup_ratio * num_steps), then the schedule to 0.
 
     The first step of a warmup has rate 0, as in transformers' get_cosine_schedule_with_warmup.
     """
     num_warmup = math.ceil(config.warmup_ratio * num_steps)
 
-    def rate(step: Array) -> Array:
+    def rate(step: Num[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         warmup = step / max(1, num_warmup)
         progress = (step - num_warmup) / max(1, num_steps - num_warmup)
@@ -47,7 +47,7 @@ def adamw(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
     return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))
 
 
-def clip(gradients: dict, norm: Array, max_norm: float | None) -> dict:
+def clip(gradients: dict, norm: Float[Array, ""], max_norm: float | None) -> dict:
     """Scales all gradients so that their global norm is at most `max_norm`."""
     if max_norm is None:
         return gradients

@@ -1,14 +1,16 @@
 """What a step carries from one to the next, and where each part lives on the mesh."""
 
 from dataclasses import dataclass
+from typing import Generic
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from rapo_jax.batch import Leaf
 from rapo_jax.models.decoder import Decoder
 from rapo_jax.models.parameters import Location, parameter_letters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
@@ -17,13 +19,14 @@ from rapo_jax.parallel import replicated, sharding
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class State:
+class State(Generic[Leaf]):
     """`step` counts optimizer steps done, and is the position in the data. `parameters` and moments are float32.
 
-    `parameters` are what is trained: all weights of the model or, with LoRA, the adapters alone.
+    `parameters` are what is trained: all weights of the model or, with LoRA, the adapters alone. State[Array] on devices;
+    State[NamedSharding] and State[jax.ShapeDtypeStruct] describe one.
     """
 
-    step: Array
+    step: Leaf
     parameters: dict
     optimizer: optax.OptState
 
@@ -45,8 +48,8 @@ def trained_shardings(spec: Spec, mesh: Mesh) -> dict:
     return shardings(spec, mesh, trained_letters(spec))
 
 
-def state_shardings(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State:
-    """A State of NamedShardings: moments live where their parameters live, counters everywhere."""
+def state_shardings(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State[NamedSharding]:
+    """Moments live where their parameters live, counters everywhere."""
     parameters = trained_shardings(spec, mesh)
     moments = jax.eval_shape(transform.init, abstract_trained(spec, mesh))
     optimizer = optax.tree.map_params(
@@ -73,18 +76,18 @@ def abstract(spec: Spec, mesh: Mesh, letters: dict[Location, str], dtype: jnp.dt
     return tree
 
 
-def abstract_state(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State:
+def abstract_state(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State[jax.ShapeDtypeStruct]:
     """Shapes and shardings of a State, for restoring one and for compiling without one."""
     shapes = jax.eval_shape(lambda p: fresh(p, transform), abstract_trained(spec, mesh))
     where = state_shardings(spec, mesh, transform)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
-def fresh(parameters: dict, transform: optax.GradientTransformation) -> State:
+def fresh(parameters: dict, transform: optax.GradientTransformation) -> State[Array]:
     return State(step=jnp.int32(0), parameters=parameters, optimizer=transform.init(parameters))
 
 
-def first_state(parameters: dict, spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State:
+def first_state(parameters: dict, spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State[Array]:
     """The state before step 0 of parameters as `trainable` gives them. Consumes them; they must be float32."""
     where = state_shardings(spec, mesh, transform)
     return jax.jit(lambda p: fresh(p, transform), donate_argnums=0, out_shardings=where)(parameters)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
 
 from rapo_jax.batch import LETTERS, Batch, Shape
 from rapo_jax.config.tree import Config
@@ -27,10 +27,11 @@ from rapo_jax.train.optim import adamw, clip, learning_rate
 from rapo_jax.train.reference import weights_are_resident
 from rapo_jax.train.state import State, parameter_shardings, state_shardings, trained_shardings
 
-TrainStep = Callable[[State, dict, Batch], tuple[State, dict[str, Array]]]
-EvaluateStep = Callable[[dict, dict, Batch, Array], GroupSums]
-Gradients = Callable[[State, dict, Batch], tuple[dict, GroupSums]]
-Update = Callable[[State, dict, GroupSums], tuple[State, dict[str, Array]]]
+TrainStep = Callable[[State[Array], dict, Batch[Array]], tuple[State[Array], dict[str, Array]]]
+EvaluateStep = Callable[[dict, dict, Batch[Array], Array], GroupSums]
+LogpsStep = Callable[[dict, Batch[Array]], Float[Array, "B P A"]]
+Gradients = Callable[[State[Array], dict, Batch[Array]], tuple[dict, GroupSums]]
+Update = Callable[[State[Array], dict, GroupSums], tuple[State[Array], dict[str, Array]]]
 
 
 def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> TrainStep:
@@ -43,7 +44,7 @@ def make_train_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num
     gradients_of = make_gradients(config, spec, mesh, shape, num_steps=num_steps)
     update = make_update(config, spec, num_steps=num_steps)
 
-    def train(state: State, reference: dict, batch: Batch) -> tuple[State, dict[str, Array]]:
+    def train(state: State[Array], reference: dict, batch: Batch[Array]) -> tuple[State[Array], dict[str, Array]]:
         gradients, sums = gradients_of(state, reference, batch)
         return update(state, gradients, sums)
 
@@ -61,16 +62,16 @@ def make_gradients(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_
     """(state, reference, batch) -> the gradient of the batch's mean loss, and its metrics, over all microbatches."""
     losses, divergence_of = make_losses(config, spec, mesh), make_divergence(config, spec, mesh, shape)
 
-    def gradients_of(state: State, reference: dict, batch: Batch) -> tuple[dict, GroupSums]:
+    def gradients_of(state: State[Array], reference: dict, batch: Batch[Array]) -> tuple[dict, GroupSums]:
         num_groups = (batch.side >= 0).sum().astype(jnp.float32)
         divergence, progress = divergence_of(state.parameters, reference, batch), state.step / num_steps
 
-        def loss(parameters: dict, totals: dict | None, rows: Batch) -> tuple[Array, GroupSums]:
+        def loss(parameters: dict, totals: dict | None, rows: Batch[Array]) -> tuple[Array, GroupSums]:
             options = {"remat": config.model.remat, "divergence": divergence, "progress": progress}
             total, sums = losses(parameters, reference, rows, totals=totals, **options)
             return total / num_groups, sums
 
-        def add_gradients(totals: tuple[dict, GroupSums], rows: Batch) -> tuple[dict, GroupSums]:
+        def add_gradients(totals: tuple[dict, GroupSums], rows: Batch[Array]) -> tuple[dict, GroupSums]:
             gradients, sums = totals
             if spec.lora is None:  # each layer's gradient is added to the total within the backward pass
                 gradients, new_sums = jax.grad(loss, argnums=1, has_aux=True)(state.parameters, gradients, rows)
@@ -91,7 +92,7 @@ def make_update(config: Config, spec: Spec, *, num_steps: int) -> Update:
     transform = adamw(config.optimizer, spec)
     rate = learning_rate(config.optimizer, num_steps=num_steps)
 
-    def update(state: State, gradients: dict, sums: GroupSums) -> tuple[State, dict[str, Array]]:
+    def update(state: State[Array], gradients: dict, sums: GroupSums) -> tuple[State[Array], dict[str, Array]]:
         norm = optax.tree.norm(gradients)
         gradients = clip(gradients, norm, config.optimizer.max_grad_norm)
         updates, optimizer = transform.update(gradients, state.optimizer, state.parameters)
@@ -112,10 +113,10 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
     """
     losses, divergence_of = make_losses(config, spec, mesh), make_divergence(config, spec, mesh, shape)
 
-    def evaluate(parameters: dict, reference: dict, batch: Batch, progress: Array) -> GroupSums:
+    def evaluate(parameters: dict, reference: dict, batch: Batch[Array], progress: Array) -> GroupSums:
         scalars = {"divergence": divergence_of(parameters, reference, batch), "progress": progress}
 
-        def sums_of(rows: Batch) -> GroupSums:
+        def sums_of(rows: Batch[Array]) -> GroupSums:
             return losses(parameters, reference, rows, remat="none", **scalars)[1]
 
         return sum_over_microbatches(sums_of, batch, shape)
@@ -125,11 +126,11 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
     return jax.jit(evaluate, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
-def make_logps_step(forward: Forward, spec: Spec, mesh: Mesh, shape: Shape) -> Callable[[dict, Batch], Array]:
-    """(weights, batch of one microbatch) -> the summed log-probability of every branch, without adapters, float32 [B, P, A]."""
+def make_logps_step(forward: Forward, spec: Spec, mesh: Mesh, shape: Shape) -> LogpsStep:
+    """(weights, batch of one microbatch) -> the summed log-probability of every branch, without adapters, float32."""
     graph, _ = abstract_decoder(spec.base)
 
-    def logps(parameters: dict, batch: Batch) -> Array:
+    def logps(parameters: dict, batch: Batch[Array]) -> Array:
         return response_logps(graph, parameters, microbatch(batch, 0), forward=forward, remat="none")[0]
 
     shardings = (parameter_shardings(spec, mesh), batch_shardings(mesh, shape))
@@ -141,8 +142,8 @@ def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
     return parameter_shardings(spec, mesh) if weights_are_resident(config) else {}
 
 
-def batch_shardings(mesh: Mesh, shape: Shape) -> Batch:
-    """A Batch of NamedShardings: rows over (data, fsdp), all else replicated."""
+def batch_shardings(mesh: Mesh, shape: Shape) -> Batch[NamedSharding]:
+    """Rows over (data, fsdp), all else replicated."""
     sizes = {letter: getattr(shape, letter) for letter in "MBTSPCA"}
     return Batch(
         **{name: sharding(mesh, letters, tuple(sizes[c] for c in letters)) for name, letters in LETTERS.items()}
