@@ -173,7 +173,7 @@ def largest_difference(
     @jax.jit
     def outputs(parameters: dict):
         decoder = nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), parameters))
-        hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT))
+        hidden_BTD = decoder(tokens_BT, plain_layout(tokens_BT))
         return decoder.score(hidden_BTD) if spec.scored else decoder.logits(hidden_BTD)
 
     difference = float(jnp.abs(outputs(parameters) - outputs(written)).max())

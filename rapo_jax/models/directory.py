@@ -12,7 +12,7 @@ WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*"]
 def model_directory(path: str, *, option: str = "model.path", weights: bool = True) -> Path:
     """The local directory of a model; a hub id is downloaded (safetensors, configs and tokenizer only, never code).
 
-    `option` is what the user calls `path`, for messages. Without `weights` a download has none.
+    `option` is the user's name for `path`, for messages. With weights=False a download skips the safetensors.
     """
     local = Path(path).expanduser()
     if path and local.is_dir():
