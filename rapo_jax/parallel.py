@@ -33,13 +33,8 @@ OVERLAP = {
 RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "R": None}
 
 
-<<<<<<< HEAD
 def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Devices | None = None) -> Mesh:
-    """A mesh over `devices` (all of this machine or pod); at most one axis may be -1, which takes what the others leave.
-=======
-def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (default: all of the machine or pod). One size may be -1: all remaining devices.
->>>>>>> 1105415 (train/: the trace has a file of its own, keyword arguments, plain words)
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
@@ -80,13 +75,8 @@ def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(a if ok else None for a, ok in zip(axes, divides, strict=True))))
 
 
-<<<<<<< HEAD
 def constrain_rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "B *rest"]:
-    """Pins activations [B, ...] to the row sharding, so that the compiler moves weights to rows and not rows to weights.
-=======
-def constrain_rows(x: Array) -> Array:
     """Constrains activations [B, ...] to the row sharding, so that the compiler gathers weights, not activations.
->>>>>>> 1105415 (train/: the trace has a file of its own, keyword arguments, plain words)
 
     Without a mesh this is the identity.
     """
@@ -136,15 +126,9 @@ def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
 
 
 def from_slices(
-<<<<<<< HEAD
     mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], Shaped[np.ndarray, "..."]]
 ) -> Shaped[Array, "..."]:
-    """A sharded array of which every process reads only the slices that its devices hold, each once."""
-=======
-    mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
-) -> Array:
     """A sharded array; every process reads only the slices that its devices hold, each once."""
->>>>>>> 1105415 (train/: the trace has a file of its own, keyword arguments, plain words)
     seen: dict[str, np.ndarray] = {}
 
     def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -157,13 +141,8 @@ def from_slices(
     return jax.make_array_from_callback(shape, sharding(mesh, letters, shape), read_once)
 
 
-<<<<<<< HEAD
 def host_slice(x: Shaped[Array, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """A (possibly sharded) array as numpy on every process; for one tensor at a time."""
-=======
-def host_slice(x: Array) -> np.ndarray:
     """An array as numpy on every process, gathered if it is sharded across processes. Use on one tensor at a time."""
->>>>>>> 1105415 (train/: the trace has a file of its own, keyword arguments, plain words)
     if x.is_fully_addressable:
         return np.asarray(x)
     from jax.experimental import multihost_utils
