@@ -124,7 +124,7 @@ def cut_at_stop(tokens: Int32[np.ndarray, " X"], stops: Int32[np.ndarray, " _"])
 
 
 def _decode_batch(
-    graph: nnx.GraphDef,
+    graph: nnx.GraphDef[Decoder],
     parameters: dict[str, Any],
     stops: Int32[Array, " _"],
     *,

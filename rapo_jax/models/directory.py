@@ -45,9 +45,3 @@ def declared_stop_tokens(directory: Path) -> list[int]:
     if declared is None and path.is_file():
         declared = read_object(path).get("eos_token_id")
     return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-
-
-def eos_tokens(directory: Path, config: dict[str, Any]) -> list[int]:
-    """As `declared_stop_tokens`, for callers that have read config.json."""
-    declared = read_generation_config(directory).get("eos_token_id", config.get("eos_token_id"))
-    return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
