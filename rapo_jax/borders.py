@@ -21,7 +21,7 @@ import yaml
 from rapo_jax.errors import UserError, nearest
 
 Shape = TypeVar("Shape")
-KINDS = {
+KINDS: dict[Any, str] = {
     int: "an integer",
     float: "a number",
     bool: "true or false",
@@ -99,7 +99,7 @@ def _byte_lines(path: Path, *, remedy: str) -> Iterator[bytes]:
 class StrictLoader(yaml.SafeLoader):
     """YAML that runs no code and has no key twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twice = [key for key, _ in node.value if keys.count(key.value) > 1]
         if twice:
@@ -153,7 +153,7 @@ def shaped(value: Any, shape: type[Shape], *, said: str, remedy: str = "", path:
         raise UserError(_sentence(f"{said}: {error}", remedy)) from error
 
 
-def _is_required(field: dataclasses.Field) -> bool:
+def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 

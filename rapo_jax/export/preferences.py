@@ -10,10 +10,10 @@ from rapo_jax.batching.pipeline import read_part
 from rapo_jax.borders import json_line, whole_file, write_json
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config
-from rapo_jax.data.need import responses_wanted
 from rapo_jax.data.relabelled import Relabelled, relabel_records
 from rapo_jax.data.report import report_of
 from rapo_jax.data.report_figure import draw_report
+from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.data.scaling import write_scales
 from rapo_jax.errors import UserError
 

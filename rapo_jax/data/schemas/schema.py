@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 from rapo_jax.config.tree import Columns
-from rapo_jax.data.need import Want
+from rapo_jax.data.row_needs import Want
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 
