@@ -20,7 +20,7 @@ import yaml
 
 from rapo_jax.errors import UserError, nearest
 
-Shape = TypeVar("Shape")
+Typed = TypeVar("Typed")
 KINDS: dict[Any, str] = {
     int: "an integer",
     float: "a number",
@@ -120,7 +120,7 @@ def parse_yaml(text: str, *, said: str) -> Any:
     raise UserError(f"{said} cannot be read as YAML: {fact}.")
 
 
-def shaped(value: Any, shape: type[Shape], *, said: str, remedy: str = "", path: str = "") -> Shape:
+def shaped(value: Any, shape: type[Typed], *, said: str, remedy: str = "", path: str = "") -> Typed:
     """A parsed JSON value as an instance of the dataclass `shape`; nested dataclasses, tuples and mappings included.
 
     `said` is what the UserError calls the value, `path` leads to it. The error names the field, its value and what was

@@ -20,7 +20,7 @@ from rapo_jax.chat.templates import ChatFormat, Placement
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
-BATCH_SIZE = 256  # conversations rendered and tokenized at a time
+TOKENIZED_AT_ONCE = 256  # conversations rendered and tokenized at a time
 MIN_INSTRUCTION_TOKENS = 8  # of a shortened instruction, apart from the assistant's header
 
 
@@ -99,8 +99,8 @@ def encode_all(
     form = chat.chat_format(tokenizer, placement)
     results: list[Encoded | str] = []
     with tqdm(total=len(items), desc="tokenize", disable=None if progress else True) as bar:
-        for start in range(0, len(items), BATCH_SIZE):
-            batch = items[start : start + BATCH_SIZE]
+        for start in range(0, len(items), TOKENIZED_AT_ONCE):
+            batch = items[start : start + TOKENIZED_AT_ONCE]
             results += _encode_batch(form, batch, _Limits(max_length, max_prompt_length))
             bar.update(len(batch))
     return [result if isinstance(result, Encoded) else None for result in results], _report(results)

@@ -66,7 +66,7 @@ def prepare(
     read = [read_source(config, source, need) for source in sources]
     mixed = select(config, sources, read, part=part, dropped=dropped)
     records = list(chain.from_iterable(mixed))
-    check_goals(records, config)
+    check_goal_inputs(records, config)
     scales = fit_scales(records, config.relabel) if scales is None else scales
     scaled = [scales.record(record) for record in records]
     made_equal = sum(num_scores(after) < num_scores(before) for before, after in zip(records, scaled, strict=True))
@@ -121,7 +121,7 @@ def select(
     return mixed
 
 
-def check_goals(records: Sequence[Record], config: Config) -> None:
+def check_goal_inputs(records: Sequence[Record], config: Config) -> None:
     """Raises UserError where a row lacks what its goal sentence says: an attribute, or its source."""
     if config.relabel.goals and config.relabel.attributes:
         check_attributes(records, config.relabel.attributes)

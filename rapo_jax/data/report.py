@@ -74,13 +74,13 @@ def score_histogram(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     return {side: _whole_numbers(scores) for side, scores in by_side(records).items()}
 
 
-def margins(records: Sequence[Record]) -> list[float]:
+def record_margins(records: Sequence[Record]) -> list[float]:
     """The chosen response's score minus the last one's, for every record with several scored responses."""
     return [r.rewards[0] - r.rewards[-1] for r in records if r.rewards is not None and len(r.rewards) > 1]
 
 
 def margin_histogram(records: Sequence[Record]) -> dict[str, int]:
-    return _whole_numbers(margins(records))
+    return _whole_numbers(record_margins(records))
 
 
 def _whole_numbers(values: Sequence[float]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax.data.report import by_side, margins
+from rapo_jax.data.report import by_side, record_margins
 from rapo_jax.messages import Record
 
 CHOSEN, REJECTED, QUIET, LOST = "#2a6f97", "#e07a5f", "#8d99ae", "#c9ada7"
@@ -44,7 +44,7 @@ def draw_scores(axes: Any, records: Sequence[Record]) -> None:
 
 
 def draw_margins(axes: Any, records: Sequence[Record]) -> None:
-    found = drawable(margins(records))
+    found = drawable(record_margins(records))
     axes.set(title="Margins", xlabel="score of the chosen response less that of the last", ylabel="records")
     if not len(found):
         return write_note(axes, "no two scores to compare")

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from tensorboardX import SummaryWriter
 
-from rapo_jax.borders import write_text
+from rapo_jax.borders import read_json_lines, write_json_lines
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
@@ -86,22 +86,15 @@ def cut_back(path: Path, last_step: int) -> None:
     """Drops records after `last_step`, and a last line that a kill left incomplete."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["step"] <= last_step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    records = [record for _, record in read_json_lines(path, drop_torn_line=True)]
+    write_json_lines(path, [record for record in records if record["step"] <= last_step])
 
 
 def last_record(run_dir: Path) -> dict[str, float]:
     """The last metrics in the record, without the step; {} where there are none."""
     path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: value for name, value in json.loads(lines[-1]).items() if name != "step"} if lines else {}
+    records = [record for _, record in read_json_lines(path, drop_torn_line=True)] if path.exists() else []
+    return {name: value for name, value in records[-1].items() if name != "step"} if records else {}
 
 
 def start_wandb(config: Config, run_dir: Path):
