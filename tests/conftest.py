@@ -1,10 +1,16 @@
-"""What every test runs under: eight CPU devices and no network.
+"""What every test runs under: eight CPU devices, no network, and one cache of compiled programs.
+
+Most of the suite's time is XLA compiling the same few programs. All tests, workers and subprocesses of a session share one
+persistent compilation cache, which starts empty and is deleted at the end (JAX_COMPILATION_CACHE_DIR names another that
+stays), and LLVM optimizes little: tiny arrays are not worth it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 gives code as users run it.
 
 Silent promotion is left to JAX's defaults: optax promotes dtypes on purpose (`decay**count`) and the shape suffixes of
 this package announce every broadcast. tests/invariants/test_steps.py holds our own mathematics to strict dtypes instead.
 """
 
 import os
+import shutil
+import tempfile
 from collections import Counter
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
@@ -13,8 +19,19 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+OWN_CACHE = None if os.environ.get("JAX_COMPILATION_CACHE_DIR") else tempfile.mkdtemp(prefix="compiled-")
+if OWN_CACHE:  # workers are started by the process that made it, and inherit its name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = OWN_CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from tests.tiny.chat_templates import build_tokenizer, sentencepiece_like, tokenizers  # noqa: E402, F401 (fixtures)
+
+
+def pytest_unconfigure():
+    if OWN_CACHE:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,1 +1,1 @@
-"""Tokenized preferences -> groups -> the batch plan -> arrays."""
+"""Tokenized preferences become groups, groups become the batch plan, and the plan becomes arrays."""

@@ -63,14 +63,9 @@ class Key:
 
 
 def filled(text: str, indent: str = "", more: str | None = None) -> str:
-    """The text in lines of at most WIDTH columns, those after the first indented by `more`."""
+    options = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent if more is None else more,
-        break_long_words=False,
-        break_on_hyphens=False,
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent if more is None else more, **options
     )
 
 

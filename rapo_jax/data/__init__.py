@@ -1,1 +1,1 @@
-"""Files -> records -> goal-conditioned preferences. Knows no tokens, models, devices or losses."""
+"""Files become records (sources), records become tokens (chat). Knows nothing of models, devices or losses."""

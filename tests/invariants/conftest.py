@@ -3,15 +3,12 @@
 import pytest
 
 from tests import tiny
-from tests.tiny import compilations_kept, runs
+from tests.tiny import runs
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Runs in it share their compilations: the second one of a kind starts in seconds instead of half a minute."""
-    world = runs.make_world(tmp_path_factory.mktemp("runs"))
-    with compilations_kept(world.cache):
-        yield world
+    return runs.make_world(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_never_killed(world, un
 
     def kill_when(condition):
         log = tmp_path / "log"
-        with runs.started(world, world.train(run_dir), log=log) as process:
+        with runs.started(world.train(run_dir), log=log) as process:
             runs.wait_for(condition, process, log=log)
             process.kill()
             assert process.wait() == -signal.SIGKILL

@@ -28,7 +28,7 @@ def train_in_two(world, run_dir, *, meanwhile=lambda processes, log: None) -> tu
         for index, log in enumerate(logs):
             join = ["--coordinator", coordinator, "--num-processes", "2", "--process-id", str(index)]
             arguments = [*world.train(run_dir), *join]
-            processes.append(stack.enter_context(runs.started(world, arguments, num_devices=4, log=log)))
+            processes.append(stack.enter_context(runs.started(arguments, num_devices=4, log=log)))
         meanwhile(processes, logs[0])
         deadline = time.monotonic() + runs.PATIENCE
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:

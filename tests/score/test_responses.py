@@ -20,7 +20,6 @@ from tests.tiny import (
     CONFIG,
     PAIRS,
     RUN,
-    compilations_kept,
     rapo,
     with_padding,
     write_model,
@@ -40,15 +39,14 @@ NO_GOALS = ["relabel.goals=[]", "objective.beta=null"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A configuration, a model and its policy of other weights, unscored pairs and lists; runs share compilations."""
+    """A configuration, a model and its policy of other weights, unscored pairs and lists."""
     world = tmp_path_factory.mktemp("world")
     (world / "config.yaml").write_text(RUN)
     with_padding(write_model(world / "model"))
     with_padding(write_model(world / "policy", seed=1))
     write_rows(world / "pairs.jsonl", UNSCORED)
     write_rows(world / "lists.jsonl", LISTS)
-    with compilations_kept(world / "compilations"):
-        yield world
+    return world
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@
 tokenizers with every family's shape of chat template in tests.tiny.chat_templates.
 """
 
-from tests.tiny.command_line import compilations_kept, rapo, rapo_until
+from tests.tiny.command_line import rapo, rapo_until
 from tests.tiny.directories import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -50,7 +50,6 @@ __all__ = [
     "branch_logps",
     "build_tokenizer",
     "by_group",
-    "compilations_kept",
     "mesh_of",
     "microbatch",
     "on_mesh",

@@ -1,11 +1,6 @@
 """The command line in this process."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-import jax
 
 from rapo_jax.cli import main
 from rapo_jax.train.journal import Journal
@@ -34,19 +29,3 @@ def rapo_until(step: int, arguments: list[str], number: signal.Signals = signal.
         return rapo(*arguments)
     finally:
         Journal.write = write
-
-
-@contextmanager
-def compilations_kept(directory: Path) -> Iterator[None]:
-    """Within it every compilation is kept in the directory: the second run of a kind starts in seconds."""
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)

@@ -35,10 +35,9 @@ PATIENCE = 200  # seconds for anything that another process does
 
 @dataclass(frozen=True)
 class World:
-    """A tiny model, its data and a configuration, on disk; and the compilations that all runs share."""
+    """A tiny model, its data and a configuration, on disk."""
 
     directory: Path
-    cache: Path
 
     def train(self, run_dir: Path, *more: str) -> list[str]:
         """The arguments of `rapo train`."""
@@ -52,7 +51,7 @@ class World:
 
 
 def make_world(directory: Path) -> World:
-    world = World(directory / "world", directory / "compilations")
+    world = World(directory / "world")
     write_world(world.directory, num_pairs=60, num_conversations=1, num_eval_pairs=10, num_prompts=1)
     config = world.directory / "config.json"
     tiny = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 64}
@@ -62,14 +61,9 @@ def make_world(directory: Path) -> World:
 
 
 @contextmanager
-def started(world: World, arguments: list[str], *, num_devices: int = 8, log: Path) -> Iterator[subprocess.Popen]:
+def started(arguments: list[str], *, num_devices: int = 8, log: Path) -> Iterator[subprocess.Popen]:
     """A verb in a process of its own, which does not outlive the block."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(world.cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
     with log.open("w") as output:
         command = [sys.executable, "-m", "rapo_jax", *arguments]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
