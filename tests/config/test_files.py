@@ -1,4 +1,4 @@
-"""The configuration: the paper's defaults, overrides, and one clear sentence for everything that is wrong with it."""
+"""Configuration files: the paper's defaults, overrides, inheritance, and one sentence for each mistake."""
 
 import re
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_an_override_is_read_as_yaml(load, override, value):
 
 
 @pytest.mark.parametrize("number", ["5e-7", "5E-7", "5.0e-7", "0.0000005", "'5e-7'"])
-def test_a_number_is_a_number_however_it_is_spelt(load, number):
+def test_numbers_in_scientific_notation_are_numbers(load, number):
     """Breaks: YAML 1.1 reads 5e-7, as everyone writes it, as a text."""
     assert load(f"optimizer: {{learning_rate: {number}}}").optimizer.learning_rate == 5e-7
 
@@ -110,12 +110,12 @@ def test_a_number_is_a_number_however_it_is_spelt(load, number):
         ("data.columns.score=x", "unknown key data.columns.score; did you mean 'score_chosen'?"),
     ],
 )
-def test_a_misspelt_name_is_answered_with_the_nearest(refusal, override, message):
+def test_a_misspelt_name_is_refused_with_the_nearest_known_one(refusal, override, message):
     """Breaks: a misspelt knob that is ignored is a run with other settings than its author believes."""
     assert refusal("", override) == message
 
 
-def test_a_key_that_is_not_a_text_is_unknown_too(refusal):
+def test_a_key_that_is_not_a_string_is_unknown(refusal):
     assert (
         refusal("5: 3")
         == "unknown key 5; known: data, lora, mesh, model, objective, optimizer, reference, relabel, rows, run_dir, seed, train"
@@ -144,7 +144,7 @@ def test_a_wrong_type_is_refused_with_what_was_expected(refusal, override, messa
     assert refusal("", override) == message
 
 
-def test_a_value_has_no_keys_of_its_own(refusal):
+def test_a_value_cannot_be_used_as_a_section(refusal):
     assert refusal("model: x", "model.path=y") == "model is a value, it has no 'path'."
     assert refusal("", "seed.first=1") == "seed={'first': 1}: expected an integer."
 
@@ -189,7 +189,7 @@ def test_a_value_has_no_keys_of_its_own(refusal):
         ),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_its_knob(refusal, overrides, message):
+def test_a_value_out_of_range_is_refused(refusal, overrides, message):
     """Breaks: a NaN learning rate compares false with everything, and would be found after the model was loaded."""
     assert refusal("", *overrides) == message
 
@@ -202,8 +202,8 @@ def test_options_that_the_objective_does_not_read_are_refused(refusal):
     )
 
 
-def test_nothing_after_the_equals_sign_is_an_empty_text(load):
-    """Breaks: who extends a configuration could not take its evaluation away."""
+def test_an_empty_override_is_an_empty_string(load):
+    """Breaks: a command line could not remove the evaluation of the configuration that it starts from."""
     assert load("data: {eval_path: some.jsonl}", "data.eval_path=").data.eval_path == ""
 
 
@@ -279,7 +279,7 @@ def test_losses_add_up_each_with_its_weight_and_its_options(load):
         ),
     ],
 )
-def test_an_objective_that_cannot_be_is_refused(refusal, objective, message):
+def test_an_impossible_objective_is_refused(refusal, objective, message):
     assert refusal(f"objective: {objective}") == message
 
 
@@ -292,7 +292,7 @@ def test_an_objective_that_cannot_be_is_refused(refusal, objective, message):
     ],
 )
 def test_the_best_goals_term_needs_a_highest_goal(load, refusal, relabel, why):
-    """Breaks: the export's chat template, too, would ask for something that is no highest goal."""
+    """Breaks: the exported chat template would ask for something that is not the highest goal."""
     assert refusal(f"{{relabel: {relabel}, objective: {{best_goal_weight: 0.1}}}}") == (
         f"objective.best_goal_weight=0.1 asks for the highest goal, but {why}; name the goals or remove the weight."
     )
@@ -302,20 +302,20 @@ def test_the_best_goals_term_needs_a_highest_goal(load, refusal, relabel, why):
 
 @pytest.mark.parametrize("goals", ["[chosen, rejected]", "[rejected]"])
 def test_sft_has_no_rejected_response_to_take_a_goal_from(refusal, goals):
-    """Breaks: the option would be accepted and not obeyed."""
+    """Breaks: the option would be accepted and ignored."""
     assert refusal("", "objective.name=sft", f"relabel.goals={goals}") == (
         f"objective.name=sft trains on one response and has no rejected one to take a goal from, but "
         f"relabel.goals={goals}; set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] (no goals)."
     )
 
 
-def test_sft_goes_with_the_goals_of_its_own_response_or_none(load):
+def test_sft_takes_goals_of_the_chosen_response_or_none(load):
     assert load("", "objective.name=sft", "relabel.goals=[]").relabel.goals == ()
     assert load("", "objective.name=sft", "relabel.goals=[chosen]").relabel.goals == ("chosen",)
 
 
-def test_a_key_given_twice_is_refused_where_it_stands(refusal):
-    """Breaks: YAML takes the last one silently."""
+def test_a_duplicate_key_is_refused_with_its_line(refusal):
+    """Breaks: YAML silently takes the last one."""
     message = refusal("seed: 1\nmodel:\n  path: a\n  path: b\n")
     assert re.fullmatch(r".*run\.yaml cannot be read as YAML: line 4: path is given twice\.", message)
 
@@ -329,12 +329,12 @@ def test_yaml_runs_no_code(refusal, tag):
     )
 
 
-def test_what_is_not_yaml_is_told_by_its_line(refusal):
+def test_a_syntax_error_is_reported_with_its_line(refusal):
     assert re.search(r"run\.yaml cannot be read as YAML: line 3: ", refusal("seed: 1\nmodel: {path: [a\nseed: 2\n"))
     assert "run.yaml must hold keys and values" in refusal("- a\n- b\n")
 
 
-def test_what_is_not_text_is_told_too(tmp_path):
+def test_a_binary_file_is_refused(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"seed: \xff\xfe")
     with pytest.raises(UserError, match=r"run\.yaml is not a text file in UTF-8"):
         load_config(tmp_path / "run.yaml")
@@ -370,7 +370,7 @@ def changed(load):
 
 
 def test_a_written_configuration_reads_as_itself(load, tmp_path):
-    """Breaks: config.yaml in the run directory is what export reads, and what a user starts the next run from."""
+    """Breaks: export reads config.yaml of the run directory, and users start their next run from it."""
     for config in (load(), changed(load)):
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert load_config(tmp_path / "config.yaml") == config
@@ -378,7 +378,7 @@ def test_a_written_configuration_reads_as_itself(load, tmp_path):
 
 
 @given(st.floats(min_value=1e-12, max_value=1e3), st.text(max_size=20))
-def test_no_number_and_no_text_is_changed_by_writing_it(tmp_path_factory, number, text):
+def test_numbers_and_strings_survive_writing(tmp_path_factory, number, text):
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     overrides = {"optimizer": {"learning_rate": number}, "model": {"path": text}}
     config = from_dict(overrides)
@@ -386,12 +386,12 @@ def test_no_number_and_no_text_is_changed_by_writing_it(tmp_path_factory, number
     assert load_config(path) == config
 
 
-# The files that come with the project.
+# The files in configs/.
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
 def test_every_file_in_configs_loads_and_begins_with_its_command(path):
-    """Breaks: the first thing that a reader of the project tries."""
+    """Breaks: the first thing that a new user tries."""
     load_config(path)
     comment = path.read_text().split("\n\n")[0]
     lines = [line for line in comment.splitlines() if line.startswith("#")]
@@ -400,7 +400,7 @@ def test_every_file_in_configs_loads_and_begins_with_its_command(path):
     )
 
 
-# One file over another.
+# Inheritance.
 
 
 @pytest.fixture
@@ -434,7 +434,7 @@ def test_a_file_is_looked_for_beside_the_one_that_extends_it(extended):
     assert (config.seed, config.run_dir) == (2, "r")
 
 
-def test_a_circle_is_named_whole(extended, tmp_path):
+def test_a_circle_is_reported_with_all_its_files(extended, tmp_path):
     with pytest.raises(UserError) as caught:
         extended(run="extends: other.yaml", other="extends: run.yaml")
     files = [tmp_path / f"{name}.yaml" for name in ("run", "other", "run")]
@@ -535,5 +535,5 @@ def test_several_sources_are_a_list_of_keys_and_values(load):
         ),
     ],
 )  # fmt: skip
-def test_data_and_goals_that_cannot_be_are_refused(refusal, text, message):
+def test_impossible_data_and_goals_are_refused(refusal, text, message):
     assert refusal(text) == message

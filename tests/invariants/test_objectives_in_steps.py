@@ -1,4 +1,4 @@
-"""Whatever an objective reads, a packed, sharded, cut-up step gives it what a sequence alone gives."""
+"""A packed, sharded step in microbatches gives every loss the numbers that plain sequences give."""
 
 from dataclasses import replace
 
@@ -110,7 +110,7 @@ def config_of(section, **rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_step_agrees_with_the_definition_in_value_and_gradient(name):
-    """When this fails, an objective is fed something else than its formula says: a sibling's tokens, a prompt's first
+    """When this fails, a loss reads something else than its formula says: a sibling's tokens, a prompt's first
     token, the reward of another order, the mean of a microbatch."""
     section, groups = CASES[name]
     config, spec = config_of(section, per_shard=2), tiny.tiny_spec("llama3")
@@ -139,7 +139,7 @@ def test_microbatches_and_devices_change_nothing(name):
     tiny.assert_same_trees(whole.state.parameters, split.state.parameters, atol=2e-5)
 
 
-def test_metrics_count_only_what_a_group_has():
+def test_metrics_ignore_absent_responses():
     """When this fails, a response that does not exist is reported with a reward of 0, and means sink towards it."""
     section, groups = CASES["best goal"]
     spec = tiny.tiny_spec("llama3")
@@ -152,8 +152,8 @@ def test_metrics_count_only_what_a_group_has():
 
 
 @pytest.mark.slow
-def test_the_prompts_part_of_the_fit_is_reported():
-    """When this fails, nobody sees why DRO's rewards stand elsewhere than log_z0 says: the prompt takes the difference."""
+def test_the_implicit_reward_of_the_prompt_is_reported():
+    """When this fails, nobody sees why DRO's rewards differ from what log_z0 says: the prompt's share is missing."""
     section, groups = CASES["dro_pointwise"]
     config, spec = config_of(section), tiny.tiny_spec("llama3")
     policy, reference = tiny.random_parameters(spec, seed=1), tiny.random_parameters(spec)

@@ -1,4 +1,4 @@
-"""The batch plan follows from token lengths and the seed alone, and every host reads its own part of it."""
+"""The batch plan is a function of token lengths and the seed alone, and every host reads its own part of it."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def test_steps_across_epochs_lose_nothing_and_epochs_differ():
     assert counts.sum() == 150 and set(counts) == {2, 3}
 
 
-def test_the_plan_depends_on_the_seed_and_on_no_number_of_hosts():
+def test_the_plan_depends_on_the_seed_but_not_on_the_number_of_hosts():
     """When this fails, a run resumed on another slice sees other batches, or two hosts train on different ones."""
     assert plan().steps == plan().steps
     assert members(plan(seed=1)) != members(plan())
@@ -47,8 +47,8 @@ def test_the_plan_depends_on_the_seed_and_on_no_number_of_hosts():
         assert members(plan(num_row_shards=num_row_shards)) == members(plan())
 
 
-def test_a_host_materialises_the_very_rows_that_the_whole_has_there():
-    """When this fails, hosts disagree about which tokens stand in which row, and the loss is a mixture."""
+def test_a_host_materialises_its_rows_of_the_global_batch():
+    """When this fails, hosts disagree about the tokens of a row, and the loss mixes groups."""
     whole_plan = plan(num_row_shards=2)
     shape = whole_plan.shape
     assert shape.M > 1 and shape.B == 4
@@ -84,7 +84,7 @@ def planned(sizes, *, num_row_shards, batch_size=128, rows_per_shard=None, row_l
 
 
 @pytest.mark.parametrize("num_row_shards", [1, 4, 8, 16])
-def test_rows_chosen_by_the_planner_are_real_tokens_for_the_most_part(num_row_shards):
+def test_automatic_rows_have_at_most_5_percent_padding(num_row_shards):
     """When this fails, users pay for padding."""
     chosen = planned(LENGTHS, num_row_shards=num_row_shards)
     assert chosen.real_token_fraction >= 0.95
@@ -92,14 +92,14 @@ def test_rows_chosen_by_the_planner_are_real_tokens_for_the_most_part(num_row_sh
     assert positions <= max(4096, LENGTHS.max() + 128)
 
 
-def test_what_the_user_asks_of_rows_is_kept():
+def test_rows_length_and_rows_per_shard_are_obeyed():
     """When this fails, rows.length and rows.per_shard are options that nothing reads."""
     asked = planned(LENGTHS, num_row_shards=2, row_length=2304, rows_per_shard=3)
     assert (asked.shape.T, asked.shape.B) == (2304, 6)
 
 
 def test_neighbouring_steps_have_nearly_equal_numbers_of_tokens():
-    """When this fails, a step with chance's longest groups needs one more microbatch, mostly empty."""
+    """When this fails, a step that happens to draw the longest groups needs one more microbatch, mostly empty."""
     steps = shuffled_steps(LENGTHS, batch_size=128, num_steps=31, seed=0)
     totals = np.array([LENGTHS[step].sum() for step in steps])
     drawn = LENGTHS[np.random.default_rng([0, 0]).permutation(4000)[: 31 * 128]].reshape(31, 128).sum(1)

@@ -1,4 +1,4 @@
-"""An optimizer step is the same step on any mesh, in any number of microbatches, and happens entirely or not at all."""
+"""An optimizer step gives the same result on any mesh and in any number of microbatches; it happens entirely or not at all."""
 
 import functools
 from dataclasses import replace
@@ -55,13 +55,13 @@ def moved(parameters, start):
 
 @pytest.fixture
 def unbalanced(monkeypatch):
-    """Steps as they are drawn, with more rows or fewer."""
+    """Steps that are not balanced, so that they differ in their number of rows."""
     monkeypatch.setattr(packing, "BALANCED_STEPS", 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "attention"])
-def test_what_is_recomputed_changes_no_step(remat, unbalanced):
+def test_rematerialization_changes_no_step(remat, unbalanced):
     """When this fails, a memory setting changes the training: with "full" gradients join a running total layer by layer,
     with the others they are summed when a microbatch is over."""
     config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=4))
@@ -74,7 +74,7 @@ def test_what_is_recomputed_changes_no_step(remat, unbalanced):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "sizes", "remat"), [("llama3", (1, 1, 1), "full"), ("gemma2", (2, 2, 2), "none")])
-def test_layers_written_out_take_the_same_steps(family, sizes, remat):
+def test_unrolled_layers_take_the_same_steps(family, sizes, remat):
     """When this fails, model.scan_layers=false changes the training: a layer's gradient joins another layer's total, or
     windows go to the wrong layers."""
     config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=2), model=replace(CONFIG.model, remat=remat))
@@ -196,7 +196,7 @@ def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_by_the_loss_of_its_moment_and_compiles_once():
+def test_an_evaluation_uses_the_current_training_progress_and_compiles_once():
     """When this fails, dpo_shift is evaluated at the shift of the first step, by a loss that is no longer trained on, or a
     pod recompiles at every evaluation."""
     groups, spec, mesh = tiny.random_groups(4, seed=5), tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)

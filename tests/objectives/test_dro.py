@@ -1,4 +1,4 @@
-"""Where the rewards that direct reward optimization implies come to stand."""
+"""The level at which the implicit rewards of direct reward optimization settle."""
 
 import functools
 import json
@@ -25,8 +25,8 @@ NUM_STEPS, SETTLED = 50, 10
 
 
 @pytest.mark.slow
-def test_the_mean_implied_reward_of_dro_settles_where_log_z0_puts_it(tmp_path, monkeypatch, capsys):
-    """beta (lr + log Z0) fits the scores, so beta lr comes to stand at mean score - beta log Z0: 6 - 5 and 6 - 7.
+def test_log_z0_sets_the_mean_implicit_reward_of_dro(tmp_path, monkeypatch, capsys):
+    """beta (lr + log Z0) fits the scores, so beta lr settles at mean score - beta log Z0: 6 - 5 and 6 - 7.
 
     Breaks: log_z0 has the other sign, misses its factor beta or does not reach the loss, and the paper's Z0 pulls all
     log-probabilities up or down together, however well the pairs are told apart.

@@ -1,4 +1,4 @@
-"""Every loss: its value and gradient on numbers worked out elsewhere, the identities between losses, and that it stays finite.
+"""Every loss: value and gradient against independent numbers, identities between losses, finite results at extremes.
 
 Case A: log pi = (-20, -25), log pi_ref = (-22, -24), tokens (10, 8), rewards (8, 5): log-ratios (2, -1), difference 3.
 Case B: log pi = (-24, -22), log pi_ref = (-22, -23), tokens (12, 6), rewards (5, 4.5): log-ratios (-2, 1), difference -3.
@@ -26,7 +26,7 @@ CHOSEN_ONLY, REJECTED_ONLY = [[10, 0], [12, 0]], [[0, 8], [0, 6]]
 
 
 def group(policy, reference=None, num_tokens=None, rewards=None, dtype=jnp.float32, **others):
-    """Groups [..., C] whose other fields are neutral."""
+    """Groups [..., C]; fields that are not given have no effect."""
     policy = jnp.asarray(policy, dtype)
 
     def fill(value, default):
@@ -145,7 +145,7 @@ def test_float32_is_near_float64():
         np.testing.assert_allclose(got, losses, rtol=2e-5, err_msg=name)
 
 
-# What losses have in common, on any numbers.
+# Identities, on arbitrary numbers.
 
 LOGP = st.floats(-200, -0.01)
 GROUPS = st.tuples(LOGP, LOGP, LOGP, LOGP, st.integers(1, 50), st.integers(1, 50), st.floats(-5, 5), st.floats(-5, 5))
@@ -200,7 +200,7 @@ EQUAL = {
 @pytest.mark.parametrize("name", EQUAL)
 @given(numbers=GROUPS)
 @settings(max_examples=30, deadline=None)
-def test_losses_that_are_the_same(name, numbers):
+def test_special_cases_of_losses_are_other_losses(name, numbers):
     with jax.enable_x64(True):
         logps = any_group(numbers)
     if numbers[6] != numbers[7] or "rrhf" not in name:  # equal rewards are not compared
@@ -209,7 +209,7 @@ def test_losses_that_are_the_same(name, numbers):
 
 @given(numbers=GROUPS)
 @settings(max_examples=30, deadline=None)
-def test_soft_labels_and_the_backward_divergence_have_one_gradient(numbers):
+def test_soft_labels_and_the_backward_divergence_have_the_same_gradient(numbers):
     with jax.enable_x64(True):
         logps = any_group(numbers)
     same(of("rpo_bwd_kl", beta=0.1), of("soft_label_dpo", beta=0.1), logps, gradient_only=True)
@@ -221,7 +221,7 @@ def test_soft_labels_and_the_backward_divergence_have_one_gradient(numbers):
 @given(numbers=GROUPS, shift=st.floats(-20, 20))
 @settings(max_examples=10, deadline=None)
 def test_a_shift_of_policy_and_reference_changes_nothing(name, numbers, shift):
-    """Breaks: what the prompt contributes to both, such as another tokenization of it, would move the loss."""
+    """Breaks: whatever policy and reference have in common, such as the prompt, would change the loss."""
     with jax.enable_x64(True):
         logps = any_group(numbers)
         moved = replace(logps, policy=logps.policy + shift, reference=logps.reference + shift)
@@ -229,13 +229,13 @@ def test_a_shift_of_policy_and_reference_changes_nothing(name, numbers, shift):
 
 
 def test_infonca_of_rewards_far_apart_is_dpo():
-    """The temperature of the released code makes the shares of the responses 1 and 0."""
+    """With the temperature of the released code the target is the better response alone."""
     np.testing.assert_allclose(
         of("infonca", beta=0.1, temperature=1e-3)(cases()), of("dpo", beta=0.1)(cases()), rtol=1e-6
     )
 
 
-# At the first step.
+# At the first step, where the policy is the reference.
 
 LN2 = math.log(2)
 FIRST = {
@@ -247,8 +247,8 @@ FIRST = {
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_where_the_policy_is_the_reference(name):
-    """Breaks: the first line of every run's log. Another number there means that policy and reference differ."""
+def test_the_loss_before_training_is_known(name):
+    """Breaks: the first line of every run's log. Another number there means that policy and reference differ already."""
     logps = group([-700.0, -1400.0], [-700.0, -1400.0], [10, 20], [8.0, 5.0])
     np.testing.assert_allclose(of(name)(logps), FIRST[name], rtol=1e-6)
 
@@ -258,11 +258,11 @@ def test_exo_starts_at_the_divergence_of_a_fair_coin_from_the_label():
     np.testing.assert_allclose(of("exo_pair")(group([-3.0, -4.0], [-3.0, -4.0])), start, rtol=1e-6)
 
 
-# What each is known for.
+# What distinguishes each loss.
 
 
-def test_conservative_dpo_is_least_where_the_margin_is_the_log_odds():
-    """log(0.7 / 0.3) = 0.8473: beyond it the gradient turns round, and there the loss is the entropy of the labels."""
+def test_conservative_dpo_has_its_minimum_where_the_margin_is_the_log_odds():
+    """log(0.7 / 0.3) = 0.8473: beyond it the gradient changes sign, and the minimum is the entropy of the labels."""
     beta, smoothing = 0.1, 0.3
     best = math.log((1 - smoothing) / smoothing) / beta
     assert best == pytest.approx(8.472979)
@@ -275,18 +275,18 @@ def test_conservative_dpo_is_least_where_the_margin_is_the_log_odds():
         np.testing.assert_allclose(loss(logps)[1], -0.7 * math.log(0.7) - 0.3 * math.log(0.3), atol=1e-12)
 
 
-def test_r_dpo_learns_less_from_chosen_responses_that_are_longer():
+def test_r_dpo_has_smaller_gradients_where_the_chosen_response_is_longer():
     shorter, longer = (abs(slopes(of("r_dpo"), group([-20.0, -25.0], num_tokens=n))[0]) for n in ([8, 10], [10, 8]))
     assert longer < shorter
 
 
-def test_dpop_pulls_harder_only_where_the_chosen_response_lost_probability():
+def test_dpop_has_larger_gradients_only_where_the_chosen_response_lost_probability():
     rose, fell = group([-20.0, -25.0], [-21.0, -25.0]), group([-20.0, -25.0], [-19.0, -25.0])
     np.testing.assert_allclose(of("dpop")(rose), of("dpo", beta=0.3)(rose))
     assert -slopes(of("dpop"), fell)[0] > 40 * slopes(of("dpop"), fell)[1]
 
 
-def test_dpo_shift_goes_linearly_to_its_end():
+def test_dpo_shift_interpolates_linearly_to_its_last_value():
     halfway = cases(progress=0.5)
     np.testing.assert_allclose(
         of("dpo_shift", shift=0.5, shift_end=1.0)(halfway), of("dpo_shift", shift=0.75)(halfway), rtol=1e-6
@@ -308,7 +308,7 @@ def test_dro_takes_no_gradient_through_the_prompt_unless_it_is_joint():
     assert (gradient(True)(prompt) != 0).all()
 
 
-def test_dro_of_three_responses_is_the_mean_over_those_that_there_are():
+def test_dro_is_the_mean_over_the_responses_that_a_group_has():
     three = group(
         [[-20.0, -25.0, -7.0], [-20.0, -25.0, 0.0]], 0.0, [[10, 8, 3], [10, 8, 0]], [[8.0, 5.0, 2.0], [8.0, 5.0, 0.0]]
     )
@@ -327,13 +327,13 @@ def test_kto_of_a_pair_is_the_mean_of_its_two():
     np.testing.assert_allclose(of("kto", desirable_weight=3.0)(cases()), (3 * one + other) / 2, rtol=1e-6)
 
 
-def test_kto_does_not_look_at_the_answer_to_another_prompt():
+def test_kto_reads_two_responses_only():
     with_third = group([[-20.0, -25.0, -3.0]], [[-22.0, -24.0, -9.0]], [[10, 8, 4]], divergence=0.5)
     np.testing.assert_allclose(of("kto")(with_third), of("kto")(cases())[:1], rtol=1e-6)
     assert slopes(of("kto"), with_third)[0, 2] == 0
 
 
-def test_rrhf_compares_every_two_responses_and_skips_equal_rewards_and_absent_ones():
+def test_rrhf_compares_every_pair_but_equal_rewards_and_absent_responses():
     """Means -3, -1, -2, of which the second is overtaken by nothing it should lead: 2 + 1 (first against both) = 3."""
     policy, tokens = [[-3.0, -1.0, -2.0]] * 3, [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
     rewards = [[3.0, 2.0, 1.0], [3.0, 3.0, 1.0], [3.0, 2.0, 0.0]]
@@ -360,7 +360,7 @@ def test_nca_counts_every_response_as_noise_once():
     )
 
 
-def test_a_margin_asks_a_reward_model_for_more_and_centring_pulls_to_zero():
+def test_a_reward_models_margin_raises_the_loss_and_centring_pulls_scores_to_zero():
     scores = cases(policy=[[3.0, 1.0], [-1.0, 1.0]])
     np.testing.assert_allclose(of("bradley_terry")(scores), [np.log1p(np.exp(-2)), np.log1p(np.exp(2))], rtol=1e-6)
     by_hand = [np.log1p(np.exp(-2 + 3)), np.log1p(np.exp(2 + 0.5))]
@@ -370,24 +370,24 @@ def test_a_margin_asks_a_reward_model_for_more_and_centring_pulls_to_zero():
     )
 
 
-def test_sft_knows_only_the_chosen_response():
+def test_sft_reads_only_the_chosen_response():
     np.testing.assert_allclose(slopes(sft, cases()), [[-1 / 10, 0], [-1 / 12, 0]], rtol=1e-6)
 
 
-def test_log1mexp_is_exact_on_both_sides():
+def test_log1mexp_is_accurate_on_both_sides_of_its_switch():
     with jax.enable_x64(True):
         x = np.array([-1e-12, -0.1, -0.6931, -0.6932, -5.0, -800.0])
         by_hand = [math.log(-math.expm1(v)) if v > -1 else math.log1p(-math.exp(v)) for v in x]
         np.testing.assert_allclose(log1mexp(jnp.asarray(x)), by_hand, rtol=1e-14)
 
 
-# Odd numbers.
+# Extremes.
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", GOLDEN)
 def test_extreme_log_probabilities_give_finite_losses_and_gradients(name, dtype):
-    """Breaks: log(sigmoid(x)) spelt out is -inf below x = -104 in float32: one odd pair would skip the step."""
+    """Breaks: a naive log(sigmoid(x)) is -inf below x = -104 in float32: one outlier would skip the step."""
     objective, options, changes, *_ = GOLDEN[name]
     extremes = [[-1e4, -1e-3], [-1e-3, -1e4], [-1e-30, -1e-30], [-1e4, -1e4]]
     tokens = jnp.tile(jnp.asarray(changes.get("num_tokens", NUM_TOKENS))[:1], (4, 1))
@@ -399,22 +399,22 @@ def test_extreme_log_probabilities_give_finite_losses_and_gradients(name, dtype)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_group_that_does_not_exist_gives_no_nan(name):
-    """Breaks: rows with fewer groups than others have slots without tokens; 0 / 0 there would poison the sum's gradient."""
+def test_an_absent_group_gives_no_nan(name):
+    """Breaks: rows with fewer groups than others have empty slots; 0 / 0 there would make the sum's gradient NaN."""
     nothing = group([0.0, 0.0], 0.0, 0.0, 0.0)
     assert jnp.isfinite(of(name)(nothing)).all()
     assert jnp.isfinite(slopes(of(name), nothing)).all()
 
 
 @pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if not o.needs_rewards])
-def test_what_needs_no_rewards_does_not_read_them(name):
+def test_losses_that_need_no_rewards_do_not_read_them(name):
     """Breaks: data without scores would train on NaN."""
     logps = cases(rewards=jnp.nan)
     assert jnp.isfinite(of(name)(logps)).all()
     assert jnp.isfinite(slopes(of(name), logps)).all()
 
 
-def test_only_what_needs_a_reference_asks_for_one():
+def test_only_losses_that_read_the_reference_ask_for_one():
     """Breaks: a second model in memory for nothing, or zeros where the reference should be."""
     read = {}
     for name in OBJECTIVES:
@@ -424,7 +424,7 @@ def test_only_what_needs_a_reference_asks_for_one():
     assert read == {name: objective.needs_reference for name, objective in OBJECTIVES.items()}
 
 
-def test_only_what_needs_rewards_or_the_prompt_reads_them():
+def test_only_losses_that_read_rewards_or_the_prompt_ask_for_them():
     for name, objective in OBJECTIVES.items():
         for field, needed in (("rewards", objective.needs_rewards is True), ("prompt", objective.needs_prompt)):
             changed = cases(**{field: {"rewards": [[1.0, 7.0], [9.0, 2.0]], "prompt": [3.0, -3.0]}[field]})
@@ -432,7 +432,7 @@ def test_only_what_needs_rewards_or_the_prompt_reads_them():
             assert differs == needed, (name, field)
 
 
-def test_names_that_mean_several_things_are_no_ids_and_lead_to_ids():
+def test_ambiguous_names_are_not_ids_and_lead_to_ids():
     for name, meanings in objectives.AMBIGUOUS.items():
         assert name not in OBJECTIVES
         assert all(ids.split(",")[0].split(" ")[0] in OBJECTIVES for ids in meanings)
