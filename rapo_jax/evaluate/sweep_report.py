@@ -8,6 +8,7 @@ import numpy as np
 from rapo_jax.evaluate.sweep import Sweep
 
 Sweeps = Mapping[str, Sequence[Sweep]]  # model name -> its sweeps, one per training seed
+STYLES = (("s", ":"), ("^", "--"), ("o", "-"), ("D", "-."))  # marker and line, to tell models apart without colour
 
 
 def sweep_table(sweeps: Sweeps) -> str:
@@ -32,11 +33,13 @@ def draw_sweeps(sweeps: Sweeps, path: Path, *, title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")
     goals = next(iter(sweeps.values()))[0].goals
-    axes.plot(goals, goals, color="0.8", linestyle="--", label="score = goal", zorder=0)
-    for name, runs in sweeps.items():
+    axes.plot(goals, goals, color="0.8", label="score = goal", zorder=0)
+    for index, (name, runs) in enumerate(sweeps.items()):
+        marker, dashes = STYLES[index % len(STYLES)]
         means = np.array([run.by_goal for run in runs])
         rho = np.mean([run.rank_correlation for run in runs])
-        (line,) = axes.plot(goals, means.mean(0), marker="o", label=f"{name}  (rank correlation {rho:+.2f})")
+        label = f"{name}  (rank correlation {rho:+.2f})"
+        (line,) = axes.plot(goals, means.mean(0), marker=marker, linestyle=dashes, label=label)
         if len(runs) > 1:
             axes.fill_between(goals, means.min(0), means.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="goal asked", ylabel="mean judged score", title=title, xticks=goals, ylim=(0, max(goals) + 0.5))
