@@ -1,38 +1,41 @@
-"""What the numbers of speed mean: one definition of each, for the loop, the benchmarks, the plan and the README.
+"""Definitions of the throughput metrics, shared by the training loop, `rapo plan`, the benchmarks and the documentation.
+
+Counting only; nothing is measured here.
 
 **pairs/s**: groups (a prompt with its responses, after relabelling) of finished optimizer steps per second of wall-clock
-time, evaluation and checkpoints not counted. Every pair counts once, however it was packed.
+time, excluding evaluation and checkpoints. Every group counts once, however it was packed.
 
 **real tokens/s**: unique real tokens per second. A group has len(prompt) + sum of len(response) of them: the prompt
-counts once, although every response sees it, and padding counts nothing.
+counts once, although every response attends to it, and padding does not count.
 
-**share of real tokens**: real tokens / positions of the rows that were computed.
+**share of real tokens**: real tokens / positions of the computed rows.
 
-**useful FLOPs**: what the mathematics of a step asks for on unique real tokens, and no more.
+**useful FLOPs**: the FLOPs that a step's mathematics needs for its unique real tokens.
 
-    layers       2 FLOPs a weight of the layers' matrices and real token
-    vocabulary   2 * D * V a scored position (a token of a response); prompt tokens never meet the vocabulary
-    attention    4 * N * H a visible (query, key) pair and layer: its own prompt, its own branch, inside the window
+    layers       2 FLOPs per weight of the layers' matrices and real token
+    vocabulary   2 * D * V per scored position (a token of a response); prompt tokens need no logits
+    attention    4 * N * H per visible (query, key) pair and layer: own prompt, own branch, inside the window
 
-  forward once, backward twice as much; the reference's forward once where it is computed in the step, nothing where its
-  log-probabilities are cached. Norms, rotations, softmax and the optimizer are not counted (below 1 %).
+  The backward pass costs twice the forward pass. The reference's forward pass counts once if it is computed in the step,
+  and not at all if its log-probabilities are cached. Norms, rotations, softmax and the optimizer are not counted (below
+  1 %).
 
-  LoRA: frozen matrices, the vocabulary's included, have a backward pass of once their forward (the gradient of their
-  input; that of the weight is asked for by nobody, and counts nothing), attention one of twice, and the adapters are
-  small matrices of their own, trained like any; the reference's pass is without them. So the same pairs/s are a lower MFU
-  than in full training: compare pairs/s across the two, MFU within each. The gradient of the first layer's input is
-  counted, as for everyone, though with LoRA nobody reads it.
+  LoRA: the backward pass of a frozen matrix, the vocabulary's included, costs as much as its forward pass (the gradient
+  of its input only), that of attention twice as much. Adapters count as small matrices that are trained like any other;
+  the reference has none. The same pairs/s therefore give a lower MFU than in full fine-tuning: compare pairs/s between
+  the two, MFU within each. The gradient of the first layer's input is counted, although LoRA does not use it.
 
-**MFU** (model-FLOP utilisation; Chowdhery et al., "PaLM", 2022, appendix B): useful FLOPs a second / (devices * peak).
-The reference's pass is in, recomputation (remat, the logits and scores of the backward pass) and padding are out.
+**MFU** (model-FLOP utilisation; Chowdhery et al., "PaLM", 2022, appendix B): useful FLOPs per second / (devices * peak).
+The reference's forward pass is included; rematerialization (of layers, logits and attention scores) and padding are not.
 
-**padding FLOPs** and **recomputed FLOPs** are what a step spends besides; the program's total is the sum of the three.
+**padding FLOPs** and **recomputed FLOPs** are the rest of a step; the compiled program's FLOPs are the sum of the three.
 """
 
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from jaxtyping import Int
 
 from rapo_jax.batch import Scored
 from rapo_jax.matrices import MATRICES
@@ -60,7 +63,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """bfloat16 FLOP/s of a device at its best, or None where that is not known (a CPU).
+    """Peak bfloat16 FLOP/s of a device, or None if unknown (a CPU).
 
     >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("cpu")
     (989400000000000.0, None)
@@ -77,8 +80,8 @@ def peak_flops(device_kind: str) -> float | None:
 
 @dataclass(frozen=True)
 class Work:
-    """What a pass has to do: tokens through the layers, positions through the vocabulary, and (query, key) pairs of
-    attention summed over the layers."""
+    """The size of a forward pass: tokens through the layers, positions through the vocabulary, and (query, key) pairs of
+    attention, summed over the layers."""
 
     tokens: float
     scored: float
@@ -86,12 +89,13 @@ class Work:
 
 
 def real_work(
-    prompts: np.ndarray, responses: np.ndarray, windows: tuple[int, ...], *, scored: Scored = "responses"
+    prompts: Int[np.ndarray, " groups"],
+    responses: Int[np.ndarray, "groups C"],
+    windows: tuple[int, ...],
+    *,
+    scored: Scored = "responses",
 ) -> Work:
-    """The work of groups with these lengths in tokens: prompts [G], responses [G, C]; `windows` as in Spec.
-
-    A reward model's scores ("last") meet no vocabulary.
-    """
+    """The work of groups with these lengths in tokens; `windows` as in Spec. A reward model ("last") needs no logits."""
     ends = prompts[:, None] + responses
     pairs = 0
     for window in set(windows):
@@ -102,8 +106,8 @@ def real_work(
     return Work(tokens=int(prompts.sum() + responses.sum()), scored=int(num_scored), pairs=pairs)
 
 
-def causal_pairs(length: np.ndarray, window: int) -> np.ndarray:
-    """Visible pairs of a sequence: token i sees min(i + 1, window).
+def causal_pairs(length: Int[np.ndarray, "*any"], window: int) -> Int[np.ndarray, "*any"]:
+    """Visible pairs of sequences with these lengths: token i sees min(i + 1, window) tokens.
 
     >>> causal_pairs(np.array([4, 4]), 2)  # 1 + 2 + 2 + 2
     array([7, 7])
@@ -123,7 +127,7 @@ def weight_flops(spec: Spec, work: Work) -> float:
 
 
 def step_flops(spec: Spec, work: Work, *, reference: bool) -> float:
-    """Forward and backward of the policy, and the reference's forward where it is computed in the step."""
+    """Forward and backward pass of the policy, and the reference's forward pass if the step computes it."""
     forward = forward_flops(spec, work)
     policy = 3 * forward
     if spec.lora is not None:
@@ -132,12 +136,11 @@ def step_flops(spec: Spec, work: Work, *, reference: bool) -> float:
 
 
 def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 0) -> float:
-    """What the backward pass computes a second time.
+    """FLOPs of rematerialization: products that the backward pass computes a second time.
 
-    By `remat`, of each layer, whatever its backward pass needs again of what was not kept (see
-    rapo_jax/models/decoder.py), and the logits, unless they are kept too (rapo_jax/logprobs.py). `scores_again` are the
-    products of queries and keys (or values) that a kernel repeats because it kept no scores: 1 in a fused backward pass, 3
-    where two kernels share the work.
+    `remat` decides which products of a layer are repeated (rapo_jax/models/decoder.py) and whether the logits are
+    (rapo_jax/logprobs.py). `scores_again` is the number of products with the size of the attention scores that a kernel
+    repeats because it keeps no scores: 1 in one fused backward pass, 3 in two separate backward kernels.
     """
     matmuls, adapters, narrow = layer_matmuls(spec), adapter_matmuls(spec), adapter_matmuls(spec, sides="a")
     if spec.norms == "before":  # the sum with the branch's output is the next layer's input, which is kept
@@ -150,7 +153,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
         "full": tuple(matmuls),
     }[remat]
     each = sum(matmuls[name] + adapters.get(name, 0.0) for name in again)
-    if again:  # where a product is kept, the narrow inside of its adapter is not
+    if again:  # a kept product does not include the output of its adapter's A
         each += sum(flops for name, flops in narrow.items() if name not in again)
     attention = work.pairs * attention_matmuls(spec) * ((remat in ("mlp", "full")) + scores_again / 2)
     logits = 0.0 if logits_are_kept(remat, spec) else work.scored * vocabulary_matmul(spec)
@@ -158,28 +161,31 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
 
 
 def layer_matmuls(spec: Spec) -> dict[str, float]:
-    """FLOPs a token of each matrix of a layer, forward."""
+    """FLOPs per token of each matrix of a layer, forward."""
     return {name: 2.0 * prod(shape_of(spec, matrix.letters)) for name, matrix in MATRICES.items()}
 
 
 def adapter_matmuls(spec: Spec, sides: str = "ab") -> dict[str, float]:
-    """FLOPs a token of each adapter of a layer, forward: of both its matrices, or of one."""
+    """FLOPs per token of each adapter of a layer, forward: of both its matrices, or of those in `sides`."""
     letters, targets = adapter_letters(spec), spec.lora.targets if spec.lora else ()
-    size = lambda name: sum(prod(shape_of(spec, letters[f"{name}_lora_{side}"])) for side in sides)  # noqa: E731
-    return {name: 2.0 * size(name) for name in targets}
+
+    def num_weights(name: str) -> int:
+        return sum(prod(shape_of(spec, letters[f"{name}_lora_{side}"])) for side in sides)
+
+    return {name: 2.0 * num_weights(name) for name in targets}
 
 
 def vocabulary_matmul(spec: Spec) -> float:
-    """FLOPs a scored position, forward."""
+    """FLOPs per scored position, forward."""
     return 2.0 * spec.D * spec.V
 
 
 def attention_matmuls(spec: Spec) -> float:
-    """FLOPs a visible pair of one layer, forward: its score and its share of the values, in every head."""
+    """FLOPs per visible pair of one layer, forward: q k and p v in every head."""
     return 4.0 * spec.N * spec.H
 
 
 def mfu(useful_flops_per_s: float, *, device_kind: str, num_devices: int) -> float | None:
-    """Model-FLOP utilisation, or None where the peak is not known."""
+    """Model-FLOP utilisation, or None if the peak is unknown."""
     peak = peak_flops(device_kind)
     return None if peak is None else useful_flops_per_s / (peak * num_devices)

@@ -20,8 +20,8 @@ import yaml
 
 from rapo_jax.errors import UserError, nearest
 
-Shape = TypeVar("Shape")
-KINDS = {
+Typed = TypeVar("Typed")
+KINDS: dict[Any, str] = {
     int: "an integer",
     float: "a number",
     bool: "true or false",
@@ -99,7 +99,7 @@ def _byte_lines(path: Path, *, remedy: str) -> Iterator[bytes]:
 class StrictLoader(yaml.SafeLoader):
     """YAML that runs no code and has no key twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twice = [key for key, _ in node.value if keys.count(key.value) > 1]
         if twice:
@@ -120,7 +120,7 @@ def parse_yaml(text: str, *, said: str) -> Any:
     raise UserError(f"{said} cannot be read as YAML: {fact}.")
 
 
-def shaped(value: Any, shape: type[Shape], *, said: str, remedy: str = "", path: str = "") -> Shape:
+def shaped(value: Any, shape: type[Typed], *, said: str, remedy: str = "", path: str = "") -> Typed:
     """A parsed JSON value as an instance of the dataclass `shape`; nested dataclasses, tuples and mappings included.
 
     `said` is what the UserError calls the value, `path` leads to it. The error names the field, its value and what was
@@ -153,7 +153,7 @@ def shaped(value: Any, shape: type[Shape], *, said: str, remedy: str = "", path:
         raise UserError(_sentence(f"{said}: {error}", remedy)) from error
 
 
-def _is_required(field: dataclasses.Field) -> bool:
+def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints: state, data position and resolved config committed together or not at all, and verified when read.
+"""Checkpoints: state, data position and resolved configuration are committed together or not at all, and verified.
 
-Orbax commits a step by an atomic rename but does not notice a flipped bit, so each step stores a fingerprint of every
-array, computed on the devices, the same on any mesh. A step that cannot be read or whose fingerprint differs is set
-aside (renamed to corrupt-N), and the one before it is used.
+Orbax commits a step by an atomic rename but does not notice a flipped bit. Each step therefore stores a fingerprint of
+every array, computed on the devices and equal on any mesh. A step that cannot be read, or whose fingerprint differs, is
+renamed to corrupt-N, and the one before it is used. What an identity means is for rapo_jax/runs/identity.py.
 """
 
 import json
@@ -15,13 +15,14 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from rapo_jax.borders import write_text
+from rapo_jax.distributed import anywhere, barrier, is_first
 from rapo_jax.errors import UserError
 
+Accept = Callable[[dict[str, Any], int], None]
 FORMAT = "rapo_jax checkpoint 1"
 MARKER = "rapo_jax.json"
 
@@ -29,25 +30,27 @@ log = logging.getLogger(__name__)
 
 
 class Corrupt(Exception):
-    """A step whose arrays are not those that were written."""
+    """The arrays of a step are not those that were written."""
 
 
 @dataclass(frozen=True)
 class Restored:
+    """A checkpoint that was read; identity and config are as they were saved."""
+
     step: int
     state: Any
-    identity: dict
-    config: dict
+    identity: dict[str, Any]
+    config: dict[str, Any]
 
 
 def _fingerprint_leaf(x: Array) -> Array:
-    """uint32 [2]: exact integer sums over the bits, each weighted by its position; any single flipped bit shows."""
+    """uint32 [2]: integer sums of all words, weighted by position, so that any single flipped bit changes them."""
     bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     word = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
     weight = jnp.uint32(0)
     for dimension in range(word.ndim):
         weight = weight * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, word.shape, dimension)
-    weight = (weight * jnp.uint32(0x9E3779B1)) | jnp.uint32(1)  # odd, so that no bit of a word is multiplied away
+    weight = (weight * jnp.uint32(0x9E3779B1)) | jnp.uint32(1)  # odd: multiplying by it is invertible
     mixed = word * weight
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA6B)
     return jnp.stack([jnp.sum(word * weight, dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32)])
@@ -57,7 +60,7 @@ _fingerprint_tree = jax.jit(lambda tree: jax.tree.map(_fingerprint_leaf, tree))
 
 
 def fingerprint(tree: Any) -> dict[str, list[int]]:
-    """One pair of integers per array, by path: equal on any mesh and process count, different after any bit flip."""
+    """Two integers per array, by path: equal on any mesh and process count, different after any single bit flip."""
     return {name: [int(v) for v in value] for name, value in flat(_fingerprint_tree(tree)).items()}
 
 
@@ -68,14 +71,17 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 class Store:
-    """The checkpoints of a run directory. One writer at a time; readers open with `writes=False`."""
+    """The checkpoints of a run directory. One writer at a time; readers use `writes=False`.
+
+    Keeps the last `keep_last` (at least two, because the latest can be damaged) and the `keep_best` by eval_loss.
+    """
 
     def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 0, writes: bool = True):
         self.directory = Path(run_dir).absolute() / "checkpoints"
         self.writes = writes
         self._claim()
         policies = ocp.training.preservation_policies
-        keep: list[Any] = [policies.LatestN(max(2, keep_last))]  # a second one, because the latest can be damaged
+        keep: list[Any] = [policies.LatestN(max(2, keep_last))]
         if keep_best:
             keep.append(
                 policies.BestN(
@@ -95,6 +101,7 @@ class Store:
         self._pending = None
 
     def _claim(self) -> None:
+        """Marks the directory as ours. Raises UserError where it is something else."""
         marker = self.directory / MARKER
         if marker.is_file():
             return
@@ -107,15 +114,17 @@ class Store:
                 f"{self.directory} is not empty and was not written by rapo_jax; nothing was changed. Choose another run_dir."
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            marker.write_text(json.dumps({"format": FORMAT}))
+        if is_first():
+            write_text(marker, json.dumps({"format": FORMAT}))
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
-    def save(self, step: int, state: Any, *, identity: dict, config: dict, eval_loss: float | None = None) -> None:
-        """Starts writing in the background; an error of the save before this one surfaces here."""
+    def save(
+        self, step: int, state: Any, *, identity: dict[str, Any], config: dict[str, Any], eval_loss: float | None = None
+    ) -> None:
+        """Starts writing in the background. Raises what went wrong with the save before."""
         self.wait()
         meta = {
             "format": FORMAT,
@@ -133,7 +142,7 @@ class Store:
             raise RuntimeError(f"orbax declined to save step {step}; {self.directory} holds {self.steps()}")
 
     def wait(self) -> None:
-        """Returns when the last save is committed; raises what went wrong with it."""
+        """Waits until the last save is committed. Raises what went wrong with it."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -143,13 +152,12 @@ class Store:
         abstract: Any,
         *,
         step: int | None = None,
-        accept: Callable[[dict, int], None] = lambda identity, step: None,
+        accept: Accept | None = None,
     ) -> Restored | None:
-        """The newest sound checkpoint as a tree like `abstract` (shapes, dtypes, shardings); None if there is none yet.
+        """The newest sound checkpoint as a tree like `abstract` (shapes, dtypes, shardings); None without checkpoints.
 
-        Damaged steps are skipped; `set_aside_after` moves them out of the way. With `step`, exactly that one. `accept`
-        sees a checkpoint's identity before its arrays are read, and may raise. Raises UserError when there are
-        checkpoints and none is sound.
+        Damaged steps are skipped; `set_aside_after` renames them. With `step`, exactly that one. `accept(identity, step)`
+        is called before arrays are read, and may raise. Raises UserError when there are checkpoints and none is sound.
         """
         steps = self.steps()
         if step is not None and step not in steps:
@@ -160,7 +168,7 @@ class Store:
                 return self._load(candidate, abstract, accept)
             except (UserError, TypeError, AttributeError, NameError):
                 raise  # not the files' fault
-            except Exception as error:  # orbax and tensorstore raise bare Exceptions for damaged files
+            except Exception as error:  # Orbax and TensorStore raise bare Exceptions for damaged files
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 log.warning("checkpoint %d is damaged (%s)", candidate, reason)
                 damaged.append(candidate)
@@ -171,11 +179,12 @@ class Store:
             f"Start again in another run_dir, or restore the files from a backup."
         )
 
-    def _load(self, step: int, abstract: Any, accept: Callable[[dict, int], None]) -> Restored:
+    def _load(self, step: int, abstract: Any, accept: Accept | None) -> Restored:
         meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
         if meta["format"] != FORMAT:
             raise UserError(f"step {step} in {self.directory} has format {meta['format']!r}, expected {FORMAT!r}.")
-        accept(meta["identity"], step)
+        if accept:
+            accept(meta["identity"], step)
         wanted = flat(abstract)
         stored = meta["fingerprint"]
         if not set(wanted) <= set(stored):
@@ -192,7 +201,7 @@ class Store:
         return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"])
 
     def _alone(self) -> ocp.Context:
-        """Reading without orbax's barriers: a process whose part is damaged would leave the others waiting in them."""
+        """A context without Orbax's barriers, in which the others would wait for a process whose part is damaged."""
         context = ocp.Context()
         context.pytree.loading.partial_load = True  # export reads the parameters without the moments
         if jax.process_count() > 1:
@@ -203,14 +212,14 @@ class Store:
         return context
 
     def _read(self, step: int, wanted: dict) -> dict[str, Array]:
-        """The arrays of a step; raises on every process when a file is damaged that only one of them reads."""
+        """The arrays of a step. Raises on every process where any of them cannot read its part."""
         arrays, error = None, None
         try:
             with self._alone():
                 arrays = ocp.load_checkpointables(str(self.directory / str(step)), {"state": wanted})["state"]
         except Exception as raised:
             error = raised
-        if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(error is not None)).any():
+        if anywhere(error is not None):
             error = error or Corrupt("another process could not read its part")
         if error:
             raise error
@@ -223,17 +232,17 @@ class Store:
         )
 
     def set_aside_after(self, step: int | None) -> list[str]:
-        """Renames every step newer than `step` to corrupt-N, so that saving may go on from `step`."""
+        """Renames every step newer than `step` to corrupt-N, so that saving can go on from `step`; their new names."""
         newer = [s for s in self.steps() if step is None or s > step]
-        if jax.process_index() == 0:
+        if is_first():
             for s in newer:
                 os.replace(self.directory / str(s), self.directory / f"corrupt-{s}")
         if newer:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("set_aside")
+            barrier("damaged checkpoints are renamed")
             self._checkpointer.reload()
         return [f"corrupt-{s}" for s in newer]
 
     def close(self) -> None:
+        """Waits for the last save."""
         self.wait()
         self._checkpointer.close()

@@ -137,43 +137,28 @@ def keep_compilations() -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    from dataclasses import replace
+    from rapo_jax.distributed import say
+    from rapo_jax.export.run import ExportOptions, export_run
 
-    from rapo_jax.checkpoint import Store
-    from rapo_jax.export.model import refuse_no_adapters, refuse_nonempty, write_run
-    from rapo_jax.runs.setup import open_run_dir, set_up
-    from rapo_jax.train.state import abstract_trained
-
-    run_dir, out_dir = Path(options.run_dir), Path(options.out_dir)
-    config = open_run_dir(run_dir)
-    refuse_nonempty(out_dir)
-    if options.adapter:
-        refuse_no_adapters(config)
-    setup = set_up(config)
-    store = Store(run_dir, writes=False)
-    abstract = {"parameters": abstract_trained(setup.spec, setup.mesh)}
-    restored = store.restore(abstract, step=options.step)
-    store.close()
-    if restored is None:
-        raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
-    goal = options.goal
-    if goal is None and options.bake and config.relabel.has_highest_goal:
-        goal = config.relabel.goal_max
-    goal_prompt = replace(setup.goal_prompt, baked=goal)
-    difference = write_run(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
-    asks = goal_prompt.sentence(goal) or "no goal"
-    print(f"{out_dir}: step {restored.step} of {run_dir}; read back, largest difference of logits {difference:.1e}")
-    print(f"  its chat template asks for: {asks}")
+    chosen = ExportOptions(step=options.step, adapter=options.adapter, goal=options.goal, bake=options.bake)
+    done = export_run(Path(options.run_dir), Path(options.out_dir), options=chosen)
+    asks = done.goal_prompt.sentence(done.goal_prompt.baked) or "no goal"
+    say(
+        f"{options.out_dir}: step {done.step} of {options.run_dir}; read back, largest difference of logits "
+        f"{done.difference:.1e}"
+    )
+    say(f"  its chat template asks for: {asks}")
     return 0
 
 
 def generate(options: argparse.Namespace) -> int:
+    from rapo_jax.distributed import say
     from rapo_jax.generate.answers import Request, answer_file
 
     fields = ("prompts", "out", "raw", "goal", "no_goal", "max_new_tokens", "max_prompt_length")
     fields += ("temperature", "top_p", "seed", "batch_size", "dtype", "chat_template")
     rate = answer_file(options.model_dir, Request(**{name: getattr(options, name) for name in fields}))
-    print(f"{options.out}: {rate}")
+    say(f"{options.out}: {rate}")
     return 0
 
 

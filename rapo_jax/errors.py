@@ -1,12 +1,11 @@
-"""What a user can get wrong, and what a user can stop. Everything else that is raised is our own mistake and deserves
-its traceback."""
+"""What a user got wrong (UserError) or stopped (Interrupted). Any other exception is a bug and shows its traceback."""
 
 
 class UserError(ValueError):
-    """Something outside this package is wrong: a file, a column, a score, an option.
+    """A file, column, score or option that the user supplied is wrong.
 
-    The message gives the fact with its values, the constraint, and the option that changes it. The command line prints
-    it as one line and exits with code 2.
+    The message gives the fact with its values, the constraint, and the option that changes it. The command line prints the
+    message without a traceback and exits with code 2.
     """
 
 
@@ -18,9 +17,9 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint for a misspelt name: the nearest known one if there is any, else all of them."""
+    """A hint for a misspelt name: the nearest known name, or all known names if none is near."""
     import difflib
 
-    begin_so = [candidate for candidate in known if name and candidate.startswith(name)]
-    close = begin_so[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    completions = [candidate for candidate in known if name and candidate.startswith(name)]
+    close = completions[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"

@@ -1,9 +1,9 @@
-"""Log-probabilities of the tokens that are scored, the vocabulary in chunks, forward and backward.
+"""Log-probabilities of the scored tokens, computed over chunks of the vocabulary, forward and backward.
 
-The forward pass keeps one float32 logsumexp a position; the backward pass recomputes each chunk's logits and turns them into
-gradients at once. So no array [positions, vocabulary] is ever held, and memory is positions * chunk, whatever the size of
-the vocabulary (beyond the gradient of the vocabulary matrix itself). Who has the memory can keep that array instead
-(`keep`), in the dtype of the hidden states: three products with the vocabulary matrix instead of four.
+The forward pass keeps one float32 logsumexp per position; the backward pass recomputes each chunk's logits and turns them
+into gradients at once. No array [positions, vocabulary] exists, so memory is positions * chunk for a vocabulary of any size
+(besides the gradient of the vocabulary matrix). With enough memory, keep=True stores the logits in the dtype of the hidden
+states: three products with the vocabulary matrix instead of four. Which tokens are scored is decided by the batch.
 """
 
 from functools import partial
@@ -14,8 +14,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 CHUNK = 16_384  # vocabulary entries at a time, over all shards
-CHUNK_IN_CACHE = 640  # the same for a processor whose caches are small and whose loops cost nothing
-ALIGNED = 32  # products whose width is a multiple of it are up to 15 % faster on processors
+CHUNK_IN_CACHE = 640  # the same for CPUs, where caches are small and loops are cheap
+ALIGNED = 32  # products whose width is a multiple of it are up to 15 % faster on CPUs
 
 
 def token_logps(
@@ -30,10 +30,10 @@ def token_logps(
 ) -> Float[Array, "B S"]:
     """log softmax(softcap(hidden @ weight.T))[target], float32.
 
-    `num_shards` is the number of pieces in which the mesh holds V; each chunk takes an equal part of every piece, so that
-    no chunk has to be fetched from one device. Matrix products run in hidden's dtype and accumulate in float32; the
-    gradient of the weight keeps the float32 sums. With `keep` the backward pass reads the exponentials of the logits, kept
-    in hidden's dtype, instead of computing the logits again; that does not go with a soft-cap, whose slope needs the logits.
+    `num_shards` is the number of shards of V on the mesh; each chunk takes an equal part of every shard, so no chunk has to
+    be gathered from one device. Matrix products run in hidden's dtype and accumulate in float32; the weight's gradient keeps
+    the float32 sums. With `keep` the backward pass reads the logits' exponentials, stored in hidden's dtype, instead of
+    recomputing the logits; not with a soft-cap, whose derivative needs the logits themselves.
     """
     assert softcap is None or not keep
     num_chunks = number_of_chunks(weight_VD.shape[0], chunk, num_shards)
@@ -43,7 +43,7 @@ def token_logps(
 
 
 def number_of_chunks(V: int, chunk: int, num_shards: int) -> int:
-    """The fewest that are no larger than `chunk`, or a few more where those fill the vocabulary exactly and are aligned.
+    """The smallest number of chunks of at most `chunk` entries, or a few more if those divide V evenly and are aligned.
 
     >>> number_of_chunks(16000, 640, 1), number_of_chunks(16000, 700, 1), number_of_chunks(103, 16, 1)
     (25, 25, 7)
@@ -59,9 +59,9 @@ def _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunk
 
 
 def _chunks(weight_VD: Array, num_shards: int, num_chunks: int) -> tuple[Array, Array]:
-    """Vocabulary in chunks: weights [num_chunks, R, c / R, D] and ids [num_chunks, c]; ids >= V are padding.
+    """The vocabulary in chunks of c entries: weights [num_chunks, num_shards, c / num_shards, D] and ids [num_chunks, c].
 
-    With V = 8, R = 2 shards and two chunks, chunk 0 holds ids 0 1 | 4 5 and chunk 1 holds 2 3 | 6 7.
+    Ids >= V are padding. With V = 8, two shards and two chunks, chunk 0 holds ids 0 1 | 4 5 and chunk 1 holds 2 3 | 6 7.
     """
     V, D = weight_VD.shape
     size = -(-V // (num_shards * num_chunks))

@@ -1,4 +1,4 @@
-"""The two types that everything between a file and a batch speaks in: a turn of a conversation, and a usable row."""
+"""The types shared by everything between a file and a batch: a turn of a conversation, and a usable row."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """One usable row, whatever its source called its columns.
+    """One usable row, independent of its source's column names.
 
-    `row` counts the lines or rows of the source from 1. `prompt` may start with a system turn and ends with a user turn.
-    The per-response fields (`rewards`, `attributes`: named scores, `labels`: desirable or not) follow the order of
-    `responses` and are None where the source has none. `ranked` says that this order is the source's own preference, as
-    (chosen, rejected) is. `source` names where the row came from; `weight` multiplies its loss.
+    `row` counts the rows of the source from 1. `prompt` may start with a system turn and ends with a user turn. `rewards`,
+    `attributes` (named scores) and `labels` (desirable or not) follow the order of `responses`, and are None where the
+    source has none. `ranked` is True where the source's order is a preference, as in (chosen, rejected). `source` is the
+    row's origin; `weight` multiplies its loss.
     """
 
     row: int

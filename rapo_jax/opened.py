@@ -7,6 +7,7 @@ A directory exported by rapo carries a chat template that asks for a goal by its
 (`tokenizer.chat_template` never writes one) and kept as `goal_prompt.baked`, so that no prompt asks twice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def open_tokenizer(
     if own and chat_template is None and not raw:
         tokenizer.chat_template = own.chat_template
     stops = declared_stop_tokens(directory)
-    if not stops and tokenizer.eos_token_id is not None:
+    if not stops and isinstance(tokenizer.eos_token_id, int):
         stops = [tokenizer.eos_token_id]
     if raw:
         return OpenedTokenizer(directory, tokenizer, own or PAPER_GOAL_PROMPT, tuple(stops), own is not None)
@@ -103,6 +104,13 @@ def goal_prompt_for_relabelling(config: Config) -> GoalPrompt:
     if config.relabel.placement == "auto":
         return open_for_training(model_directory(config.model.path), config).goal_prompt
     return configured_goal_prompt(config.relabel, placement=config.relabel.placement, chat_template="")
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of an answer's tokens, without special tokens."""
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True)
+    assert isinstance(text, str)  # a list only for a batch of answers
+    return text
 
 
 def with_weights(

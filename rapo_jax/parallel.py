@@ -1,4 +1,4 @@
-"""The mesh, one sharding rule per shape letter, and the way from host arrays to global arrays.
+"""The mesh, one sharding rule per shape letter, and global arrays made of each process's part.
 
 Three axes: `data` replicates parameters and splits rows, `fsdp` splits rows and the model dimension of every matrix,
 `tensor` splits heads, feed-forward and vocabulary.
@@ -19,7 +19,7 @@ Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] (jax de
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
-# What lets a platform's compiler move weights while it computes; its other defaults are good ones.
+# Compiler flags that overlap collectives with computation; the other defaults are good.
 OVERLAP = {
     "tpu": {
         "xla_tpu_enable_async_collective_fusion": True,
@@ -29,12 +29,12 @@ OVERLAP = {
     },
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
 }
-# The rank of an adapter stays whole: it is small, and both of its matrices are split on their other side already.
+# An adapter's rank is not sharded: it is small, and both of its matrices are sharded along their other dimension.
 RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "R": None}
 
 
 def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Devices | None = None) -> Mesh:
-    """A mesh over `devices` (all of this machine or pod); at most one axis may be -1, which takes what the others leave.
+    """A mesh over `devices` (default: all of the machine or pod). One size may be -1: all remaining devices.
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
@@ -56,14 +56,14 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Device
 
 
 def num_row_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """How many shards the rows of a batch have."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of an array by its shape letters. A dimension that its axes do not divide stays whole.
+    """The sharding of an array by its shape letters. A dimension that its axes do not divide is not sharded.
 
-    Vectors of the model dimension (norms) are replicated: splitting them would save nothing and cost a gather each.
+    Vectors of the model dimension (norms) are replicated: sharding them would save nothing and cost a gather each.
     """
     if letters.strip("L") == "D":
         return NamedSharding(mesh, PartitionSpec())
@@ -76,9 +76,9 @@ def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def constrain_rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "B *rest"]:
-    """Pins activations [B, ...] to the row sharding, so that the compiler moves weights to rows and not rows to weights.
+    """Constrains activations [B, ...] to the row sharding, so that the compiler gathers weights, not activations.
 
-    Outside a mesh this is the identity.
+    Without a mesh this is the identity.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(ROW_AXES) <= set(mesh.axis_names):
@@ -87,7 +87,7 @@ def constrain_rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "B *rest"]:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:
-    """Options for compiling a program with collectives for the platform of this mesh."""
+    """Compiler options for a program with collectives on the platform of this mesh."""
     platform = mesh.devices.flat[0].platform
     return OVERLAP.get("gpu" if platform == "cuda" else platform, {}) if mesh.size > 1 else {}
 
@@ -102,9 +102,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def my_rows(mesh: Mesh, num_rows: int) -> list[int]:
-    """The global rows that this process has to supply, in order, read off the sharding.
+    """The global rows that this process supplies, in order, read off the sharding.
 
-    Not from the process index: several processes may share a row shard (tensor parallelism across hosts).
+    The process index would be wrong: several processes may share a row shard (tensor parallelism across hosts).
     """
     rows = NamedSharding(mesh, PartitionSpec(ROW_AXES))
     indices = rows.addressable_devices_indices_map((num_rows,)).values()
@@ -128,7 +128,7 @@ def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
 def from_slices(
     mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], Shaped[np.ndarray, "..."]]
 ) -> Shaped[Array, "..."]:
-    """A sharded array of which every process reads only the slices that its devices hold, each once."""
+    """A sharded array; every process reads only the slices that its devices hold, each once."""
     seen: dict[str, np.ndarray] = {}
 
     def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -142,7 +142,7 @@ def from_slices(
 
 
 def host_slice(x: Shaped[Array, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """A (possibly sharded) array as numpy on every process; for one tensor at a time."""
+    """An array as numpy on every process, gathered if it is sharded across processes. Use on one tensor at a time."""
     if x.is_fully_addressable:
         return np.asarray(x)
     from jax.experimental import multihost_utils

@@ -58,9 +58,7 @@ class Preference:
 def goal_reward(goal: Goal, reward: Goal) -> float:
     """R(x, y, g) = -(g - r(x, y))^2, in squared units of the reward (paper, section 4); summed over attributes."""
     if isinstance(goal, tuple) and isinstance(reward, tuple):
-        assert isinstance(reward, tuple)
         return sum(goal_reward(part, attribute) for part, attribute in zip(goal, reward, strict=True))
-    assert not isinstance(reward, tuple)
     if isinstance(goal, tuple) or isinstance(reward, tuple):
         raise ValueError(f"a goal has one number per attribute, not {goal!r} for {reward!r}")
     distance = goal - reward
@@ -107,14 +105,14 @@ def relabel(
     [(9, (0, 1)), (6, (1, 0))]
     """
     goals = tuple(goals)
+    if rewards is None and goals:
+        raise ValueError("goals come from rewards; this row has none")
     if rewards is not None and ties == "drop" and all(reward == rewards[0] for reward in rewards):
         return []
     own = tuple(range(num_responses if rewards is None else len(rewards)))
     best = [] if best_goal is None else [Preference(goal=best_goal, goal_of="best", order=(0,))]
-    if not goals:
+    if rewards is None or not goals:
         return [Preference(goal=None, goal_of=None, order=own), *best]
-    if rewards is None:
-        raise ValueError("goals come from rewards; this row has none")
     preferences: list[Preference] = []
     asked: list[tuple[Side, int]] = [
         (side, index) for side in goals for index in (own[:1] if side == "chosen" else own[1:])
@@ -171,7 +169,9 @@ class Scale:
         return reward if self.decimals is None else round(reward, self.decimals)
 
 
-def fit_range(rewards: Sequence[float], how: Fit, *, quantile: float = 0.01, deviations: float = 2.0) -> tuple:
+def fit_range(
+    rewards: Sequence[float], how: Fit, *, quantile: float = 0.01, deviations: float = 2.0
+) -> tuple[float, float]:
     """The (low, high) that a scale maps from.
 
     "minmax" takes the extremes, "quantile" the quantiles `quantile` and 1 - `quantile`, "zscore" the mean minus and plus
@@ -257,8 +257,7 @@ def goal_text(
         said = dict(zip(attributes, map(format_score, goals), strict=True))
         values |= said | {"goals": "\n".join(f"{title(name)}: {score}" for name, score in said.items())}
     elif goal is not None:
-        assert not isinstance(goal, tuple), "a goal of several numbers needs the names of its attributes"
-        values["goal"] = format_score(goal)
+        values["goal"] = format_score(mean_goal(goal))
     text = _preset(template, attributes)
     return re.sub(r"\{([^{}]*)\}", lambda found: values.get(found[1], found[0]), text)
 

@@ -16,7 +16,7 @@ from rapo_jax.accounting import (
 )
 from rapo_jax.batch import Shape
 from rapo_jax.batching.batch_plan import materialise
-from rapo_jax.models.attention.dispatch import Layout, in_window, sees
+from rapo_jax.models.attention.layout import Layout, in_window, sees
 from rapo_jax.models.lora import adapted_spec
 from tests.tiny import random_groups, tiny_spec
 

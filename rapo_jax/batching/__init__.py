@@ -1,1 +1,1 @@
-"""Tokenized preferences become groups, groups become the batch plan, and the plan becomes arrays."""
+"""Tokenized preferences -> groups -> the batch plan -> arrays."""

@@ -1,11 +1,12 @@
-"""From a source to batches: records -> goal-conditioned preferences -> tokens -> a plan -> arrays, with the report.
+"""The data pipeline of a run: records -> goal-conditioned preferences -> tokens -> batch plan -> arrays.
 
-Everything that was read, dropped, tied or cut is counted in the report.
+Everything read, dropped, tied or truncated is counted in the report.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import grain
 import numpy as np
@@ -29,19 +30,23 @@ from rapo_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenized groups in the order of the source, what became of the source's rows, and hashes of both."""
+    """Tokenized groups in source order, the data report, and fingerprints.
+
+    `source_fingerprint` is a hash of texts and scores as read, `fingerprint` of everything the training step sees. `scales`
+    maps rewards onto the goal scale; the evaluation uses the training's.
+    """
 
     groups: list[Group]
-    report: dict
-    source_fingerprint: str  # of texts and scores as they were read
-    fingerprint: str  # of all that the step will see
-    scales: Scales = field(default_factory=Scales)  # the map of the scores, which the evaluation shares
+    report: dict[str, Any]
+    source_fingerprint: str
+    fingerprint: str
+    scales: Scales = field(default_factory=Scales)
 
 
 def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Prepared:
-    """The records of the training or of the evaluation, ready to be relabelled.
+    """The records of the training or evaluation data, ready for relabelling.
 
-    `scales`: the map of the training's scores, for the evaluation; None fits one on these records.
+    `scales` are the training's, for the evaluation; None fits them on these records.
     """
     return prepare(config, sources_of_part(config, part), part=part, scales=scales)
 
@@ -57,7 +62,7 @@ def load_dataset(
 def load_training(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, goal_prompt: GoalPrompt, progress: bool = False
 ) -> Dataset:
-    """data.path or data.sources, without what is held out of them."""
+    """data.path or data.sources, without the held-out prompts."""
     return tokenize_records(config, tokenizer, read_part(config, "train"), goal_prompt=goal_prompt, progress=progress)
 
 
@@ -70,9 +75,9 @@ def load_held_out(
     plain: bool = False,
     progress: bool = False,
 ) -> Dataset | None:
-    """data.eval_path, or the prompts held out by data.eval_fraction, on the training's `scales`; None without either.
+    """data.eval_path, or the prompts held out by data.eval_fraction; None without either. `scales` are the training's.
 
-    Relabelled as the training data are, or `plain`: the same records in their own order, without goals.
+    Relabelled like the training data or, with `plain`, in the source's own order and without goals.
     """
     if not (config.data.eval_path or config.data.eval_fraction):
         return None
@@ -186,9 +191,9 @@ def batches(
     *,
     reference: Float[np.ndarray, "G A"] | None = None,
 ) -> Callable[[int], Iterator[Batch[np.ndarray]]]:
-    """k -> the batches of steps k, k + 1, ... to the plan's end, prepared by a few threads ahead of their use.
+    """A function k -> iterator over the batches of steps k, k + 1, ..., prefetched by background threads.
 
-    `mine` are the rows of a microbatch that this process supplies; `reference` as in `materialise`.
+    `mine` are the rows of a microbatch that this process supplies; `reference` is as in `materialise`.
     """
 
     def start(first: int = 0) -> Iterator[Batch[np.ndarray]]:

@@ -1,1 +1,1 @@
-"""Messages become text and text becomes tokens; the goal is written here and nowhere else."""
+"""Messages -> text -> tokens, and the goal prompt, the only place that writes goals."""

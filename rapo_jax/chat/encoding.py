@@ -1,7 +1,7 @@
-"""Conversations -> arrays of tokens, in bulk, cut to length.
+"""Conversations -> token arrays, in batches, truncated to length.
 
-A cut loses neither the goal, nor the end of the instruction, nor a response whole; everything cut is counted.
-Where a goal is written and where a response begins is decided in rapo_jax.chat.templates; this module only makes it fit.
+Truncation keeps the goal, the end of the instruction and the beginning of every response; everything cut is counted. Where a
+goal is written and where a response begins is decided in rapo_jax/chat/templates.py.
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int32
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -19,12 +20,12 @@ from rapo_jax.chat.templates import ChatFormat, Placement
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
-BATCH_SIZE = 256  # conversations rendered and tokenized at a time
+TOKENIZED_AT_ONCE = 256  # conversations rendered and tokenized at a time
 MIN_INSTRUCTION_TOKENS = 8  # of a shortened instruction, apart from the assistant's header
 
 
 class Item(NamedTuple):
-    """A conversation to encode: `row` for messages, `goal` the sentence or None, `responses` () for a prompt alone."""
+    """A conversation to encode. `goal` is the goal sentence, `row` names the item in messages; `responses` may be empty."""
 
     row: int
     prompt: tuple[Message, ...]
@@ -34,14 +35,14 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Token ids (int32) of a prompt and of what may follow it, and what was cut to fit.
+    """Token ids (int32) of a prompt and its responses, and what truncation removed.
 
-    The prompt ends with the assistant's header; an uncut response ends with one end-of-turn token. `prompt_tokens_cut`
-    includes those of the `turns_cut` (user and assistant turns both count).
+    The prompt ends with the assistant's header; an untruncated response ends with one end-of-turn token.
+    `prompt_tokens_cut` includes the tokens of the `turns_cut` (user and assistant turns both count).
     """
 
-    prompt: np.ndarray
-    responses: tuple[np.ndarray, ...]
+    prompt: Int32[np.ndarray, "_"]
+    responses: tuple[Int32[np.ndarray, "_"], ...]
     prompt_tokens_cut: int
     turns_cut: int
     response_tokens_cut: tuple[int, ...]
@@ -50,7 +51,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What became of all items. Token and turn counts are of items that were kept; `dropped` counts items by reason."""
+    """Truncation statistics of all items. Tokens and turns are counted over kept items; `dropped` counts items by reason."""
 
     num_items: int
     num_encoded: int
@@ -83,12 +84,12 @@ def encode_all(
     max_prompt_length: int,
     progress: bool = False,
 ) -> tuple[list[Encoded | None], EncodeReport]:
-    """Encodes every item; None stands for one that was dropped. Lengths are in tokens.
+    """Encodes every item; None is an item that was dropped. Lengths are in tokens.
 
-    Only where prompt + longest response exceed `max_length` anything is cut: first the prompt, down to the larger of
+    Nothing is cut unless prompt + longest response exceed `max_length`. Then the prompt is cut first, down to the larger of
     `max_prompt_length` and what the longest response leaves, then the ends of the responses. A prompt loses its oldest
-    exchanges first (system turn and goal stay), then the middle of its only user turn. Without responses a prompt is
-    cut to `max_length`. Raises UserError for rows that the template cannot render into a prompt and a response.
+    exchanges first (system turn and goal stay), then the middle of its only user turn. Without responses a prompt is cut to
+    `max_length`. Raises UserError for rows whose rendered text cannot be split into prompt and response.
     """
     if max_prompt_length >= max_length:
         raise UserError(
@@ -98,8 +99,8 @@ def encode_all(
     form = chat.chat_format(tokenizer, placement)
     results: list[Encoded | str] = []
     with tqdm(total=len(items), desc="tokenize", disable=None if progress else True) as bar:
-        for start in range(0, len(items), BATCH_SIZE):
-            batch = items[start : start + BATCH_SIZE]
+        for start in range(0, len(items), TOKENIZED_AT_ONCE):
+            batch = items[start : start + TOKENIZED_AT_ONCE]
             results += _encode_batch(form, batch, _Limits(max_length, max_prompt_length))
             bar.update(len(batch))
     return [result if isinstance(result, Encoded) else None for result in results], _report(results)
@@ -123,7 +124,7 @@ def _split(form: ChatFormat, item: Item, texts: list[str], ids: list[list[int]])
 
 
 def _fit(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -> Encoded | str:
-    """The item within the limits, or the reason why it is dropped."""
+    """The item truncated to the limits, or the reason for dropping it."""
     prompt, responses = tokens.prompt, tokens.responses
     turns = item.prompt
     longest = max(map(len, responses), default=0)
@@ -150,7 +151,7 @@ def _fit(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -> Enco
     )
 
 
-# Shortening a prompt: what the model must still see is the goal, and how the instruction ends.
+# Truncating a prompt: the goal and the end of the instruction must survive.
 
 
 def _prompt_text(form: ChatFormat, turns: Sequence[Message], goal: str | None) -> str:
@@ -158,9 +159,9 @@ def _prompt_text(form: ChatFormat, turns: Sequence[Message], goal: str | None) -
 
 
 def _drop_exchanges(form: ChatFormat, item: Item, budget: int) -> tuple[Message, ...]:
-    """Drops the oldest user and assistant turns, two by two, until the prompt fits or one user turn is left.
+    """Drops the oldest exchanges (a user and an assistant turn) until the prompt fits or one user turn is left.
 
-    The system turn stays, and the goal is written anew on what remains.
+    The system turn stays, and the goal is placed again in what remains.
     """
     turns = item.prompt
     first = 1 if turns[0].role == "system" else 0
@@ -173,10 +174,10 @@ def _drop_exchanges(form: ChatFormat, item: Item, budget: int) -> tuple[Message,
 
 
 def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: int) -> list[int] | None:
-    """`budget` tokens of a prompt with one user turn: its head and its end. None if that leaves no end to speak of.
+    """`budget` tokens of a prompt with one user turn, its head and its tail; None if too little of the tail remains.
 
-    The head goes up to the user's own words. If a system turn of the row's own makes that too long, the head goes up to
-    the system turn's own words, unless the goal comes only after them.
+    The head is everything before the user's own words. If the row's own system turn makes that too long, the head is
+    everything before the system turn's own words, unless the goal comes after them.
     """
     text = _prompt_text(form, turns, item.goal)
     encoding = form.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -193,7 +194,7 @@ def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: 
 
 
 def _around(form: ChatFormat, item: Item, turns: Sequence[Message], index: int) -> tuple[str, str]:
-    """The prompt's text before and after the own words of one turn. A goal is never among those."""
+    """The prompt's text before and after one turn's own words, to which a goal sentence does not belong."""
     probed = (*turns[:index], Message(turns[index].role, chat.PROBE), *turns[index + 1 :])
     before, _, after = _prompt_text(form, probed, item.goal).partition(chat.PROBE)
     return before, after

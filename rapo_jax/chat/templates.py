@@ -1,24 +1,25 @@
-"""Messages -> text -> tokens. The one place where a goal is written and where a response begins and ends.
+"""Messages -> text -> tokens: where a goal is written, and where a response begins and ends.
 
-Training, generation, evaluation and the exported chat template all write the goal through `place_goal` (or its Jinja
-twin, `bake_goal`). Lengths, truncation and bulk are the business of rapo_jax.chat.encoding.
+Training, generation and evaluation place the goal with `place_goal`, exported chat templates with its Jinja equivalent,
+`bake_goal`. Truncation and batching are in rapo_jax/chat/encoding.py.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rapo_jax.borders import read_text
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
 Placement = Literal["system", "user"]
 
-# For tokenizers without a template. "plain" suits base models: contents apart by blank lines, no names of roles.
+# For tokenizers without a template. "plain" suits base models: contents separated by blank lines, no role names.
 TEMPLATE_PRESETS = {
     "plain": (
         r"{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
@@ -38,10 +39,10 @@ TEMPLATE_PRESETS = {
 }
 TEMPLATE_CHOICES = f"{'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
 TEMPLATE_KNOB = f"data.chat_template={TEMPLATE_CHOICES}"
-PROBE = "rapo-jax-probe"  # no template treats it specially, and no template contains it
+PROBE = "rapo-jax-probe"  # text that no template contains or treats specially
 
-# `rapo_goal` is set to the goal before either. trim_blocks eats the line feed that ends a prelude, so the template
-# after it starts on a line of its own, as it did before.
+# Jinja code in front of a template; `rapo_goal` is set before it. trim_blocks removes the line feed that ends a prelude, so
+# the template after it renders as if it came first.
 SYSTEM_PRELUDE = (
     r"{%- set messages = [{'role': 'system', 'content': rapo_goal + '\n\n' + messages[0]['content']}] + messages[1:] "
     r"if messages[0]['role'] == 'system' else [{'role': 'system', 'content': rapo_goal}] + messages %}"
@@ -63,9 +64,10 @@ USER_PRELUDE = (
 def load_tokenizer(
     path: str, *, chat_template: str | None, option: str = "data.chat_template"
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer with a chat template: its own (None), a preset's, or a .jinja file's.
+    """A tokenizer with a chat template: its own (None), a preset, or the text of a .jinja file.
 
-    `option` is what the user calls `chat_template`, for messages. Runs no code from the checkpoint. Raises UserError where there is no tokenizer or no template.
+    `option` is what the user calls `chat_template`. No code from the checkpoint is run. Raises UserError if there is no fast
+    tokenizer or no template.
     """
     local = Path(path).expanduser()
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
@@ -75,7 +77,7 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         raise UserError(f"{path} has no tokenizer (tokenizer.json) that can be read: {error}") from error
     if not tokenizer.is_fast or not tokenizer(PROBE, add_special_tokens=False).input_ids:
-        raise UserError(f"{path} has no tokenizer.json; without one, tokens cannot be told from characters.")
+        raise UserError(f"{path} has no tokenizer.json; a fast tokenizer is needed, which maps tokens to characters.")
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template, option)
     if tokenizer.chat_template is None:
@@ -88,14 +90,14 @@ def _read_template(name: str, option: str) -> str:
         return TEMPLATE_PRESETS[name]
     if not Path(name).is_file():
         raise UserError(f"{option}={name} is neither a preset nor a file; give {option}={TEMPLATE_CHOICES}.")
-    return Path(name).read_text(encoding="utf-8")
+    return read_text(Path(name), remedy=f"give {option}={TEMPLATE_CHOICES}")
 
 
 # The goal.
 
 
 def place_goal(messages: Sequence[Message], text: str | None, placement: Placement) -> tuple[Message, ...]:
-    r"""Writes the goal's sentence in front: of the system turn, which may be new, or of the first user turn.
+    r"""Prepends the goal sentence to the system turn (a new one, if there is none) or to the first user turn.
 
     "system": [user Hi] -> [system GOAL, user Hi];   [system Be brief, user Hi] -> [system GOAL\n\nBe brief, user Hi]
     "user":   [user Hi] -> [user GOAL\n\nHi]
@@ -111,7 +113,7 @@ def place_goal(messages: Sequence[Message], text: str | None, placement: Placeme
 
 
 def bake_goal(template: str, text: str, placement: Placement) -> str:
-    """A chat template that writes `text` by itself: on any messages it renders what `template` does after `place_goal`.
+    """A chat template that contains the goal: it renders any messages as `template` renders them after `place_goal`.
 
     A prelude rebinds `messages` and renders nothing; `template` follows unchanged.
     """
@@ -122,10 +124,10 @@ def bake_goal(template: str, text: str, placement: Placement) -> str:
 
 
 def resolve_placement(tokenizer: PreTrainedTokenizerBase, requested: Literal["auto", "system", "user"]) -> Placement:
-    """Where this template takes the goal, found by trying: "auto" is the system turn where the template keeps one.
+    """The turn that carries the goal. "auto" is the system turn if the template, tried on a probe, keeps one, else "user".
 
-    Some templates raise on a system turn (Gemma-2), some lose it once an answer follows (Mistral-v0.3). Raises
-    UserError where "system" is requested of such a template.
+    Some templates raise on a system turn (Gemma-2), some drop it once a response follows (Mistral-v0.3). Raises UserError if
+    "system" is requested for one of them.
     """
     if requested == "user":
         return "user"
@@ -157,9 +159,10 @@ def _keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    r"""How a template closes an assistant turn: it writes `suffix`, of which `kept` ends the response in token `token`.
+    r"""How a template ends an assistant turn: with the text `suffix`.
 
-    Qwen: suffix "<|im_end|>\n", kept "<|im_end|>". A template that writes no special token: kept is the eos token.
+    A response in training ends with `kept`, the part of `suffix` up to and including its special token `token`. Qwen: suffix
+    "<|im_end|>\n", kept "<|im_end|>". For a template that writes no special token, `kept` is the eos token.
     """
 
     token: int
@@ -169,7 +172,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """All it takes to turn a conversation into tokens."""
+    """A tokenizer with its template's goal placement and turn ending: everything needed to encode a conversation."""
 
     tokenizer: PreTrainedTokenizerBase
     placement: Placement
@@ -177,29 +180,29 @@ class ChatFormat:
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, placement: Placement) -> ChatFormat:
-    """Finds out, once per tokenizer, how its template ends a turn."""
+    """The chat format of a tokenizer. Its template is probed for how it ends a turn, so call this once per tokenizer."""
     return ChatFormat(tokenizer=tokenizer, placement=placement, ending=_find_ending(tokenizer))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends every untruncated response in training, and at which generation stops."""
+    """The token that ends every untruncated response in training and stops generation."""
     return _find_ending(tokenizer).token
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
-    """A token that no text ends with: the tokenizer's padding, unless a turn ends with it, or another special token."""
+    """A padding token other than the stop tokens: the tokenizer's own if possible, else another special token."""
     known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(tokenizer.all_special_ids))
     free = [token for token in known if token is not None and token not in stops]
     if not free:
         raise UserError(
-            "the tokenizer has no special token but those that end a turn, and transformers finds the end of a text by its "
-            "padding; give the starting model's tokenizer a pad_token of its own."
+            "all special tokens of the tokenizer end a turn, and transformers finds the end of a text by its padding; give the "
+            "starting model's tokenizer a pad_token of its own."
         )
-    return free[0]
+    return cast(int, free[0])
 
 
 def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
-    """Renders a probe response: the first special token that follows it ends the turn, eos without one."""
+    """Renders a probe response. The first special token after it ends the turn; without one the eos token does."""
     try:
         text = render(tokenizer, (Message("user", "Hi"), Message("assistant", PROBE)))
     except jinja2.TemplateError as error:
@@ -209,31 +212,35 @@ def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     if PROBE not in text:
         raise UserError(f"the chat template does not show the assistant's turn; supply another with {TEMPLATE_KNOB}.")
     suffix = text.rpartition(PROBE)[2]
-    tokens = {token: number for token, number in tokenizer.added_tokens_encoder.items() if token.strip()}
+    added = cast(dict[str, int], tokenizer.added_tokens_encoder)
+    tokens = {token: number for token, number in added.items() if token.strip()}
     found = [(suffix.index(token), -len(token), token) for token in tokens if token in suffix]
     if found:
         start, _, token = min(found)
         return Ending(token=tokens[token], suffix=suffix, kept=suffix[: start + len(token)])
-    if tokenizer.eos_token is None:
+    eos = cast(str | None, tokenizer.eos_token)
+    if eos is None:
         raise UserError(
             "the chat template ends a response without a special token, and the tokenizer has no eos_token; "
             f"supply another template with {TEMPLATE_KNOB}."
         )
-    return Ending(token=tokenizer.eos_token_id, suffix=suffix, kept=suffix.rstrip() + tokenizer.eos_token)
+    return Ending(token=cast(int, tokenizer.eos_token_id), suffix=suffix, kept=suffix.rstrip() + eos)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """The conversation's text: up to the assistant's header, or with the assistant's turn where that comes last.
+    """The conversation as text, with the assistant's header appended unless an assistant turn is last.
 
-    A bos token that the template or the text doubles is written once. Raises jinja2.TemplateError where the template
-    refuses.
+    A repeated bos token at the start is written once. Raises jinja2.TemplateError if the template refuses the messages.
     """
-    text = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in messages],
-        tokenize=False,
-        add_generation_prompt=messages[-1].role != "assistant",
+    text = cast(
+        str,
+        tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in messages],
+            tokenize=False,
+            add_generation_prompt=messages[-1].role != "assistant",
+        ),
     )
-    bos = tokenizer.bos_token
+    bos = cast(str | None, tokenizer.bos_token)
     while bos and text.startswith(bos + bos):
         text = text.removeprefix(bos)
     return text
@@ -242,9 +249,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
 def render_texts(
     chat: ChatFormat, messages: Sequence[Message], *, goal: str | None, responses: Sequence[str], row: int
 ) -> list[str]:
-    """The text of the prompt, then for each response the text of prompt and response up to the end of the turn.
+    """The text of the prompt, then for each response the text of prompt and response up to its end-of-turn token.
 
-    Raises UserError, naming `row`, if the template refuses the turns or the prompt's text is not how the others begin.
+    Raises UserError that names `row` if the template refuses the turns or writes the prompt differently before a response.
     """
     prompt = place_goal(messages, goal, chat.placement)
     conversations = [prompt, *((*prompt, Message("assistant", response)) for response in responses)]
@@ -277,19 +284,21 @@ def _different(row: int, prompt_text: str, text: str) -> UserError:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of rendered texts. The template has written every special token, so none is added."""
-    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    return tokenizer(texts, verbose=False, **options).input_ids
+    """Token ids of rendered texts. The template wrote all special tokens, so the tokenizer adds none."""
+    encoded = tokenizer(
+        texts, verbose=False, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+    )
+    return cast(list[list[int]], encoded.input_ids)
 
 
 def response_ids(
     chat: ChatFormat, prompt: tuple[str, list[int]], full: tuple[str, list[int]], *, row: int
 ) -> tuple[list[int], bool]:
-    r"""The tokens after the prompt's, ending in exactly one end-of-turn token; and whether they were tokenized apart.
+    r"""The response's tokens, ending in exactly one end-of-turn token, and whether they were tokenized separately.
 
-    `prompt` and `full` are texts with their ids. Usually the prompt's ids begin the whole's. Where tokens merge across
-    the boundary ("tell:" + "no" has a token ":no"), no real prompt would ever end like that: the response is tokenized
-    by itself, and must still decode to the same text.
+    `prompt` and `full` (prompt and response) are texts with their ids. Usually the prompt's ids are a prefix of the full
+    ids. Where a token crosses the boundary ("tell:" + "no" contains the token ":no"), which cannot happen at generation, the
+    response is tokenized separately, and prompt and response together must still decode to the same text.
     """
     prompt_ids, full_ids = prompt[1], full[1]
     retokenized = full_ids[: len(prompt_ids)] != prompt_ids
@@ -311,7 +320,7 @@ def _tokenize_apart(
         if ids[: len(anchor_ids)] == anchor_ids and together == whole:
             return after
     raise UserError(
-        f"row {row}: the response cannot be told from the prompt: after the prompt's last characters "
+        f"row {row}: the response cannot be separated from the prompt: after the prompt's last characters "
         f"{prompt[0][-40:]!r} the text {rest[:40]!r} does not tokenize to the same text alone as in the conversation; "
         f"supply a template with a special token between them, with {TEMPLATE_KNOB}."
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from rapo_jax.borders import parse_yaml
+from rapo_jax.borders import parse_yaml, read_text
 from rapo_jax.config.constraints import validate
 from rapo_jax.config.objective import Objective, flat, option_types
 from rapo_jax.config.tree import Config, SourceOptions
@@ -42,10 +42,7 @@ def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
     if not path.is_file():
         fact = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"{said} {fact}; CONFIG must be a YAML file (examples: configs/).")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{said} is not a text file in UTF-8 ({error}); CONFIG must be a YAML file.") from error
+    text = read_text(path, remedy="CONFIG must be a YAML file")
     tree = parse_yaml(text, said=str(path)) or {}
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {tree!r:.40}.")

@@ -63,9 +63,14 @@ class Key:
 
 
 def filled(text: str, indent: str = "", more: str | None = None) -> str:
-    options = {"break_long_words": False, "break_on_hyphens": False}
+    """The text in lines of at most WIDTH columns, those after the first indented by `more`."""
     return textwrap.fill(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent if more is None else more, **options
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent if more is None else more,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

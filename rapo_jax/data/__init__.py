@@ -1,1 +1,1 @@
-"""Files become records (sources), records become tokens (chat). Knows nothing of models, devices or losses."""
+"""Files -> records -> goal-conditioned preferences. Knows no tokens, models, devices or losses."""

@@ -7,8 +7,8 @@ from typing import Literal
 
 from rapo_jax.config.tree import Config, SourceOptions
 from rapo_jax.data import mixture
-from rapo_jax.data.need import Need
 from rapo_jax.data.rewards import CONSTANT, origin_in_words, read_scores, with_constants, with_scores
+from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.data.sources import SourceRecords, counts_in_words, read_records
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
@@ -48,7 +48,7 @@ def sources_of_part(config: Config, part: Part) -> tuple[ConfiguredSource, ...]:
     return (ConfiguredSource("data.path", common),)
 
 
-def read_source(config: Config, source: ConfiguredSource, need: Need) -> SourceRecords:
+def read_source(config: Config, source: ConfiguredSource, need: RowNeeds) -> SourceRecords:
     """The records of one source with their rewards and weights, without those that must not be learnt from."""
     elsewhere = source.options.rewards or config.relabel.attributes
     need = replace(need, scores=need.scores and not elsewhere)

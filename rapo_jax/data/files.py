@@ -1,6 +1,7 @@
 """Paths -> numbered rows: JSON lines, parquet, directories of either, saved data sets, hub ids. Knows no columns."""
 
 import codecs
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -122,8 +123,10 @@ def _from_hub(said: str, of_split: str, path: str, *, split: str, revision: str)
     if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
         raise UserError(missing)
     import datasets
+    from datasets.exceptions import DatasetsError
 
+    load = functools.partial(datasets.load_dataset, revision=revision) if revision else datasets.load_dataset
     try:
-        return datasets.load_dataset(path, split=split, **({"revision": revision} if revision else {}))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        return load(path, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"{missing} The hub said: {error}") from error

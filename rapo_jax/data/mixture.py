@@ -1,6 +1,6 @@
-"""Which records take part: several sources in given shares, prompts that are held out, prompts that must not be learnt.
+"""Which records take part: mixture shares, held-out prompts, subsets, decontamination.
 
-Every choice is by a hash of the prompt, so it is the same in any order, and a prompt is never on both sides of one.
+Every choice hashes the prompt: it does not depend on the order of rows, and a prompt is never on both sides of a split.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ def is_held_out(record: Record, fraction: float, *, seed: int) -> bool:
 
 
 def is_within(record: Record, fraction: float, *, seed: int) -> bool:
-    """Whether the prompt is among those that a part of the data is made of."""
+    """Whether the prompt belongs to the subset that relabel.fraction keeps."""
     return fraction >= 1 or prompt_share(record.prompt, seed=seed, purpose="fraction") < fraction
 
 
 def sample(records: Sequence[Record], number: int, *, seed: int) -> list[Record]:
-    """`number` of the records, in their order; a larger number takes the same ones and more."""
+    """`number` of the records, in their order. Samples are nested: a larger number takes the same ones and more."""
     if number >= len(records):
         return list(records)
     shares = [record_share(record, seed=seed, purpose="sample") for record in records]
@@ -35,9 +35,9 @@ def sample(records: Sequence[Record], number: int, *, seed: int) -> list[Record]
 
 
 def mixture_sizes(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """How many records of each source there are in a mixture: as many as the shares allow, none of them twice.
+    """Records per source in a mixture: as many as the weights allow without repeating any.
 
-    A source without a weight gives all that it has.
+    A source without a weight contributes all its records.
 
     >>> mixture_sizes([100, 60, 7], [1.0, 3.0, None])
     [20, 60, 7]
@@ -50,7 +50,7 @@ def mixture_sizes(sizes: Sequence[int], weights: Sequence[float | None]) -> list
 
 
 def read_questions(path: str, *, option: str = "data.drop_prompts") -> frozenset[str]:
-    """Questions that must not be learnt: one a line, or in the column question, prompt or instruction."""
+    """Questions to keep out of the training data: one per line, or in a column question, prompt or instruction."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(
@@ -68,7 +68,7 @@ def read_questions(path: str, *, option: str = "data.drop_prompts") -> frozenset
 
 
 def contamination(record: Record, *, sources: Sequence[str], questions: frozenset[str]) -> str | None:
-    """Why a record must not be learnt, None if it may: its source, or a user turn that is one of the questions."""
+    """Why a record is kept out of the data: its source, or a user turn that is one of the questions. None if it is not."""
     if record.source and set(record.source.split(", ")) & set(sources):
         return "source_dropped"
     asks = any(message.role == "user" and message.content.strip() in questions for message in record.prompt)

@@ -1,7 +1,7 @@
-"""Records of any number of responses -> records of as many as the objective compares; the chosen one comes first.
+"""Records of any number of responses -> records with as many as the objective compares, the chosen one first.
 
-Chosen is the response with the highest reward, the first of several. Where the source itself ranked its responses, as
-(chosen, rejected) are, its order stands.
+The chosen response has the highest reward; the first one wins a tie. A source that ranked its responses itself, as
+(chosen, rejected) are, keeps its order.
 """
 
 import statistics
@@ -10,17 +10,17 @@ from dataclasses import replace
 
 from rapo_jax.config.tree import Pairs
 from rapo_jax.data.draws import record_share
-from rapo_jax.data.need import Want
+from rapo_jax.data.row_needs import Want
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 
 
 def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> list[Record]:
-    """The records that one record gives; none where it has no response that is good enough.
+    """Splits or reduces one record; an undesirable single response gives none.
 
-    want "one": its best response, or with pairs=each every response by itself. "pair", "labelled": pairs of its best
-    with a random other (by a hash of the texts), with its worst, or with every worse one; a response with a label stays
-    alone. "all": itself, best first.
+    `want` "one": the best response, or with pairs="each" every response by itself. "pair" and "labelled": pairs of the best
+    with a random other ("best_random", by a hash of the texts), with the worst ("best_worst"), or with every worse one
+    ("all"); a labelled response stays alone. "all": the record itself, best first.
     """
     if want in ("one", "each"):
         alone = [with_responses(record, (index,)) for index in range(len(record.responses))]
@@ -43,7 +43,7 @@ def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> lis
 
 
 def scores(record: Record) -> Sequence[float]:
-    """The rewards, or the mean of the attributes where there are none. Raises UserError for a row that has neither."""
+    """The rewards, or without them the mean of each response's attributes. Raises UserError for a row without either."""
     if record.rewards is not None:
         return record.rewards
     if record.attributes is not None:
@@ -55,7 +55,7 @@ def scores(record: Record) -> Sequence[float]:
 
 
 def best(record: Record) -> int:
-    """The index of the first maximum; without rewards the first response, which needs no choice when it is the only one."""
+    """The index of the first response with the highest reward; 0 for a single response, rewarded or not."""
     if len(record.responses) == 1:
         return 0
     found = scores(record)
@@ -63,7 +63,7 @@ def best(record: Record) -> int:
 
 
 def with_responses(record: Record, order: Sequence[int]) -> Record:
-    """The record with only these responses, in this order, which is now one of preference."""
+    """The record with only these responses, ranked in this order."""
     picked = {
         name: None if values is None else tuple(values[index] for index in order)
         for name in ("responses", "rewards", "attributes", "labels")
@@ -73,7 +73,7 @@ def with_responses(record: Record, order: Sequence[int]) -> Record:
 
 
 def fine_grained_agree(record: Record) -> bool:
-    """Whether the chosen response's mean of attributes is at least the rejected one's; true where there are none."""
+    """Whether the chosen response's mean attribute is at least the rejected one's; True without attributes."""
     if record.attributes is None or len(record.responses) < 2:
         return True
     chosen, rejected = (statistics.fmean(each.values()) for each in record.attributes[:2])

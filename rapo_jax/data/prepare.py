@@ -16,8 +16,8 @@ from itertools import chain
 from rapo_jax.config.tree import Config
 from rapo_jax.data import mixture
 from rapo_jax.data.configured import ConfiguredSource, Part, read_source
-from rapo_jax.data.need import Want, need_of
 from rapo_jax.data.pairs import fine_grained_agree, reduce_record
+from rapo_jax.data.row_needs import Want, row_needs_of
 from rapo_jax.data.scaling import Scales, fit_scales
 from rapo_jax.data.sources import SourceRecords, several_facts
 from rapo_jax.errors import UserError
@@ -62,11 +62,11 @@ def prepare(
 
     Raises UserError for everything that is wrong with them.
     """
-    need, dropped = need_of(config), Counter()
+    need, dropped = row_needs_of(config), Counter()
     read = [read_source(config, source, need) for source in sources]
     mixed = select(config, sources, read, part=part, dropped=dropped)
     records = list(chain.from_iterable(mixed))
-    check_goals(records, config)
+    check_goal_inputs(records, config)
     scales = fit_scales(records, config.relabel) if scales is None else scales
     scaled = [scales.record(record) for record in records]
     made_equal = sum(num_scores(after) < num_scores(before) for before, after in zip(records, scaled, strict=True))
@@ -121,7 +121,7 @@ def select(
     return mixed
 
 
-def check_goals(records: Sequence[Record], config: Config) -> None:
+def check_goal_inputs(records: Sequence[Record], config: Config) -> None:
     """Raises UserError where a row lacks what its goal sentence says: an attribute, or its source."""
     if config.relabel.goals and config.relabel.attributes:
         check_attributes(records, config.relabel.attributes)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from rapo_jax.config.tree import Config
 from rapo_jax.data.draws import prompt_share
-from rapo_jax.data.need import responses_wanted
+from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 from rapo_jax.relabel import (
     NO_LIMITS,
     Goal,
+    GoalOf,
     Preference,
     goal_direction,
     goal_reward,
@@ -89,10 +90,15 @@ def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
         return [Relabelled(record, Preference(goal=None, goal_of=None, order=(0,)), (label,))]
     if is_tie(record, config):
         return []
-    (own,) = goal_rewards(record, config)
-    goal_and_label = {"chosen": (own, True) if label else (highest_goal(config), False), "rejected": (own, True)}
+    (own,) = required_rewards(record, config)
+    goal_and_label: dict[GoalOf, tuple[Goal, bool]] = {
+        "chosen": (own, True) if label else (highest_goal(config), False),
+        "rejected": (own, True),
+    }
     relabelled = []
-    for side in [side for side in goals if side == "chosen" or not label]:
+    for side in goals:
+        if side == "rejected" and label:
+            continue
         goal, desirable = goal_and_label[side]
         relabelled.append(Relabelled(record, Preference(goal=goal, goal_of=side, order=(0,)), (desirable,)))
     return relabelled
@@ -121,6 +127,13 @@ def goal_rewards(record: Record, config: Config) -> Sequence[Goal] | None:
     return [tuple(each[name] for name in names) for each in record.attributes or ()]
 
 
+def required_rewards(record: Record, config: Config) -> Sequence[Goal]:
+    """The same where goals are asked for: records without rewards were refused when they were read."""
+    rewards = goal_rewards(record, config)
+    assert rewards is not None
+    return rewards
+
+
 def rewards_under_goal(relabelled: Relabelled, config: Config) -> tuple[float, ...]:
     """The rewards that objectives read, in the preference's order: R(x, y, g), the reward along a direction, or r itself."""
     goal, rewards = relabelled.preference.goal, goal_rewards(relabelled.record, config)
@@ -136,7 +149,7 @@ def preferences_of(record: Record, config: Config) -> list[Preference]:
     if options.goals and options.goal_kind == "directions":
         return directed_preferences(record, config)
     if len(record.responses) == 1:
-        goal = rewards[0] if options.goals else None
+        goal = required_rewards(record, config)[0] if options.goals else None
         return [Preference(goal=goal, goal_of="chosen" if options.goals else None, order=(0,))]
     alone = responses_wanted(config) == "any"  # each response is learnt from by itself, so a tie is informative too
     found = relabel(
@@ -153,7 +166,7 @@ def preferences_of(record: Record, config: Config) -> list[Preference]:
 def directed_preferences(record: Record, config: Config) -> list[Preference]:
     """A direction drawn for the prompt ranks all responses; pairwise objectives compare the first and the last."""
     goal = goal_direction(prompt_share(record.prompt, seed=config.seed, purpose="direction"))
-    order = order_along(goal, goal_rewards(record, config)) or (() if len(record.responses) > 1 else (0,))
+    order = order_along(goal, required_rewards(record, config)) or (() if len(record.responses) > 1 else (0,))
     want = responses_wanted(config)
     order = order[:1] if want == "one" else (order[0], order[-1]) if order and want in ("pair", "labelled") else order
     return [Preference(goal=goal, goal_of="chosen", order=order)] if order else []
@@ -184,5 +197,5 @@ def num_limited(records: Sequence[Record], config: Config) -> int:
     options, limits = config.relabel, rejected_goals(config)
     if "rejected" not in options.goals or options.goal_kind == "directions" or limits == NO_LIMITS:
         return 0
-    untied = [goal_rewards(r, config) for r in records if len(r.responses) > 1 and not is_tie(r, config)]
+    untied = [required_rewards(r, config) for r in records if len(r.responses) > 1 and not is_tie(r, config)]
     return sum(not within_limits(goal, limits) for goals in untied for goal in goals[1:])

@@ -1,7 +1,8 @@
-"""What became of the data, in numbers: read, left out by reason, tied, and how scores, margins and goals are spread."""
+"""The data report: rows read, dropped by reason and tied; the distributions of scores, margins and goals."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -13,8 +14,8 @@ from rapo_jax.messages import Record
 from rapo_jax.relabel import SIDES, mean_goal
 
 
-def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: int, config: Config) -> dict:
-    """The part of data_report.json that is known before anything is tokenized."""
+def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: int, config: Config) -> dict[str, Any]:
+    """The part of data_report.json that is known before tokenization."""
     records, options = prepared.records, config.relabel
     sides = by_side(records)
     goals = [r.preference.goal for r in relabelled if r.preference.goal is not None]
@@ -48,7 +49,7 @@ def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: in
 
 
 def by_side(records: Sequence[Record]) -> dict[str, list[float]]:
-    """The scores of the chosen (first) responses and of all others."""
+    """The scores of the chosen (first) responses and of the others; sides without scores are left out."""
     scored = [record.rewards for record in records if record.rewards is not None]
     sides = zip(SIDES, ([r[0] for r in scored], [one for r in scored for one in r[1:]]), strict=True)
     return {side: scores for side, scores in sides if scores}
@@ -59,27 +60,27 @@ def share(values: Sequence[float], holds: Callable[[float], bool]) -> float | No
 
 
 def length_correlation(records: Sequence[Record]) -> float | None:
-    """Spearman's rank correlation of a response's score and its number of characters; None where either is constant."""
+    """Spearman's rank correlation between a response's score and its length in characters; None if either is constant."""
     scored = [r for r in records if r.rewards is not None]
-    scores = [reward for r in scored for reward in r.rewards]
+    scores = [reward for r in scored for reward in r.rewards or ()]
     lengths = [len(response) for r in scored for response in r.responses]
     if len(set(scores)) < 2 or len(set(lengths)) < 2:
         return None
-    return round(float(spearmanr(scores, lengths).statistic), 4)
+    return round(float(cast(Any, spearmanr(scores, lengths)).statistic), 4)
 
 
 def score_histogram(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    """How many responses of each side have a score in [n, n + 1), by n."""
+    """Per side, the number of responses with a score in [n, n + 1), by n."""
     return {side: _whole_numbers(scores) for side, scores in by_side(records).items()}
 
 
-def margins(records: Sequence[Record]) -> list[float]:
-    """The chosen response's score less the last one's, of every record with scores and a choice."""
+def record_margins(records: Sequence[Record]) -> list[float]:
+    """The chosen response's score minus the last one's, for every record with several scored responses."""
     return [r.rewards[0] - r.rewards[-1] for r in records if r.rewards is not None and len(r.rewards) > 1]
 
 
 def margin_histogram(records: Sequence[Record]) -> dict[str, int]:
-    return _whole_numbers(margins(records))
+    return _whole_numbers(record_margins(records))
 
 
 def _whole_numbers(values: Sequence[float]) -> dict[str, int]:

@@ -1,12 +1,13 @@
-"""The data report as one picture: how scores and margins are spread, how long responses are, and where the rows went."""
+"""The data report as one figure: scores, margins, response lengths, and what became of the rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from rapo_jax.data.report import by_side, margins
+from rapo_jax.data.report import by_side, record_margins
 from rapo_jax.messages import Record
 
 CHOSEN, REJECTED, QUIET, LOST = "#2a6f97", "#e07a5f", "#8d99ae", "#c9ada7"
@@ -14,8 +15,8 @@ COLOUR = {"chosen": CHOSEN, "rejected": REJECTED}
 NUM_BINS = 30
 
 
-def draw_report(path: Path, records: Sequence[Record], report: dict, *, title: str) -> None:
-    """Writes the picture as PNG. Scores are those after the map onto the goals' scale."""
+def draw_report(path: Path, records: Sequence[Record], report: dict[str, Any], *, title: str) -> None:
+    """Saves the figure as PNG. Scores are on the goal scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -43,7 +44,7 @@ def draw_scores(axes: Any, records: Sequence[Record]) -> None:
 
 
 def draw_margins(axes: Any, records: Sequence[Record]) -> None:
-    found = drawable(margins(records))
+    found = drawable(record_margins(records))
     axes.set(title="Margins", xlabel="score of the chosen response less that of the last", ylabel="records")
     if not len(found):
         return write_note(axes, "no two scores to compare")
@@ -54,7 +55,7 @@ def draw_margins(axes: Any, records: Sequence[Record]) -> None:
 
 
 def draw_lengths(axes: Any, records: Sequence[Record], correlation: float | None) -> None:
-    """Letters, on a logarithmic axis: a chosen response that is longer as a rule teaches length."""
+    """Lengths in characters, on a log axis: if chosen responses are usually longer, the model learns length."""
     sides = {"chosen": [len(r.responses[0]) for r in records]}
     sides |= {"rejected": [len(one) for r in records for one in r.responses[1:]]}
     sides = {side: np.asarray(values) for side, values in sides.items() if values}
@@ -71,8 +72,8 @@ def draw_lengths(axes: Any, records: Sequence[Record], correlation: float | None
     axes.legend(frameon=False, loc="upper left")
 
 
-def draw_fate(axes: Any, report: dict) -> None:
-    """One bar for what is used and one for each reason to leave something out; they add up to the records made."""
+def draw_fate(axes: Any, report: dict[str, Any]) -> None:
+    """One bar for the records used and one per reason for dropping; together they are all records."""
     lost = {reason.replace("_", " "): number for reason, number in report["rows_dropped"].items() if number}
     dropped = report["ties"]["dropped"]
     bars = {"records used": report["records"] - dropped} | ({"ties dropped": dropped} if dropped else {}) | lost
@@ -86,13 +87,13 @@ def draw_fate(axes: Any, report: dict) -> None:
     axes.set(title="What became of them", xlabel="records")
 
 
-def drawable(values: Sequence[float]) -> np.ndarray:
-    """Finite differences for every axis, however enormous the values."""
+def drawable(values: Sequence[float]) -> Float[np.ndarray, "N"]:
+    """Values clipped to +-1e100, so that axis ranges do not overflow."""
     return np.clip(np.asarray(values, float), -1e100, 1e100)
 
 
-def bins(values: np.ndarray) -> np.ndarray:
-    """Edges for a histogram: about one bar for each value where these are few, else NUM_BINS bars of equal width."""
+def bins(values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "edges"]:
+    """Histogram edges: about one bin per value where values are few, else NUM_BINS bins of equal width."""
     distinct = np.unique(values)
     if len(distinct) == 1:
         return np.array([distinct[0] - 0.5, distinct[0] + 0.5])

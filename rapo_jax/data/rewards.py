@@ -1,11 +1,11 @@
-"""Rewards from elsewhere: constants, or a file of scores that a reward model, a judge or a policy wrote.
+"""Rewards from outside the source: constants, or a score file written by a reward model, a judge or a policy.
 
-A file of scores holds one JSON object a line: {"row": 3, "rewards": [0.2, 1.7]}, perhaps with "attributes" (a list of
-{name: number}), in the order of the row's responses. A first line without "row", or FILE.json beside FILE.jsonl, tells
-what produced them, such as {"kind": "implicit_reward", "beta": 0.01}.
+A score file holds one JSON object per line: {"row": 3, "rewards": [0.2, 1.7]}, optionally with "attributes" (a list of
+{name: number}), in the order of the row's responses. A first line without "row", or FILE.json beside FILE.jsonl, says what
+produced the scores, such as {"kind": "implicit_reward", "beta": 0.01}.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ CONSTANT = "constant"
 
 @dataclass(frozen=True)
 class Scores:
-    """What a file of scores says, by row of the source, and what produced it."""
+    """The scores of a file by source row, and what produced them."""
 
     path: str
     rewards: dict[int, tuple[float, ...]]
     attributes: dict[int, tuple[dict[str, float], ...]]
-    origin: dict[str, Any]
+    origin: Mapping[str, Any]
 
 
 def with_constants(records: Sequence[Record], chosen: float, rejected: float) -> list[Record]:
-    """The same two rewards for every row: of what is preferred or desirable, and of what is not."""
+    """The same two rewards for every row: one for preferred or desirable responses, one for the others."""
     scored = []
     for record in records:
         if not record.ranked and record.labels is None:
@@ -45,7 +45,7 @@ def with_constants(records: Sequence[Record], chosen: float, rejected: float) ->
 
 
 def read_scores(path: str, *, option: str = "data.rewards") -> Scores:
-    """Reads a file of scores. Raises UserError naming every line that is none, at most a few of them."""
+    """Reads a score file. Raises UserError that shows the first few bad lines and counts all."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{option}={path}: no such file; it must be {CONSTANT}, or a .jsonl file of scores.")
@@ -69,8 +69,8 @@ def read_scores(path: str, *, option: str = "data.rewards") -> Scores:
     return Scores(path, rewards, attributes, origin)
 
 
-def _origin(sidecar: Path) -> dict[str, Any]:
-    """What a file beside the scores tells of them; {} without one."""
+def _origin(sidecar: Path) -> Mapping[str, Any]:
+    """What FILE.json says about the scores; {} without one."""
     if not sidecar.is_file():
         return {}
     origin = read_json(
@@ -82,7 +82,7 @@ def _origin(sidecar: Path) -> dict[str, Any]:
 EXAMPLE = '{"row": 3, "rewards": [0.2, 1.7]}'
 
 
-def _line(values: dict[str, Any]) -> tuple[int, tuple]:
+def _line(values: Mapping[str, Any]) -> tuple[int, tuple[Any, Any]]:
     row, rewards, attributes = (values.get(name) for name in ("row", "rewards", "attributes"))
     if type(row) is not int or not isinstance(rewards or attributes, list):
         raise BadRow("line", "it needs a row and a list of rewards or attributes")
@@ -103,8 +103,8 @@ def with_scores(
 ) -> list[Record]:
     """The records with the file's rewards (and attributes) in place of their own.
 
-    Raises UserError where the file does not belong to these records: rows without scores, scores of rows that are not
-    there, another number of scores than of responses.
+    Raises UserError where the file does not fit the records: rows without scores, scores for rows that do not exist, or a
+    number of scores other than the number of responses.
     """
     facts = [f"it has row {row}, but there are {num_rows} rows" for row in scores.rewards if not 1 <= row <= num_rows]
     scored = []

@@ -1,11 +1,13 @@
-"""Rewards of any range -> scores on the goals' scale. The map is fitted once, kept beside the results, and shared.
+"""Linear maps from rewards of any range onto the goal scale: fitted on the training data, saved, and reused.
 
-One map for the reward and one for each attribute, of all records or of each source. Later rounds, and the evaluation set, use the map of the first.
+One map for the reward and one per attribute, over all records or per source. The evaluation set and later rounds use the
+maps of the first training data.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rapo_jax.borders import read_object, shaped, write_json
 from rapo_jax.config.tree import Relabel
@@ -19,14 +21,14 @@ REWARD = "reward"
 
 @dataclass(frozen=True)
 class Scales:
-    """The map of the reward (None: as it is) and of every attribute that has one; or such maps for each source."""
+    """The maps of the reward (None is the identity) and of attributes; with `sources`, those of each source instead."""
 
     reward: Scale | None = None
     attributes: dict[str, Scale] = field(default_factory=dict)
     sources: dict[str, "Scales"] = field(default_factory=dict)
 
     def record(self, record: Record) -> Record:
-        """The record on the goals' scale. Raises UserError for a source without a map, where sources have their own."""
+        """The record on the goal scale. Raises UserError for a source without maps where every source has its own."""
         if self.sources:
             return self._of(record).record(record)
         rewards, attributes = record.rewards, record.attributes
@@ -50,8 +52,8 @@ class Scales:
             )
         return self.sources[record.source]
 
-    def tree(self) -> dict:
-        """For the report and the sidecar; {} where nothing is mapped."""
+    def tree(self) -> dict[str, Any]:
+        """As JSON, for the report and scale.json; {} where nothing is mapped."""
         tree = {REWARD: asdict(self.reward)} if self.reward else {}
         if self.attributes:
             tree["attributes"] = {name: asdict(scale) for name, scale in self.attributes.items()}
@@ -61,7 +63,7 @@ class Scales:
 
 
 def fit_scales(records: Sequence[Record], relabel: Relabel) -> Scales:
-    """The maps that relabel.scale asks for. Raises UserError for a scale of zero width and for a file that is none."""
+    """The maps that relabel.scale configures. Raises UserError for a range of zero width or an unreadable relabel.scale.file."""
     options = relabel.scale
     if options.file:
         return read_scales(options.file)
@@ -97,10 +99,10 @@ def _fit(values: Sequence[float], relabel: Relabel, what: str) -> Scale:
         low, high = options.source_min, options.source_max
     else:
         low, high = fit_range(values, options.fit, quantile=options.quantile, deviations=options.deviations)
-    if not high > low:
+    if low is None or high is None or not high > low:
         raise UserError(
             f"relabel.scale.fit={options.fit}: the scale of the {len(values)} {what} goes from {low} to {high}, a width "
-            "of zero; it tells no response from another. Choose another relabel.scale.fit, or check the scores."
+            "of zero, which maps all responses to one score. Choose another relabel.scale.fit, or check the scores."
         )
     decimals = 1 if relabel.decimals is None else relabel.decimals
     return Scale(low, high, *ends, clip=options.clip, decimals=decimals)
@@ -113,5 +115,5 @@ def read_scales(path: str) -> Scales:
     return shaped(tree, Scales, said=path, remedy=remedy)
 
 
-def write_scales(path: Path, tree: dict) -> None:
+def write_scales(path: Path, tree: dict[str, Any]) -> None:
     write_json(path, tree)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rapo_jax.config.tree import Columns, Data, SourceOptions
 from rapo_jax.data.files import FileRow, read_rows
-from rapo_jax.data.need import Need, Want
+from rapo_jax.data.row_needs import RowNeeds, Want
 from rapo_jax.data.schemas.registry import AUTO, resolve_schema, schema_named
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import BadRow, finite_score
@@ -41,7 +41,7 @@ class SourceRecords:
 
 
 def read_records(
-    source: SourceOptions, need: Need, *, option: str = "data.path", data: Data | None = None
+    source: SourceOptions, need: RowNeeds, *, option: str = "data.path", data: Data | None = None
 ) -> SourceRecords:
     """Reads the records of a source: with one response where one is wanted, else with all that a row has.
 
@@ -136,7 +136,7 @@ def _too_few(record: Record, want: Want) -> str | None:
 
 def merge_by_prompt(records: Sequence[Record]) -> list[Record]:
     """Records of one response each -> one record per prompt, where its first stood. A repeated response is left out."""
-    by_prompt: dict[tuple, dict[tuple, Record]] = {}
+    by_prompt: dict[tuple[Any, ...], dict[tuple[str, ...], Record]] = {}
     for record in records:
         by_prompt.setdefault((record.source, record.prompt), {}).setdefault(record.responses, record)
     return [_merge(list(group.values())) for group in by_prompt.values()]
@@ -151,7 +151,7 @@ def _merge(group: Sequence[Record]) -> Record:
     )
 
 
-def _joined(parts: Sequence[tuple | None]) -> tuple | None:
+def _joined(parts: Sequence[tuple[Any, ...] | None]) -> tuple[Any, ...] | None:
     """All parts one after another; None where one of them is None."""
     present = [part for part in parts if part is not None]
     return tuple(chain.from_iterable(present)) if len(present) == len(parts) else None

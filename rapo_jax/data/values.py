@@ -1,4 +1,4 @@
-"""How the values of a row are read: as messages, texts and scores, or refused with the reason."""
+"""Readers of a row's values: messages, texts and finite scores, or BadRow with the reason. Knows no schema."""
 
 import math
 import re
@@ -11,7 +11,7 @@ TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # hh-rlhf's strings
 
 
 class BadRow(Exception):
-    """A row that cannot be used: a short reason to count it by, and the fact."""
+    """A row that cannot be used: `reason` is the word it is counted under, the message is the fact."""
 
     def __init__(self, reason: str, fact: str):
         super().__init__(fact)
@@ -19,12 +19,14 @@ class BadRow(Exception):
 
 
 def present(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a column that must not be absent or null."""
     if values.get(name) is None:
         raise BadRow("missing_column", f"{name} is missing")
     return values[name]
 
 
 def text(value: Any, what: str) -> str:
+    """A string that UTF-8 can encode."""
     if not isinstance(value, str):
         raise BadRow("content_not_text", f"{what} is {value!r:.40}, not a string")
     try:
@@ -44,7 +46,7 @@ def finite_score(value: Any, name: str) -> float:
     raise BadRow("score_not_a_number", f"{name} is {shown}, not a finite number")
 
 
-def list_of(values: Mapping[str, Any], name: str) -> list:
+def list_of(values: Mapping[str, Any], name: str) -> list[Any]:
     value = present(values, name)
     if not isinstance(value, list):
         raise BadRow("not_a_list", f"{name} is {value!r:.40}, not a list")
@@ -64,10 +66,10 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
 
 
 def split(value: Any, name: str, given: tuple[Message, ...] | None) -> tuple[tuple[Message, ...], str]:
-    """The prompt and the response of a value, which is a response, [response] or a whole conversation.
+    """Splits a value into prompt and response; it is a response, [response] or a conversation that ends with one.
 
-    `given` is the row's prompt column, None without one. Before a whole conversation it must be the conversation's own
-    prompt or one of its user turns, as in ultrafeedback_binarized.
+    `given` is the row's prompt column, None without one. For a conversation it must be the conversation's own prompt or one
+    of its user turns, as in ultrafeedback_binarized.
     """
     if isinstance(value, str) and given is not None:
         turns = (Message("assistant", text(value, name)),)
@@ -93,7 +95,7 @@ def is_transcript(value: str) -> bool:
 
 
 def transcript(value: str) -> tuple[Message, ...]:
-    r"""Splits hh-rlhf's notation; an open "Assistant:" at the end of a prompt column's string is not a turn.
+    r"""The turns of a transcript in hh-rlhf's notation; an open "Assistant:" at the end is not a turn.
 
     "\n\nHuman: Hi\n\nAssistant: Hello" -> user "Hi", assistant "Hello"
     """
@@ -105,6 +107,7 @@ def transcript(value: str) -> tuple[Message, ...]:
 
 
 def check_turns(prompt: tuple[Message, ...]) -> None:
+    """Raises BadRow unless user and assistant alternate after an optional system turn, and a user turn with text is last."""
     turns = prompt[1:] if prompt[0].role == "system" else prompt
     for index, turn in enumerate(turns):
         expected = ("user", "assistant")[index % 2]

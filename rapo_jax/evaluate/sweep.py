@@ -15,7 +15,7 @@ from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.errors import UserError
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.messages import Message
-from rapo_jax.opened import OpenedModel
+from rapo_jax.opened import OpenedModel, answer_text
 
 MAX_PROMPT_LENGTH = 4096  # tokens
 BATCH_SIZE = 64
@@ -42,7 +42,7 @@ class Sweep:
         requested = np.repeat(self.goals, self.scores.shape[1])
         if np.ptp(self.scores) == 0:
             return 0.0
-        return float(spearmanr(requested, self.scores.ravel()).statistic)
+        return float(spearmanr(requested, self.scores.ravel()).statistic)  # pyright: ignore[reportAttributeAccessIssue] (scipy has no types)
 
 
 def sweep(
@@ -74,6 +74,6 @@ def sweep(
             f"{len(items) - len(tokens)} of {len(items)} prompts do not fit {MAX_PROMPT_LENGTH} tokens; shorten them."
         )
     answers = answer_tokens(model, tokens, sampling=sampling, batch_size=BATCH_SIZE)
-    texts = [model.tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
+    texts = [answer_text(model.tokenizer, answer.tokens) for answer in answers]
     scores = np.array([judge(item.prompt[0].content, text) for item, text in zip(items, texts, strict=True)], float)
     return Sweep(tuple(goals), scores.reshape(len(goals), len(prompts)), tuple(texts[:: len(prompts)]))

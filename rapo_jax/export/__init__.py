@@ -1,1 +1,1 @@
-"""What leaves a run: a checkpoint as a Hugging Face directory, and relabelled data as a file that TRL reads."""
+"""Results that leave a run: a checkpoint as a Hugging Face directory, and relabelled data as a file that TRL reads."""

@@ -1,63 +1,76 @@
-"""Goal-conditioned data as a file that people can read and that TRL trains on as it is, with a report and a picture of it."""
+"""`rapo relabel`: goal-conditioned data as a file that people can read and TRL trains on, with a report and a figure."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapo_jax.batching.pipeline import read_part
+from rapo_jax.borders import json_line, whole_file, write_json
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config
-from rapo_jax.data.need import responses_wanted
 from rapo_jax.data.relabelled import Relabelled, relabel_records
 from rapo_jax.data.report import report_of
 from rapo_jax.data.report_figure import draw_report
+from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.data.scaling import write_scales
 from rapo_jax.errors import UserError
 
 
-def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> dict[str, int]:
-    """Relabels the training data into `out`; returns what was counted.
+@dataclass(frozen=True)
+class OutputFiles:
+    """The rows, and beside them the report, its figure and, where scores were mapped, the scale."""
 
-    JSON lines, or parquet for a name that ends so. Columns, by what the objective compares: two responses: prompt, chosen,
-    rejected, score_chosen, score_rejected (of the chosen and rejected response of *this* row, under its goal); responses
-    with labels: prompt, completion, label, score; one: prompt, completion, score; all: prompt, responses, rewards. Always
-    goal, goal_of, source_row; weight and source where there are any. Beside it OUT.report.json, OUT.report.png and, where
-    scores were mapped, OUT.scale.json. The file appears whole or not at all.
-    """
-    report_file, figure_file, scale_file = (
-        out.with_name(f"{out.stem}.{kind}") for kind in ("report.json", "report.png", "scale.json")
-    )
-    for path in (out, report_file, figure_file, scale_file):
+    rows: Path
+    report: Path
+    figure: Path
+    scale: Path
+
+
+def output_files(out: Path) -> OutputFiles:
+    """Raises UserError where one of them exists."""
+    beside = (out.with_name(f"{out.stem}.{kind}") for kind in ("report.json", "report.png", "scale.json"))
+    files = OutputFiles(out, *beside)
+    for path in vars(files).values():
         if path.exists():
             raise UserError(f"{path} exists; nothing was written. Choose another --out.")
+    return files
+
+
+def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> dict[str, int]:
+    """Relabels the training data into `out`; returns the counts of what was read, dropped and written.
+
+    JSON lines, or parquet for a name that ends in .parquet. The columns depend on what the objective compares: prompt,
+    chosen, rejected, score_chosen, score_rejected for two responses (the scores are those of *this* row's chosen and
+    rejected response, under its goal); prompt, completion, label, score for labelled responses; prompt, completion,
+    score for one; prompt, responses, rewards for all. Every row has goal, goal_of and source_row, and weight and source
+    where there are any. OUT.report.json, OUT.report.png and, where scores were mapped, OUT.scale.json go beside it.
+    `out` appears last and complete, or not at all.
+    """
+    files = output_files(out)
     prepared = read_part(config, "train")
     relabelled, num_ties = relabel_records(prepared.records, config)
     report = report_of(prepared, relabelled, num_ties, config)
-    written = [(one, rows) for one in relabelled if (rows := as_rows(one, config, goal_prompt))]
-    rows = [row for _, each in written for row in each]
-    if not rows:
+    written = [(one, rows) for one in relabelled if (rows := as_rows(one, config, goal_prompt=goal_prompt))]
+    if not written:
         raise UserError(
             f"{prepared.said}: nothing is left of its {prepared.num_rows} rows; {num_ties} records are ties, which "
             "relabel.ties=keep keeps."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    write_rows(temporary, rows, parquet=out.suffix == ".parquet")
-    report_file.write_text(json.dumps(report, indent=2) + "\n")
-    if report["scale"]:
-        write_scales(scale_file, report["scale"])
-    draw_report(figure_file, prepared.records, report, title=str(out.name))
-    temporary.replace(out)
+    with whole_file(files.rows) as temporary:
+        write_rows(temporary, [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
+        write_json(files.report, report)
+        if report["scale"]:
+            write_scales(files.scale, report["scale"])
+        draw_report(files.figure, prepared.records, report, title=out.name)
     sides = Counter(one.preference.goal_of or "no goal" for one, _ in written)
     return {"rows": prepared.num_rows, "dropped": sum(prepared.dropped.values()), "ties": num_ties, **sides}
 
 
-def write_rows(path: Path, rows: Sequence[dict], *, parquet: bool) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, parquet: bool) -> None:
     if not parquet:
-        with path.open("w") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text("".join(json_line(row) + "\n" for row in rows), encoding="utf-8")
         return
     import pyarrow
     import pyarrow.parquet
@@ -65,8 +78,8 @@ def write_rows(path: Path, rows: Sequence[dict], *, parquet: bool) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
-def as_rows(relabelled: Relabelled, config: Config, goal_prompt: GoalPrompt) -> list[dict]:
-    """The lines that one preference becomes: one, or with labels one for each response."""
+def as_rows(relabelled: Relabelled, config: Config, *, goal_prompt: GoalPrompt) -> list[dict[str, Any]]:
+    """The rows that one preference becomes: one, or with labels one for each response."""
     preference, record = relabelled.preference, relabelled.record
     prompt = goal_prompt.write(record.prompt, preference.goal, source=record.source)
     head = {"prompt": [vars(message) for message in prompt]}
@@ -83,6 +96,7 @@ def _bodies(relabelled: Relabelled, want: str) -> list[dict[str, Any]]:
     if want in ("all", "any"):
         return [{"responses": list(relabelled.responses), "rewards": rewards if scored else None}]
     if want == "labelled":
+        assert relabelled.labels is not None
         triples = zip(answers, relabelled.labels, rewards, strict=True)
         return [{"completion": answer, "label": label, "score": reward} for answer, label, reward in triples]
     if want == "one":

@@ -15,7 +15,7 @@ from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config
-from rapo_jax.opened import OpenedTokenizer, load_model, open_tokenizer
+from rapo_jax.opened import OpenedTokenizer, answer_text, load_model, open_tokenizer
 from rapo_jax.relabel import Goal
 
 
@@ -68,9 +68,9 @@ def answer_file(model_dir: str, request: Request) -> str:
         asked = {"goal": goal, "temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
         rows = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            text = opened.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            text = answer_text(opened.tokenizer, answer.tokens)
             written = {"response": text, "finish_reason": answer.finish_reason, "num_tokens": len(answer.tokens)}
-            rows.append(prompt.row.values | written | asked)
+            rows.append({**prompt.row.values, **written, **asked})
         write_json_lines(out, rows)
     num_tokens = sum(len(answer.tokens) for answer in answers)
     return f"{len(prompts)} answers, {num_tokens / (time.monotonic() - started):.0f} new tokens/s"

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Int32, Key
 from tqdm import tqdm
 
-from rapo_jax.models.attention.dispatch import Layout
-from rapo_jax.models.decoder import Cache, Decoder, abstract_decoder
+from rapo_jax.models.attention.layout import Layout
+from rapo_jax.models.decoder import Cache, Decoder, ForwardOptions, abstract_decoder
 from rapo_jax.models.spec import Spec
 from rapo_jax.opened import OpenedModel
 from rapo_jax.parallel import global_array, host_slice, my_rows, num_row_shards
@@ -124,7 +124,7 @@ def cut_at_stop(tokens: Int32[np.ndarray, " X"], stops: Int32[np.ndarray, " _"])
 
 
 def _decode_batch(
-    graph: nnx.GraphDef,
+    graph: nnx.GraphDef[Decoder],
     parameters: dict[str, Any],
     stops: Int32[Array, " _"],
     *,
@@ -139,7 +139,9 @@ def _decode_batch(
     B, T = tokens_BT.shape
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(index_B)
     cache = Cache.empty(decoder.spec, num_rows=B, num_slots=T + sampling.max_new_tokens, dtype=dtype)
-    hidden_BTD, cache = decoder(tokens_BT, _at(jnp.broadcast_to(jnp.arange(T), (B, T))), dtype=dtype, cache=cache)
+    options = ForwardOptions(dtype=dtype)
+    every_position = _at(jnp.broadcast_to(jnp.arange(T), (B, T)))
+    hidden_BTD, cache = decoder.decoding(tokens_BT, every_position, cache=cache, options=options)
     last_B1D = jnp.take_along_axis(hidden_BTD, (length_B - 1)[:, None, None], axis=1)
     first_B = _sample(decoder, last_B1D, keys_B, 0, sampling)
     new_BX = jnp.zeros((B, sampling.max_new_tokens), jnp.int32).at[:, 0].set(first_B)
@@ -151,7 +153,7 @@ def _decode_batch(
     def next_token(carry):
         step, token_B, new_BX, cache, stopped_B = carry
         position_B1 = (length_B + step - 1)[:, None]
-        hidden_B1D, cache = decoder(token_B[:, None], _at(position_B1), dtype=dtype, cache=cache)
+        hidden_B1D, cache = decoder.decoding(token_B[:, None], _at(position_B1), cache=cache, options=options)
         token_B = _sample(decoder, hidden_B1D, keys_B, step, sampling)
         new_BX = new_BX.at[:, step].set(token_B)
         return step + 1, token_B, new_BX, cache, stopped_B | jnp.isin(token_B, stops)

@@ -1,4 +1,4 @@
-"""One decoder for every supported family, and the table that moves its weights from and to Hugging Face files.
+"""One decoder for every supported family, and the table that maps its weights to Hugging Face files and back.
 
 Models know nothing of preferences, goals or data.
 """

@@ -1,8 +1,9 @@
-"""Gradients that join a running total on their way out, so that a second set of gradients is never held.
+"""In-place gradient accumulation: each layer's gradient is added to a running total during the backward pass, so a second
+gradient tree never exists.
 
-The sum of several microbatches' gradients needs the total and, with plain differentiation, one whole set of new gradients
-beside it. Here the total is an argument whose cotangent is defined as the total plus the weight's gradient: whoever
-differentiates with respect to the total gets the new total, and layers are added to it one at a time, in place.
+Summing the gradients of several microbatches by plain differentiation needs the total and one complete set of new gradients
+beside it. Here the total is an argument whose cotangent is defined as total + gradient: differentiating with respect to the
+total gives the new total, and layers are added one at a time, in place.
 """
 
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from typing import Any
 
 import jax
 from jax import Array
+from jaxtyping import Float, Shaped
 
 Layer = Callable[[Array, Any, Any, Any], Array]
 
 
 @jax.custom_vjp
-def summed(weight: Array, total: Array) -> Array:
-    """The weight; the cotangent of `total` is total + the weight's gradient, and the weight itself gets none."""
+def summed(weight: Shaped[Array, "..."], total: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """The weight itself. The cotangent of `total` is total + the weight's gradient; the weight's own cotangent is none."""
     return weight
 
 
@@ -28,14 +30,21 @@ summed.defvjp(lambda weight, total: (weight, total), _summed_backward)
 
 
 def accumulate_over_layers(
-    layer: Layer, x: Array, parameters: Any, totals: Any, scanned: Any, shared: Any, *, unrolled: bool = False
-) -> Array:
-    """layer(x, parameters, scanned, shared) for every layer in turn; all trees but `shared` lead with the layers.
+    layer: Layer,
+    x: Float[Array, "B D"] | Float[Array, "B T D"],
+    parameters: Any,
+    totals: Any,
+    scanned: Any,
+    shared: Any,
+    *,
+    unrolled: bool = False,
+) -> Float[Array, "B D"] | Float[Array, "B T D"]:
+    """Calls x = layer(x, parameters, scanned, shared) for every layer in turn, like jax.lax.scan.
 
-    The cotangent of `totals` is totals + the gradients of `parameters`; these themselves get none, nor does `shared`. The
-    result is that of jax.lax.scan. What a layer keeps for its backward pass, besides its inputs, is the business of a
-    jax.checkpoint around the layer. It is stacked; `unrolled` layers are written out one after another instead, and what
-    they keep lies where it was made: no copies into stacks and out of them, for a longer compilation.
+    The trees `parameters`, `totals` and `scanned` lead with L. The cotangent of `totals` is totals + the gradients of
+    `parameters`; `parameters` and `shared` themselves get none. A jax.checkpoint around `layer` decides what a layer keeps
+    for its backward pass besides its inputs. These arrays are stacked over the layers; with `unrolled` they stay where they
+    were made, which saves copies into and out of the stacks and costs compile time.
     """
 
     def one(x: Array, inputs: tuple[Any, Any]) -> tuple[Array, None]:
@@ -61,16 +70,17 @@ def accumulate_over_layers(
 
         def one_layer(at: Array | int, carry: tuple[Array, Any]) -> tuple[Array, Any]:
             d_x, totals = carry
-            if unrolled:  # what is computed again must neither be found in the forward pass nor begin before its turn
+            if unrolled:  # rematerialization must neither be merged with the forward pass (CSE) nor start early
                 x, was_kept, d_x = jax.lax.optimization_barrier((*saved[at], d_x))
             else:
                 x, was_kept = of_layer(saved, at)
             inputs = of_layer((parameters, scanned), at)
             _, pull_back = pull(x, inputs)
             d_x, d_weights = with_kept(pull_back, (x, inputs, shared), was_kept)(d_x)
-            add = lambda total, part: jax.lax.dynamic_update_index_in_dim(  # noqa: E731
-                total, of_layer(total, at) + part.astype(total.dtype), at, 0
-            )
+
+            def add(total: Array, part: Array) -> Array:
+                return jax.lax.dynamic_update_index_in_dim(total, of_layer(total, at) + part.astype(total.dtype), at, 0)
+
             return d_x, jax.tree.map(add, totals, d_weights)
 
         num_layers = num_of_layers(parameters)
@@ -88,7 +98,7 @@ def accumulate_over_layers(
 
 
 def over_layers(one: Callable, carry: Any, trees: Any, *, unrolled: bool) -> tuple[Any, Any]:
-    """jax.lax.scan of `one` over trees that lead with the layers; unrolled, what it puts out is a list and no stack."""
+    """jax.lax.scan of `one` over trees that lead with L. Unrolled, the outputs are a list instead of a stack."""
     if not unrolled:
         return jax.lax.scan(one, carry, trees)
     outputs = []
@@ -107,12 +117,12 @@ def num_of_layers(trees: Any) -> int:
 
 
 def kept(pull_back: Any, inputs: Any) -> list[Array]:
-    """What a function's backward pass holds that is none of its `inputs`."""
+    """The residuals of a vjp function that are not among its `inputs`."""
     given = {id(leaf) for leaf in jax.tree.leaves(inputs)}
     return [leaf for leaf in jax.tree.leaves(pull_back) if id(leaf) not in given]
 
 
 def with_kept(pull_back: Any, inputs: Any, was_kept: list[Array]) -> Any:
-    """A backward pass with what an earlier one kept in place of its own, of which then nothing has to be computed."""
+    """A vjp function with its residuals replaced by those of an earlier one, so that its own are never computed."""
     given, old = {id(leaf) for leaf in jax.tree.leaves(inputs)}, iter(was_kept)
     return jax.tree.map(lambda leaf: leaf if id(leaf) in given else next(old), pull_back)

@@ -1,15 +1,16 @@
-"""The product of activations and a weight, with a gradient for the weight that is summed and kept in float32."""
+"""Matrix products of activations and a weight whose gradient is accumulated and kept in float32."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def contract(x: Array, weight: Array, equation: str) -> Array:
-    """einsum(equation, x, weight) in x's dtype, with a gradient for the weight that is summed and kept in float32."""
+def contract(x: Float[Array, "..."], weight: Float[Array, "..."], equation: str) -> Float[Array, "..."]:
+    """einsum(equation, x, weight) in x's dtype; the weight's gradient is accumulated in float32. x leads with B and T."""
     return jnp.einsum(equation, x, weight.astype(x.dtype))
 
 
@@ -21,24 +22,24 @@ def _contract_backward(equation: str, saved: tuple[Array, Array], cotangent: Arr
     x, weight = saved
     (x_letters, weight_letters), out_letters = equation.split("->")[0].split(","), equation.split("->")[1]
     d_x = jnp.einsum(f"{out_letters},{weight_letters}->{x_letters}", cotangent, weight.astype(x.dtype))
-    tokens = lambda y: y.reshape(y.shape[0] * y.shape[1], -1)  # noqa: E731
-    d_weight = jax.lax.platform_dependent(tokens(x), tokens(cotangent), cpu=_narrower_first, default=_summed_products)
+    by_token = x.reshape(x.shape[0] * x.shape[1], -1), cotangent.reshape(x.shape[0] * x.shape[1], -1)
+    d_weight = jax.lax.platform_dependent(*by_token, cpu=_narrower_first, default=_summed_products)
     return d_x, d_weight.reshape(weight.shape).astype(weight.dtype)
 
 
-def _summed_products(a_XM: Array, b_XN: Array) -> Array:
-    """The sum of the rows' outer products, float32 [M, N]."""
-    return jax.lax.dot_general(a_XM, b_XN, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+def _summed_products(a_XI: Array, b_XO: Array) -> Array:
+    """The sum over X of the rows' outer products: a.T @ b, float32 [I, O]."""
+    return jax.lax.dot_general(a_XI, b_XO, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _narrower_first(a_XM: Array, b_XN: Array) -> Array:
-    """The same with the narrower factor on the left, which a processor has to transpose: a third faster at 1024 by 384.
+def _narrower_first(a_XI: Array, b_XO: Array) -> Array:
+    """`_summed_products` with the narrower factor on the left, which a CPU has to transpose: a third faster at 1024 by 384.
 
-    The barrier keeps the compiler from exchanging the factors again.
+    The barrier keeps XLA from swapping the factors back.
     """
-    if a_XM.shape[1] <= b_XN.shape[1]:
-        return _summed_products(a_XM, b_XN)
-    return jax.lax.optimization_barrier(_summed_products(b_XN, a_XM)).T
+    if a_XI.shape[1] <= b_XO.shape[1]:
+        return _summed_products(a_XI, b_XO)
+    return jax.lax.optimization_barrier(_summed_products(b_XO, a_XI)).T
 
 
 contract.defvjp(_contract, _contract_backward)

@@ -1,12 +1,15 @@
-"""The decoder: one NNX module for every family, its layers stacked on a leading L and scanned.
+"""The decoder: one NNX module for every family, with its layers stacked on a leading L.
 
-What differs between families is in the spec (flags) or in scanned data (windows), never in a second class.
+What differs between families is a field of the spec, or data that is scanned with the layers (attention windows). The
+vocabulary's matrix product during training is in rapo_jax/logprobs.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -14,51 +17,74 @@ from jaxtyping import Float, Int
 
 from rapo_jax.matrices import MATRICES
 from rapo_jax.models.accumulate import accumulate_over_layers, over_layers
-from rapo_jax.models.attention.dispatch import (
-    Layout,
-    Visible,
-    attend,
-    kernel_for,
-    of_layer,
-    rotary_angles,
-    rotate,
-    sees,
-    visible,
-)
+from rapo_jax.models.attention.dispatch import Visible, attend, kernel_for, visible, visible_in_layer
+from rapo_jax.models.attention.layout import Layout, sees
 from rapo_jax.models.lora import product
 from rapo_jax.models.parameters import adapter_letters, block_letters, initial
+from rapo_jax.models.rope import Angles, rotary_angles, rotate
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
 
-KEPT = {  # by `remat`: what the forward pass keeps of a layer besides its input
-    "none": ("attention_in", "attention_out", "residual_branch", "hidden", "adapter"),  # all that costs a product
+KEPT = {  # by `remat`: the checkpoint_names that a layer keeps for its backward pass, besides its input
+    "none": ("attention_in", "attention_out", "residual_branch", "hidden", "adapter"),  # the result of every product
     "mlp": ("hidden",),
     "attention": ("attention_in", "attention_out"),
     "full": (),
 }
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+FLOAT32 = np.dtype("float32")
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How to run the decoder; none of it changes the function that is computed.
+
+    dtype: of activations and matrix products.
+    remat: rematerialization, that is which matrix products the backward pass computes again instead of keeping: "none",
+        all but the "mlp"'s, all but the "attention"'s, or "full". Elementwise operations are recomputed at every level.
+    kernel: a name in rapo_jax/models/attention/dispatch.py's KERNELS; None = the default of this machine.
+    unrolled: layers are traced one after another instead of scanned: slower to compile, faster on a GPU.
+    """
+
+    dtype: np.dtype = FLOAT32
+    remat: str = "none"
+    kernel: str | None = None
+    unrolled: bool = False
+
+
+DEFAULT = ForwardOptions()
 
 
 def logits_are_kept(remat: str, spec: Spec) -> bool:
-    """Whether a backward pass reads what rapo_jax/logprobs.py kept of the logits; a soft-cap's slope needs more than that."""
+    """Whether the backward pass reads stored logits (rapo_jax/logprobs.py); not possible with a soft-cap."""
     return remat == "none" and spec.final_softcap is None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, [L, B, S, K, H]; slot s of a row holds the token at position s."""
+    """Keys and values of every layer, [L, B, U, K, H]; slot u of a row holds the token at position u."""
 
     k: Array
     v: Array
 
     @staticmethod
-    def empty(spec: Spec, *, num_rows: int, num_slots: int, dtype: jnp.dtype) -> "Cache":
+    def empty(spec: Spec, *, num_rows: int, num_slots: int, dtype: np.dtype) -> "Cache":
         shape = (spec.L, num_rows, num_slots, spec.K, spec.H)
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def rms_norm(x_BTD: Array, weight_D: Array, spec: Spec) -> Array:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shared:
+    """Inputs that are the same for all layers; `seen` is without windows, which differ by layer."""
+
+    layout: Layout
+    seen: Visible
+    angles: Angles
+
+
+def rms_norm(x_BTD: Float[Array, "B T D"], weight_D: Float[Array, " D"], spec: Spec) -> Float[Array, "B T D"]:
     """x / rms(x) * weight in float32, back in x's dtype (Zhang and Sennrich, 2019)."""
     x = x_BTD.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps)
@@ -67,8 +93,8 @@ def rms_norm(x_BTD: Array, weight_D: Array, spec: Spec) -> Array:
 
 
 @jax.custom_vjp
-def scaled(x_BTD: Array, weight_D: Array) -> Array:
-    """x * weight, whose gradient for the weight is a product with ones: sums down a tall matrix are slow on processors."""
+def scaled(x_BTD: Float[Array, "B T D"], weight_D: Float[Array, " D"]) -> Float[Array, "B T D"]:
+    """x * weight. The weight's gradient is a matrix product with ones, because column sums are slow on CPUs."""
     return x_BTD * weight_D
 
 
@@ -83,7 +109,7 @@ scaled.defvjp(lambda x_BTD, weight_D: (x_BTD * weight_D, (x_BTD, weight_D)), _sc
 
 
 class Block(nnx.Module):
-    """A decoder layer. Built with all L layers stacked; called on one, inside the scan."""
+    """A decoder layer. Built with all L layers stacked; called on a slice with one layer."""
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.spec = spec
@@ -91,39 +117,37 @@ class Block(nnx.Module):
             setattr(self, name, nnx.Param(initial(spec, name, letters="L" + letters, rngs=rngs)))
 
     def __call__(
-        self, x_BTD: Array, *, queries: Layout, seen: Visible, angles, window: Array, cache: Cache | None, kernel: str
-    ):
-        branch, cache = self.attention(
-            self.normed(x_BTD, "attention_norm"),
-            queries=queries, seen=seen, angles=angles, window=window, cache=cache, kernel=kernel,
-        )  # fmt: skip
-        x_BTD = x_BTD + self.normed(branch, "attention_out_norm")
-        branch = self.mlp(self.normed(x_BTD, "mlp_norm"))
-        return x_BTD + self.normed(branch, "mlp_out_norm"), cache
+        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, window: Int[Array, ""], cache: Cache | None = None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """The layer's output, and this layer's cache with the call's keys and values written at `layout.index`."""
+        branch_BTD, cache = self.attention(self.normed(x_BTD, "attention_norm"), shared, window=window, cache=cache)
+        x_BTD = x_BTD + self.normed(branch_BTD, "attention_out_norm")
+        branch_BTD = self.mlp(self.normed(x_BTD, "mlp_norm"))
+        return x_BTD + self.normed(branch_BTD, "mlp_out_norm"), cache
 
     def normed(self, x_BTD: Array, name: str) -> Array:
-        """x behind one of the layer's norms; x itself where the family has no norm there."""
+        """x after one of the layer's norms; x itself where the family has no norm."""
         weight = getattr(self, name, None)
         return x_BTD if weight is None else rms_norm(x_BTD, weight[...], self.spec)
 
     def attention(
-        self, x_BTD: Array, *, queries: Layout, seen: Visible, angles, window: Array, cache: Cache | None, kernel: str
-    ):
-        spec = self.spec
-        q_BTNH = rotate(self.project(x_BTD, "q"), angles)
-        k_BTKH = rotate(self.project(x_BTD, "k"), angles)
+        self, x_BTD: Array, shared: Shared, *, window: Array, cache: Cache | None
+    ) -> tuple[Array, Cache | None]:
+        spec, queries = self.spec, shared.layout
+        q_BTNH = rotate(self.project(x_BTD, "q"), shared.angles)
+        k_BTKH = rotate(self.project(x_BTD, "k"), shared.angles)
         v_BTKH = self.project(x_BTD, "v")
-        q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, "attention_in") for x in (q_BTNH, k_BTKH, v_BTKH))
+        q_BTNH, k_BUKH, v_BUKH = (checkpoint_name(x, "attention_in") for x in (q_BTNH, k_BTKH, v_BTKH))
         keys = queries
         if cache is not None:
             row = jnp.arange(x_BTD.shape[0])[:, None]
             cache = Cache(
-                cache.k.at[row, queries.index].set(k_BTKH, mode="drop"),
-                cache.v.at[row, queries.index].set(v_BTKH, mode="drop"),
+                cache.k.at[row, queries.index].set(k_BUKH, mode="drop"),
+                cache.v.at[row, queries.index].set(v_BUKH, mode="drop"),
             )
-            k_BTKH, v_BTKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
-        seen = of_layer(seen, queries, keys, window=window, windows=spec.windows, kernel=kernel, H=spec.H)
-        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, visible=seen, scale=spec.query_scale, softcap=spec.attention_softcap)
+            k_BUKH, v_BUKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
+        seen = visible_in_layer(shared.seen, queries, keys, window=window, windows=spec.windows, H=spec.H)
+        out_BTNH = attend(q_BTNH, k_BUKH, v_BUKH, visible=seen, scale=spec.query_scale, softcap=spec.attention_softcap)
         return checkpoint_name(self.project(out_BTNH, "o"), "residual_branch"), cache
 
     def mlp(self, x_BTD: Array) -> Array:
@@ -141,7 +165,7 @@ class Block(nnx.Module):
         return self.biased(product(x, self.factors(name), MATRICES[name].equation, lora=self.spec.lora), name)
 
     def factors(self, name: str) -> tuple[Array, ...]:
-        """A matrix, and the two of its adapter where it has one."""
+        """A matrix, followed by its adapter's A and B if it has one."""
         names = (name, f"{name}_lora_a", f"{name}_lora_b")
         return tuple(getattr(self, each)[...] for each in names if hasattr(self, each))
 
@@ -151,14 +175,17 @@ class Block(nnx.Module):
 
 
 def cache_layout(queries: Layout, num_slots: int) -> Layout:
-    """The layout of cache slots: slot s is position s of the row's only group."""
+    """The layout of cache slots: slot u is position u of the row's only group."""
     slot = jnp.broadcast_to(jnp.arange(num_slots), (queries.index.shape[0], num_slots))
     return Layout(index=slot, position=slot, group=jnp.ones_like(slot), branch=jnp.zeros_like(slot))
 
 
 class Decoder(nnx.Module):
-    """Tokens to final hidden states. Vocabulary logits are the business of `logits` and of rapo_jax/logprobs.py; a reward
-    model has no vocabulary and one score a position instead."""
+    """Tokens to final hidden states. A reward model has one score per position in place of vocabulary logits.
+
+    Three ways through the same layers: a plain call; `accumulating`, whose backward pass adds gradients to running totals;
+    `decoding`, with a key/value cache.
+    """
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.spec = spec
@@ -171,81 +198,95 @@ class Decoder(nnx.Module):
             self.head = nnx.Param(initial(spec, "head", letters="VD", rngs=rngs))
 
     def __call__(
-        self,
-        tokens_BT: Int[Array, "B T"],
-        layout: Layout,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        cache: Cache | None = None,
-        remat: str = "none",
-        kernel: str | None = None,
-        totals: nnx.State | None = None,
-        unrolled: bool = False,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Final normed hidden states, in `dtype`, and the cache with this call's keys and values written at
-        `layout.index`.
+        self, tokens_BT: Int[Array, "B T"], layout: Layout, *, options: ForwardOptions = DEFAULT
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states after the last norm, in `options.dtype`."""
+        shared = self.shared(layout, layout, options)
+        blocks, parameters = nnx.split(self.blocks)
+        # Unrolled, XLA would find that forward and backward pass compute the same, and keep it; a scan separates the two.
+        layer = rematerialized(blocks, options, prevent_cse=options.unrolled)
 
-        `remat` says which products of matrices the backward pass computes again instead of keeping them: "none" (what is
-        cheap is computed again all the same); all but those of the "mlp" or of the "attention", which are kept; or all,
-        "full". `kernel` is the attention's (default: this machine's). `totals` are sums of gradients of the layers'
-        parameters, which this call's gradients join as told in rapo_jax/models/accumulate.py.
-        `unrolled` layers are written out one after another instead of scanned.
-        """
-        spec = self.spec
-        x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(dtype))
-        if spec.scaled_embeddings:
-            x_BTD = x_BTD * jnp.asarray(spec.D**0.5, dtype)
-        keys = layout if cache is None else cache_layout(layout, cache.k.shape[2])
-        kernel = kernel or kernel_for(jax.default_backend())
-        seen = visible(sees(layout, keys), kernel=kernel, H=spec.H)
-        angles = rotary_angles(layout.position, rope=spec.rope, H=spec.H)
+        def one(x_BTD: Array, scanned: tuple) -> tuple[Array, None]:
+            return layer(x_BTD, *scanned, shared), None
+
+        layers = (parameters, self.windows())
+        x_BTD, _ = over_layers(one, self.embedded(tokens_BT, options), layers, unrolled=options.unrolled)
+        return rms_norm(x_BTD, self.norm[...], self.spec)
+
+    def accumulating(
+        self, tokens_BT: Int[Array, "B T"], layout: Layout, *, totals: nnx.State, options: ForwardOptions = DEFAULT
+    ) -> Float[Array, "B T D"]:
+        """The plain call, for training over microbatches: in the backward pass the cotangent of `totals`, one array per
+        parameter of the layers, is totals + gradients (rapo_jax/models/accumulate.py)."""
+        shared = self.shared(layout, layout, options)
+        blocks, parameters = nnx.split(self.blocks)
+        layer = rematerialized(blocks, options, prevent_cse=False)  # accumulate_over_layers has barriers of its own
+        x_BTD = accumulate_over_layers(
+            layer, self.embedded(tokens_BT, options), parameters, totals, self.windows(), shared,
+            unrolled=options.unrolled,
+        )  # fmt: skip
+        return rms_norm(x_BTD, self.norm[...], self.spec)
+
+    def decoding(
+        self, tokens_BT: Int[Array, "B T"], layout: Layout, *, cache: Cache, options: ForwardOptions = DEFAULT
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The plain call, for generation: these tokens also see the cached ones. Returns the cache with their keys and
+        values written at `layout.index`. Ignores `remat` and `unrolled`."""
+        shared = self.shared(layout, cache_layout(layout, cache.k.shape[2]), options)
         blocks, parameters = nnx.split(self.blocks)
 
-        def layer(x_BTD, parameters, window, shared, cache):
-            layout, seen, angles = shared
-            block = nnx.merge(blocks, parameters)
-            return block(
-                constrain_rows(x_BTD),
-                queries=layout, seen=seen, angles=angles, window=window, cache=cache, kernel=kernel,
-            )  # fmt: skip
+        def one(x_BTD: Array, scanned: tuple) -> tuple[Array, Cache]:
+            parameters, window, cache = scanned
+            return nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, window=window, cache=cache)
 
-        policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
-        in_the_open = unrolled and totals is None  # elsewhere a loop or a barrier keeps the two passes apart
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=in_the_open)
-        windows, shared = jnp.asarray(spec.windows, jnp.int32), (layout, seen, angles)
-        if totals is not None:
-            assert cache is None
-            one = lambda *arguments: layer(*arguments, None)[0]  # noqa: E731
-            layers = parameters, totals, windows
-            x_BTD = accumulate_over_layers(one, x_BTD, *layers, shared, unrolled=unrolled)
-        else:
-            one = lambda x_BTD, scanned: layer(x_BTD, *scanned[:2], shared, scanned[2])  # noqa: E731
-            assert cache is None or not unrolled
-            x_BTD, caches = over_layers(one, x_BTD, (parameters, windows, cache), unrolled=unrolled)
-            cache = cache if cache is None else caches
-        return rms_norm(x_BTD, self.norm[...], spec), cache
+        x_BTD = self.embedded(tokens_BT, options)
+        x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, self.windows(), cache))
+        return rms_norm(x_BTD, self.norm[...], self.spec), cache
+
+    def embedded(self, tokens_BT: Array, options: ForwardOptions) -> Array:
+        x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(options.dtype))
+        return x_BTD * jnp.asarray(self.spec.D**0.5, options.dtype) if self.spec.scaled_embeddings else x_BTD
+
+    def shared(self, layout: Layout, keys: Layout, options: ForwardOptions) -> Shared:
+        kernel = options.kernel or kernel_for(jax.default_backend())
+        seen = visible(sees(layout, keys), kernel=kernel, H=self.spec.H)
+        return Shared(layout, seen, rotary_angles(layout.position, rope=self.spec.rope, H=self.spec.H))
+
+    def windows(self) -> Array:
+        """The layers' attention windows, int32 [L]."""
+        return jnp.asarray(self.spec.windows, jnp.int32)
 
     @property
-    def vocabulary_VD(self) -> Array:
-        """The matrix that turns hidden states into logits: the head, or the embedding where the two are tied."""
+    def vocabulary_VD(self) -> Float[Array, "V D"]:
+        """The matrix of the vocabulary logits: the head, or the embedding if the two are tied."""
         assert not self.spec.scored, "a reward model has no vocabulary"
         return (self.embed if self.spec.tied else self.head)[...]
 
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """float32 logits, soft-capped where the family does; for generation and verification, never for training."""
+        """float32 logits, soft-capped if the family's are; for generation and verification, never for training."""
         weight_VD = self.vocabulary_VD.astype(hidden_BTD.dtype)
         logits = jnp.einsum("BTD,VD->BTV", hidden_BTD, weight_VD, preferred_element_type=jnp.float32)
         cap = self.spec.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def score(self, hidden_XD: Float[Array, "*X D"]) -> Float[Array, "*X"]:
-        """float32 scores of a reward model, one a position, computed in float32; that of a text stands at its last token."""
+        """float32 scores of a reward model, one per position; a text's score is the one at its last token."""
         weight_D = self.score_head[...].astype(jnp.float32)
         return jnp.einsum("...D,D->...", hidden_XD.astype(jnp.float32), weight_D, precision="highest")
 
 
-def plain_layout(tokens_BT: Array) -> Layout:
-    """The layout of ordinary rows: one sequence a row, no padding."""
+def rematerialized(blocks: nnx.GraphDef, options: ForwardOptions, *, prevent_cse: bool) -> Callable[..., Array]:
+    """(x_BTD, parameters, window, shared) -> x_BTD: one layer that keeps for its backward pass what `remat` says."""
+
+    def layer(x_BTD: Array, parameters: nnx.State, window: Array, shared: Shared) -> Array:
+        return nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, window=window)[0]
+
+    policy = jax.checkpoint_policies.save_only_these_names(*KEPT[options.remat])
+    return jax.checkpoint(layer, policy=policy, prevent_cse=prevent_cse)
+
+
+def plain_layout(tokens_BT: Int[Array, "B T"]) -> Layout:
+    """The layout of ordinary rows: one sequence per row, no padding."""
     index = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     return Layout(index=index, position=index, group=jnp.ones_like(index), branch=jnp.zeros_like(index))
 

@@ -12,7 +12,7 @@ WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*"]
 def model_directory(path: str, *, option: str = "model.path", weights: bool = True) -> Path:
     """The local directory of a model; a hub id is downloaded (safetensors, configs and tokenizer only, never code).
 
-    `option` is what the user calls `path`, for messages. Without `weights` a download has none.
+    `option` is the user's name for `path`, for messages. With weights=False a download skips the safetensors.
     """
     local = Path(path).expanduser()
     if path and local.is_dir():
@@ -44,10 +44,4 @@ def declared_stop_tokens(directory: Path) -> list[int]:
     path = Path(directory) / "config.json"
     if declared is None and path.is_file():
         declared = read_object(path).get("eos_token_id")
-    return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-
-
-def eos_tokens(directory: Path, config: dict[str, Any]) -> list[int]:
-    """As `declared_stop_tokens`, for callers that have read config.json."""
-    declared = read_generation_config(directory).get("eos_token_id", config.get("eos_token_id"))
     return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)

@@ -1,4 +1,4 @@
-"""Model directories: safetensors read and written one slice at a time, so that no host ever holds a model whole."""
+"""Model directories: safetensors are read and written slice by slice, so no host ever holds a complete model."""
 
 import json
 import re
@@ -25,14 +25,14 @@ RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq") 
 
 
 class Checkpoint:
-    """The safetensors of a model directory: one file, or shards with an index."""
+    """The safetensors of a model directory: a single file, or shards with an index."""
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
         self.files = self._files()
 
     def _files(self) -> dict[str, str]:
-        """Tensor name -> file name. Only plain names of safetensors in the directory itself are followed."""
+        """Tensor name -> file name. Only safetensors in the directory itself are opened, whatever the index says."""
         index, single = self.directory / "model.safetensors.index.json", self.directory / "model.safetensors"
         if index.is_file():
             files = self._weight_map(index)
@@ -89,7 +89,7 @@ class Checkpoint:
 def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None:
     """Raises one UserError that lists every missing, unknown and misshapen tensor.
 
-    With `new_head` the directory is a language model's, of which a reward model takes everything but the head.
+    With `new_head` the directory is a language model's, from which a reward model takes everything but the head.
     """
     wanted = {row.name: row.file_shape(spec) for row in table(spec)}
     found = {name for name in checkpoint.files if not RECOMPUTED.fullmatch(name)}
@@ -111,8 +111,8 @@ def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None
 def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> dict:
     """The parameters of a model directory, sharded over the mesh, in `dtype`.
 
-    A reward model's spec may be read from a language model's directory: its score head is then new, normal like any
-    matrix of a model trained from nothing, from `seed`.
+    A reward model may start from a language model's directory: its score head is then drawn from `seed`, normal like any
+    matrix of an untrained model.
     """
     checkpoint = Checkpoint(directory)
     new_head = spec.scored and not is_scored(read_config(directory))
@@ -121,8 +121,7 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
     for path, letters in parameter_letters(spec).items():
         if new_head and path == ("score_head",):
             head_D = spec.initial_sigma * np.random.default_rng(seed).standard_normal(spec.D, np.float32)
-            whole = lambda index, head_D=head_D: head_D[index].astype(dtype)  # noqa: E731
-            parameters["score_head"] = from_slices(mesh, letters, (spec.D,), whole)
+            parameters["score_head"] = from_slices(mesh, letters, (spec.D,), head_D.astype(dtype).__getitem__)
             continue
         rows = [row for row in table(spec) if row.path == path]
 
@@ -140,7 +139,7 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
 
 
 def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) in file layout, one at a time. In a multi-process run every process must walk it to the end."""
+    """(name, tensor) in file layout, one at a time. In a multi-process run every process must exhaust it."""
     for row in table(spec):
         array = pick(parameters, row.path)
         array = host_slice(array if row.layer is None else array[row.layer])

@@ -1,9 +1,9 @@
 """Low-rank adapters: y = x W + scale * (x A) B with W frozen (Hu et al., "LoRA: Low-Rank Adaptation of Large Language
 Models", 2021, section 4.1).
 
-A target's adapter is two more parameters of its block, `q_lora_a` and `q_lora_b`, stacked over the layers like all
-others. B starts at 0, so that the adapted model starts as the model; without its adapters it always is the model, which is
-why it is its own reference. Nobody computes a gradient for W.
+An adapter is two more parameters of its layer, `q_lora_a` and `q_lora_b`, stacked over the layers like all others. B starts
+at 0, so training starts from the base model; the base model is also the reference. W gets no gradient. Files in peft's
+format are in rapo_jax/models/peft.py.
 """
 
 import math
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from rapo_jax.errors import UserError
 from rapo_jax.matrices import MATRICES
@@ -22,10 +23,11 @@ from rapo_jax.models.spec import LoraSpec, Spec
 
 
 def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: Sequence[str], rslora: bool) -> Spec:
-    """The spec with adapters as the section `lora` of a configuration asks for them; the spec as it is without a rank.
+    """The spec with adapters as a configuration's section `lora` asks for; without a rank, the spec unchanged.
 
-    Scale is alpha / rank, alpha = 2 * rank where None; with `rslora` alpha / sqrt(rank) (Kalajdzievski, "A Rank
-    Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, eq. 4). Raises UserError for a rank that is no low rank.
+    The scale is alpha / rank (alpha = 2 * rank if None) or, with `rslora`, alpha / sqrt(rank) (Kalajdzievski, "A Rank
+    Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, eq. 4). Raises UserError for a rank that exceeds a
+    target's smaller dimension.
     """
     if rank is None:
         return spec
@@ -48,10 +50,12 @@ def size(spec: Spec, letters: str) -> int:
     return math.prod(getattr(spec, letter) for letter in letters)
 
 
-def product(x: Array, factors: tuple[Array, ...], equation: str, *, lora: LoraSpec | None) -> Array:
-    """einsum(equation, x, W) in x's dtype, plus what an adapter adds; `factors` are W, or W, A and B.
+def product(
+    x: Float[Array, "..."], factors: tuple[Array, ...], equation: str, *, lora: LoraSpec | None
+) -> Float[Array, "..."]:
+    """einsum(equation, x, W) in x's dtype, plus scale * (x A) B if there is an adapter; `factors` are W, or W, A and B.
 
-    Where there are adapters at all, W is frozen, and no gradient for it exists.
+    With LoRA all matrices are frozen, also those without an adapter.
     """
     weight, *adapter = factors
     if lora is None:
@@ -67,12 +71,13 @@ def product(x: Array, factors: tuple[Array, ...], equation: str, *, lora: LoraSp
 
 
 def with_adapters(base: dict, trained: dict) -> dict:
-    """The parameters of the adapted model: what is frozen, and what is trained over it (adapters, and a score head)."""
+    """The parameters of the adapted model: frozen weights, and the trained adapters and score head over them."""
     return base | trained | {"blocks": base["blocks"] | trained["blocks"]}
 
 
 def merged(base: dict, trained: dict, spec: Spec) -> dict:
-    """The parameters of a model without adapters that computes the same: W + scale * A B, in float32."""
+    """The parameters of the equivalent model without adapters: W + scale * A B, in float32."""
+    assert spec.lora is not None
     blocks = dict(base["blocks"])
     for name in spec.lora.targets:
         into, out = MATRICES[name].inputs, MATRICES[name].outputs

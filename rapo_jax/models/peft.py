@@ -7,6 +7,7 @@ peft itself is not needed.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,8 +41,8 @@ def adapter_table(spec: Spec) -> list[TensorRow]:
     return rows
 
 
-def adapter_config(spec: Spec, *, base: str) -> dict:
-    """adapter_config.json; `base` is the directory or hub id of the model under the adapters."""
+def adapter_config(spec: Spec, *, base: str) -> dict[str, Any]:
+    """adapter_config.json; `base` is the directory or hub id of the base model."""
     assert spec.lora is not None
     layer = layer_parameters(spec)
     modules = [layer[name].tensor.removesuffix(".weight").split(".")[-1] for name in spec.lora.targets]
@@ -62,7 +63,7 @@ def adapter_config(spec: Spec, *, base: str) -> dict:
 
 
 def adapter_tensors(trained: dict, spec: Spec) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, float32 tensor) as peft has them. In a multi-process run every process must walk it to the end."""
+    """(name, float32 tensor) as peft has them. In a multi-process run every process must exhaust it."""
     for row in adapter_table(spec):
         array = pick(trained, row.path)
         array = host_slice(array if row.layer is None else array[row.layer])

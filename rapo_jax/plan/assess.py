@@ -137,7 +137,7 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
         return Assessment(*said, compiled.memory, compiled.seconds)
     module = parse(compiled.text)
     attention = attention_of(
-        attention_kernel(config, mesh), spec, question.lengths.groups, plan, remat=config.model.remat
+        attention_kernel(config, mesh), spec, groups=question.lengths.groups, plan=plan, remat=config.model.remat
     )
     bounds = (packing.mean_microbatches,) * (plan.shape.M > 1) + (attention.tiles_per_query_tile,)
     program = read_program(module, bounds=bounds, num_devices=len(target.devices))

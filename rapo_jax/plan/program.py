@@ -16,7 +16,7 @@ import numpy as np
 from rapo_jax.plan.hlo import Computation, Instruction, Module
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu", "mosaic_gpu_v2", "triton_kernel_call")
+KERNEL_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu", "mosaic_gpu_v2", "triton_kernel_call")
 MATMUL_CALLS = ("__cublas$gemm", "__cublas$lt$matmul", "__onednn$matmul")
 # What moves no bytes of its own: views, bookkeeping, and what is counted where it starts or inside.
 FREE = frozenset(
@@ -35,12 +35,12 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A custom call: its name with where it was called, how often, the shapes of the real numbers that it is given, and how many arrays it
-    returns."""
+class KernelCall:
+    """A custom call: its name with its call site, how often it runs, the shapes of its floating-point operands, and the
+    number of arrays it returns."""
 
     name: str
-    calls: float
+    number: float
     shapes: tuple[tuple[int, ...], ...]
     num_results: int
 
@@ -52,7 +52,7 @@ class Program:
     matmul_flops: float = 0.0
     memory_bytes: float = 0.0
     collectives: dict[tuple[str, int], Collective] = field(default_factory=dict)
-    kernels: list["Kernel"] = field(default_factory=list)
+    kernel_calls: list[KernelCall] = field(default_factory=list)
 
     @property
     def link_bytes(self) -> float:
@@ -213,11 +213,11 @@ def group_size(instruction: Instruction, num_devices: int) -> int:
 
 def count_kernel(program: Program, instruction: Instruction, computation: Computation, times: float) -> None:
     target = instruction.attribute(r'custom_call_target="([^"]*)"')
-    if instruction.opcode == "custom-call" and target in KERNELS:
+    if instruction.opcode == "custom-call" and target in KERNEL_TARGETS:
         name = instruction.attribute(r'op_name="([^"]*)"') or instruction.name
         given = [array for operand in instruction.operands for array in computation[operand].results]
         shapes = tuple(array.shape for array in given if array.dtype.startswith(("f", "bf")))
-        program.kernels.append(Kernel(name, times, shapes, len(instruction.results)))
+        program.kernel_calls.append(KernelCall(name, times, shapes, len(instruction.results)))
 
 
 def memory_bytes(instruction: Instruction, computation: Computation, module: Module) -> float:

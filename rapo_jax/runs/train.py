@@ -70,7 +70,7 @@ def train_or_resume(config: Config) -> Trained:
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, inputs.data)
     columns = cached_references(setup, parameters, identity, inputs.plan, inputs.data, inputs.held_out)
-    run = make_run(setup, inputs, identity, columns)
+    run = make_run(setup, inputs, identity=identity, columns=columns)
     store = Store(
         setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if inputs.held_out else 0
     )
@@ -78,13 +78,13 @@ def train_or_resume(config: Config) -> Trained:
         reference = resident_reference(parameters, config, setup.spec, setup.mesh)
         first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
         del parameters  # restoring needs the room
-        state, resuming_after = starting_state(setup, first, store, identity)
+        state, resuming_after = starting_state(setup, first, store=store, identity=identity)
         write_records(setup, inputs.data, inputs.held_out, inputs.plan)
         announce(setup, inputs.data, inputs.plan, resuming_after=resuming_after)
         if resuming_after is not None and resuming_after >= inputs.num_steps:
             say(f"nothing to do: {setup.run_dir} is complete at step {resuming_after}.")
             return Trained(setup.run_dir, resuming_after, inputs.num_steps, state, last_record(setup.run_dir))
-        finished = finish(run, state, reference, store, first_step=resuming_after or 0)
+        finished = finish(run, state, reference=reference, store=store, first_step=resuming_after or 0)
     finally:
         store.close()
     say(f"done: {setup.run_dir} is complete at step {inputs.num_steps}.")
@@ -109,7 +109,7 @@ def read_inputs(setup: Setup) -> Inputs:
     return Inputs(data, held_out, plan)
 
 
-def starting_state(setup: Setup, first: dict | None, store: Store, identity: Identity) -> tuple[State, int | None]:
+def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: Identity) -> tuple[State, int | None]:
     """The state of the newest sound checkpoint and its step, or that of the parameters `first`, and None.
 
     Damaged checkpoints are set aside. Raises UserError where the checkpoint belongs to something else.
@@ -127,7 +127,7 @@ def starting_state(setup: Setup, first: dict | None, store: Store, identity: Ide
     return restored.state, restored.step
 
 
-def make_run(setup: Setup, inputs: Inputs, identity: Identity, columns: dict[str, np.ndarray]) -> Run:
+def make_run(setup: Setup, inputs: Inputs, *, identity: Identity, columns: dict[str, np.ndarray]) -> Run:
     """What the loop needs: compiled steps, batches and costs."""
     config, plan, groups = setup.config, inputs.plan, inputs.data.groups
     return Run(
@@ -139,12 +139,14 @@ def make_run(setup: Setup, inputs: Inputs, identity: Identity, columns: dict[str
         num_steps=inputs.num_steps,
         num_groups=len(groups),
         costs=step_costs(inputs.data, plan, setup),
-        evaluations={name: evaluation_of(setup, held, columns.get(name)) for name, held in inputs.held_out.items()},
+        evaluations={
+            name: evaluation_of(setup, held, reference=columns.get(name)) for name, held in inputs.held_out.items()
+        },
         identity=identity.record(),
     )
 
 
-def evaluation_of(setup: Setup, held_out: pipeline.Dataset, reference: np.ndarray | None) -> Evaluation:
+def evaluation_of(setup: Setup, held_out: pipeline.Dataset, *, reference: np.ndarray | None) -> Evaluation:
     """An evaluation over all groups of a held-out set; `reference` is its column of the cache."""
     plan = pipeline.plan_evaluation(held_out.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=reference)
@@ -174,11 +176,11 @@ def step_costs(data: pipeline.Dataset, plan: BatchPlan, setup: Setup) -> Callabl
     return cost
 
 
-def finish(run: Run, state: State, reference: dict, store: Store, *, first_step: int) -> Finished:
+def finish(run: Run, state: State, *, reference: dict, store: Store, first_step: int) -> Finished:
     """Runs the loop to the last step, with a journal, in the precision of the configuration."""
     journal = Journal(Path(run.config.run_dir), run.config, num_steps=run.num_steps, first_step=first_step)
     try:
         with matmul_precision(run.config.model.dtype):
-            return train(run, state, reference, store, journal)
+            return train(run, state, reference=reference, store=store, journal=journal)
     finally:
         journal.close()

@@ -11,7 +11,7 @@ from rapo_jax.batching.groups import NAN, padded
 from rapo_jax.chat.encoding import Encoded, Item, encode_all
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import read_source, sources_of_part
-from rapo_jax.data.need import Need
+from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
@@ -30,7 +30,7 @@ def read_all(config: Config) -> list[Record]:
     data = replace(config.data, rewards="", drop_sources=(), drop_prompts="")
     plain = replace(config, data=data, relabel=replace(config.relabel, goals=(), attributes=()))
     (source,) = sources_of_part(plain, "train")
-    return read_source(plain, source, Need("each")).records
+    return read_source(plain, source, RowNeeds("each")).records
 
 
 def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from rapo_jax.batching.batch_plan import Group, num_branches
 from rapo_jax.batching.groups import fingerprint_of_groups
 from rapo_jax.borders import write_json, write_json_lines
-from rapo_jax.chat.templates import load_tokenizer
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import is_first
@@ -27,6 +26,7 @@ from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, require_vocabulary, spec_from_config
+from rapo_jax.opened import open_tokenizer
 from rapo_jax.parallel import make_mesh
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
@@ -122,7 +122,7 @@ def refuse_strangers(policy: Path, reference: Path, spec: Spec) -> None:
     if spec.family != other.family:
         differs.insert(0, f"{spec.family} and {other.family}")
     if not differs:
-        vocabularies = [load_tokenizer(str(d), chat_template="plain").get_vocab() for d in (policy, reference)]
+        vocabularies = [open_tokenizer(d, raw=True).tokenizer.get_vocab() for d in (policy, reference)]
         differs = ["another vocabulary"] if vocabularies[0] != vocabularies[1] else []
     if differs:
         raise UserError(

@@ -11,8 +11,9 @@ from rapo_jax.batch import Batch
 from rapo_jax.config.tree import Config
 from rapo_jax.logprobs import CHUNK, CHUNK_IN_CACHE, token_logps
 from rapo_jax.models.accumulate import summed
-from rapo_jax.models.attention.dispatch import Layout, kernel_for
-from rapo_jax.models.decoder import Decoder, logits_are_kept
+from rapo_jax.models.attention.dispatch import kernel_for
+from rapo_jax.models.attention.layout import Layout
+from rapo_jax.models.decoder import Decoder, ForwardOptions, logits_are_kept
 from rapo_jax.models.spec import Spec
 
 
@@ -66,8 +67,11 @@ def response_logps(
     decoder = nnx.merge(graph, parameters)
     index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
     layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
-    options = {"dtype": forward.dtype, "remat": remat, "kernel": forward.kernel, "unrolled": forward.unrolled}
-    hidden_BTD, _ = decoder(rows.tokens, layout, totals=layer_totals, **options)
+    options = ForwardOptions(forward.dtype, remat, forward.kernel, forward.unrolled)
+    if layer_totals is None:
+        hidden_BTD = decoder(rows.tokens, layout, options=options)
+    else:
+        hidden_BTD = decoder.accumulating(rows.tokens, layout, totals=layer_totals, options=options)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
     return sums_by_branch(scored_values(decoder, hidden_BSD, rows, forward=forward, remat=remat), rows)
 

@@ -1,17 +1,17 @@
-"""Where metrics go: metrics.jsonl (the record), TensorBoard, Weights & Biases when asked for, and the terminal.
+"""Where metrics go: metrics.jsonl (the record), TensorBoard, Weights & Biases if configured, and the terminal.
 
-Only process 0 writes. After a resume the record is cut back to the restored step, so that every step stands in it once.
+Only process 0 writes. A resumed run first truncates the record to the restored step, so that every step is in it once.
 """
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import jax
 from tensorboardX import SummaryWriter
 
+from rapo_jax.borders import read_json_lines, write_json_lines
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
@@ -35,8 +35,7 @@ class Journal:
         self.wandb = start_wandb(config, run_dir) if config.train.wandb_project else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One object in the record. Metrics of absent groups (NaN) are left out; other non-finite numbers become null,
-        which JSON can say."""
+        """Appends one JSON object. Metrics of absent groups (NaN) are left out; other non-finite numbers become null."""
         if not self.enabled:
             return
         record = {"step": step} | {k: v for k, v in metrics.items() if not (math.isnan(v) and "/" in k)}
@@ -50,7 +49,7 @@ class Journal:
             self.wandb.log(record, step=step)
 
     def progress(self, step: int, metrics: dict[str, float]) -> None:
-        """A line on the terminal, at most every two seconds, and always for the first and the last step."""
+        """Prints a line at most every two seconds, and always for the first and the last step."""
         now = time.monotonic()
         edge = step in (self.first_step + 1, self.num_steps)
         if not self.enabled or (now - self.printed < PRINT_EVERY and not edge):
@@ -64,6 +63,7 @@ class Journal:
         self.say("  ".join(parts))
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Prints a line about an evaluation."""
         parts = [f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}", f"eval loss {metrics['eval_loss']:.4f}"]
         if "eval_rewards/margins" in metrics:
             parts += [f"margin {metrics['eval_rewards/margins']:+.4f}"]
@@ -83,27 +83,18 @@ class Journal:
 
 
 def cut_back(path: Path, last_step: int) -> None:
-    """Drops records after `last_step`, and a line that a kill cut in half."""
+    """Drops records after `last_step`, and a last line that a kill left incomplete."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["step"] <= last_step:
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    records = [record for _, record in read_json_lines(path, drop_torn_line=True)]
+    write_json_lines(path, [record for record in records if record["step"] <= last_step])
 
 
 def last_record(run_dir: Path) -> dict[str, float]:
-    """The metrics that were written last; {} where there are none."""
+    """The last metrics in the record, without the step; {} where there are none."""
     path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: value for name, value in json.loads(lines[-1]).items() if name != "step"} if lines else {}
+    records = [record for _, record in read_json_lines(path, drop_torn_line=True)] if path.exists() else []
+    return {name: value for name, value in records[-1].items() if name != "step"} if records else {}
 
 
 def start_wandb(config: Config, run_dir: Path):

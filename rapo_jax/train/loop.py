@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,12 +23,15 @@ from rapo_jax.distributed import interruptible
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.parallel import to_device
 from rapo_jax.train.journal import Journal
+from rapo_jax.train.profile import Profile
 from rapo_jax.train.state import State
 from rapo_jax.train.step import EvaluateStep, TrainStep
 
 
 @dataclass(frozen=True)
 class Evaluation:
+    """A held-out set: `batches()` yields this process's rows of all of it, `num_rows` is B over all processes."""
+
     step: EvaluateStep
     batches: Callable[[], Iterator[Batch]]
     num_rows: int
@@ -35,7 +39,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step has to compute, in the terms of rapo_jax/accounting.py."""
+    """What a step computes, as rapo_jax/accounting.py defines it. `positions` includes padding."""
 
     real_tokens: int
     positions: int
@@ -47,7 +51,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the loop needs. `batches(k)` yields this process's rows of step k, k + 1, ...; `num_rows` is B."""
+    """What stays the same over the loop.
+
+    `batches(k)` yields this process's rows of steps k, k + 1, ... (from 0); `num_rows` is B over all processes;
+    `costs(k)` is what step k computes; `identity` is stored with every checkpoint.
+    """
 
     config: Config
     mesh: Mesh
@@ -57,13 +65,13 @@ class Run:
     num_steps: int
     num_groups: int  # in one epoch
     costs: Callable[[int], Cost]
-    evaluations: dict[str, Evaluation]  # by what their metrics begin with, such as "eval"
-    identity: dict
+    evaluations: dict[str, Evaluation]  # by the prefix of their metrics, such as "eval"
+    identity: dict[str, Any]
 
 
 @dataclass
 class Progress:
-    """What the host remembers between steps: metrics not read yet, and the clock."""
+    """What the host remembers between steps: metrics that were not fetched yet, and the clock."""
 
     pending: tuple[int, dict] | None = None
     evaluation: dict[str, float] = field(default_factory=dict)
@@ -82,7 +90,7 @@ class Finished:
     metrics: dict[str, float]
 
 
-def train(run: Run, state: State, reference: dict, store: Store, journal: Journal) -> Finished:
+def train(run: Run, state: State, *, reference: dict, store: Store, journal: Journal) -> Finished:
     """Trains from `state`, which it consumes, to the last step.
 
     Raises Interrupted after a checkpoint on SIGINT or SIGTERM, and UserError when too many steps in a row had a gradient
@@ -90,20 +98,20 @@ def train(run: Run, state: State, reference: dict, store: Store, journal: Journa
     """
     config, first = run.config, int(state.step)
     progress = Progress(clock_step=first)
-    with jax.set_mesh(run.mesh), interruptible() as interrupted, Profile(run, first) as profile:
+    with jax.set_mesh(run.mesh), interruptible() as interrupted, profile_of(run, first) as profile:
         for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
-            profile.before(step, progress)
+            profile.before(step, progress.pending)
             state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
-            report(run, progress, journal)
+            report(run, progress, journal=journal)
             progress.pending = (step, metrics)
             last, stop = step == run.num_steps, interrupted(step)
             evaluates = run.evaluations and (last or due(step, config.train.eval_every))
             if evaluates:
                 jax.block_until_ready(metrics)
-                progress.evaluation = evaluate(run, state, reference, progress)
+                progress.evaluation = evaluate(run, state, reference=reference, progress=progress)
             if last or stop or due(step, config.train.save_every):
                 eval_loss = progress.evaluation.get("eval_loss")
-                report(run, progress, journal)
+                report(run, progress, journal=journal)
                 store.save(step, state, identity=run.identity, config=as_dict(config), eval_loss=eval_loss)
             if stop and not last:
                 store.wait()
@@ -112,18 +120,22 @@ def train(run: Run, state: State, reference: dict, store: Store, journal: Journa
     return Finished(state, progress.written)
 
 
+def profile_of(run: Run, first: int) -> Profile:
+    return Profile(Path(run.config.run_dir), run.config.train.profile_steps, first=first)
+
+
 def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def report(run: Run, progress: Progress, journal: Journal) -> None:
-    """Reads the metrics of the step before, which waits for that step only, and writes them with its evaluation."""
+def report(run: Run, progress: Progress, *, journal: Journal) -> None:
+    """Fetches the metrics of the step before, which waits for that step only, and writes them with its evaluation."""
     if progress.pending is None:
         return
     (step, metrics), evaluation = progress.pending, progress.evaluation
     progress.pending, progress.evaluation = None, {}
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    watch_skipped(values.pop("skipped"), step, progress, run.config, journal)
+    watch_skipped(progress, values.pop("skipped"), step=step, config=run.config, journal=journal)
     train = run.config.train
     if step % train.log_every and step != run.num_steps and not evaluation:
         return
@@ -141,9 +153,9 @@ def report(run: Run, progress: Progress, journal: Journal) -> None:
 
 
 def speed(run: Run, steps: range, seconds: float, *, waited: float) -> dict[str, float]:
-    """How fast `steps` (from 0) went, and where their time went; see rapo_jax/accounting.py for what the words mean.
+    """How fast `steps` (from 0) went and where their time went; rapo_jax/accounting.py defines the terms.
 
-    Memory and MFU are given where the device tells its memory, and where its peak is known.
+    MFU needs a device whose peak is known, peak memory a device that reports it.
     """
     cost, devices = sum((run.costs(step) for step in steps[1:]), run.costs(steps[0])), run.mesh.devices.flat
     values = {
@@ -159,7 +171,7 @@ def speed(run: Run, steps: range, seconds: float, *, waited: float) -> dict[str,
 
 
 def timed(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
-    """The same batches; how long the loop waited for each is added up."""
+    """The same batches; adds up how long the loop waited for them."""
     while True:
         started = time.monotonic()
         batch = next(batches, None)
@@ -169,38 +181,8 @@ def timed(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
         yield batch
 
 
-class Profile:
-    """Traces train.profile_steps steps into run_dir/profile, for TensorBoard or Perfetto; the first two steps are left out,
-    because they compile and warm up."""
-
-    def __init__(self, run: Run, first: int):
-        self.num_steps, self.directory = run.config.train.profile_steps, Path(run.config.run_dir) / "profile"
-        self.first, self.running = first + 3, False
-
-    def before(self, step: int, progress: Progress) -> None:
-        if self.num_steps is None:
-            return
-        if step == self.first:
-            jax.block_until_ready(progress.pending)
-            jax.profiler.start_trace(str(self.directory))
-            self.running = True
-        elif step == self.first + self.num_steps:
-            self.stop(progress)
-
-    def stop(self, progress: Progress | None = None) -> None:
-        if self.running:
-            jax.block_until_ready(progress.pending if progress else None)
-            jax.profiler.stop_trace()
-            self.running = False
-
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-
-def watch_skipped(skipped: float, step: int, progress: Progress, config: Config, journal: Journal) -> None:
+def watch_skipped(progress: Progress, skipped: float, *, step: int, config: Config, journal: Journal) -> None:
+    """Counts consecutive steps that were skipped. Raises UserError when they are too many."""
     progress.num_skipped = progress.num_skipped + 1 if skipped else 0
     if skipped:
         journal.say(f"step {step}: loss or gradient is not finite; the update was skipped.")
@@ -211,10 +193,10 @@ def watch_skipped(skipped: float, step: int, progress: Progress, config: Config,
         )
 
 
-def evaluate(run: Run, state: State, reference: dict, progress: Progress) -> dict[str, float]:
-    """Metrics over whole evaluation sets, exact means over groups, under names with eval_ before them.
+def evaluate(run: Run, state: State, *, reference: dict, progress: Progress) -> dict[str, float]:
+    """Exact means over the groups of every evaluation set, by metric with the set's prefix.
 
-    The time it takes is not counted in pairs_per_s.
+    The clock leaves out the time it takes.
     """
     started, metrics, share_done = time.monotonic(), {}, state.step / run.num_steps
     for prefix, evaluation in run.evaluations.items():

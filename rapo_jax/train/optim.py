@@ -1,4 +1,4 @@
-"""AdamW and its learning rate, in the definitions of transformers' schedulers and torch.optim.AdamW."""
+"""AdamW, learning rate schedules and clipping, as torch.optim.AdamW and transformers' schedulers define them."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def learning_rate(config: Optimizer, *, num_steps: int) -> Callable[[Num[Array, 
 
 
 def adamw(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
-    """AdamW's step before the learning rate (Loshchilov and Hutter, 2019, algorithm 2). Norms and biases do not decay."""
+    """AdamW's update before the learning rate (Loshchilov and Hutter, 2019, algorithm 2). Norms and biases do not decay."""
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype)
     if config.weight_decay == 0:
         return adam

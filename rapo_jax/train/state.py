@@ -1,4 +1,4 @@
-"""What a step carries from one to the next, and where each part lives on the mesh."""
+"""The training state (step, parameters, optimizer moments): shapes, shardings and starting values."""
 
 from dataclasses import dataclass
 from typing import Generic
@@ -20,9 +20,9 @@ from rapo_jax.parallel import replicated, sharding
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State(Generic[Leaf]):
-    """`step` counts optimizer steps done, and is the position in the data. `parameters` and moments are float32.
+    """`step` counts completed optimizer steps and is the position in the data. Parameters and moments are float32.
 
-    `parameters` are what is trained: all weights of the model or, with LoRA, the adapters alone. State[Array] on devices;
+    `parameters` are the trained ones: all weights of the model or, with LoRA, only the adapters. State[Array] on devices;
     State[NamedSharding] and State[jax.ShapeDtypeStruct] describe one.
     """
 
@@ -39,17 +39,17 @@ def shardings(spec: Spec, mesh: Mesh, letters: dict[Location, str]) -> dict:
 
 
 def parameter_shardings(spec: Spec, mesh: Mesh) -> dict:
-    """Where the model's weights live, whether they are trained or frozen."""
+    """Shardings of the model's weights, trained or frozen."""
     return shardings(spec, mesh, parameter_letters(spec))
 
 
 def trained_shardings(spec: Spec, mesh: Mesh) -> dict:
-    """Where the parameters of a State live."""
+    """Shardings of the parameters of a State."""
     return shardings(spec, mesh, trained_letters(spec))
 
 
 def state_shardings(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State[NamedSharding]:
-    """Moments live where their parameters live, counters everywhere."""
+    """A State of NamedShardings: moments are sharded like their parameters, counters are replicated."""
     parameters = trained_shardings(spec, mesh)
     moments = jax.eval_shape(transform.init, abstract_trained(spec, mesh))
     optimizer = optax.tree.map_params(
@@ -59,7 +59,7 @@ def state_shardings(spec: Spec, mesh: Mesh, transform: optax.GradientTransformat
 
 
 def abstract_parameters(spec: Spec, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> dict:
-    """Shapes and shardings of the model's weights, without the weights."""
+    """Shapes and shardings of the model's weights."""
     return abstract(spec, mesh, parameter_letters(spec), dtype)
 
 
@@ -77,7 +77,7 @@ def abstract(spec: Spec, mesh: Mesh, letters: dict[Location, str], dtype: jnp.dt
 
 
 def abstract_state(spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State[jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a State, for restoring one and for compiling without one."""
+    """Shapes and shardings of a State, to restore one or to compile without one."""
     shapes = jax.eval_shape(lambda p: fresh(p, transform), abstract_trained(spec, mesh))
     where = state_shardings(spec, mesh, transform)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
@@ -88,18 +88,18 @@ def fresh(parameters: dict, transform: optax.GradientTransformation) -> State[Ar
 
 
 def first_state(parameters: dict, spec: Spec, mesh: Mesh, transform: optax.GradientTransformation) -> State[Array]:
-    """The state before step 0 of parameters as `trainable` gives them. Consumes them; they must be float32."""
+    """The state before the first step. Donates `parameters`, which are those of `trainable`, float32."""
     where = state_shardings(spec, mesh, transform)
     return jax.jit(lambda p: fresh(p, transform), donate_argnums=0, out_shardings=where)(parameters)
 
 
 def random_parameters(spec: Spec, mesh: Mesh, *, seed: int) -> dict:
-    """Float32 start values of a model trained from nothing, made in place on the mesh. Adapters change none of them."""
+    """Random float32 weights of a model without adapters, created on the mesh."""
     return initialised(spec.base, mesh, parameter_letters(spec), seed=seed)
 
 
 def trainable(parameters: dict, spec: Spec, mesh: Mesh, *, seed: int) -> dict:
-    """What a run begins to train, given the model's weights: these or, with LoRA, adapters of no effect yet, float32."""
+    """The parameters that a run trains, at their start: the weights or, with LoRA, adapters without effect, float32."""
     if spec.lora is None:
         return parameters
     adapters = {path: letters for path, letters in trained_letters(spec).items() if path[0] == "blocks"}
@@ -110,7 +110,7 @@ def trainable(parameters: dict, spec: Spec, mesh: Mesh, *, seed: int) -> dict:
 
 
 def initialised(spec: Spec, mesh: Mesh, letters: dict[Location, str], *, seed: int) -> dict:
-    """The start values of some of a decoder's parameters, made in place on the mesh; they do not depend on it."""
+    """Starting values of some of a decoder's parameters, created on the mesh; they do not depend on the mesh."""
 
     def init() -> dict:
         state = nnx.to_pure_dict(nnx.state(Decoder(spec, rngs=nnx.Rngs(seed))))

@@ -191,7 +191,7 @@ def test_every_template_keeps_goal_instruction_end_header_and_responses(tokenize
 
 
 def test_items_keep_their_places_across_batches(tokenizers, monkeypatch):
-    monkeypatch.setattr("rapo_jax.chat.encoding.BATCH_SIZE", 3)
+    monkeypatch.setattr("rapo_jax.chat.encoding.TOKENIZED_AT_ONCE", 3)
     tokenizer = tokenizers["qwen"]
     items = [Item(i, (Message("user", f"Q{i}"),), None, (f"A{i}", "A5")) for i in range(10)]
     encoded, report = encode_all(tokenizer, items, placement="user", max_length=200, max_prompt_length=100)

@@ -227,8 +227,9 @@ def test_a_response_that_cannot_be_told_from_the_prompt_is_an_error(build_tokeni
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     with pytest.raises(UserError) as caught:
         encode(tokenizer, Item(7, (USER("cafe"),), None, ("\u0301 latte",)), placement="user")
-    assert "row 7: the response cannot be told from the prompt: after the prompt's last characters '<s>cafe'" in str(
-        caught.value
+    assert (
+        "row 7: the response cannot be separated from the prompt: after the prompt's last characters '<s>cafe'"
+        in str(caught.value)
     )
 
 

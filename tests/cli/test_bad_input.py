@@ -310,7 +310,7 @@ def test_a_reward_model_whose_padding_would_end_its_texts_is_refused_before_trai
     """Breaks: days of training end in weights that `rapo export` will not write."""
     objective = ["objective.name=bradley_terry", "objective.beta=null", "relabel.goals=[]"]
     assert refused("train", *settings(world, "new"), *objective) == (
-        "the tokenizer has no special token but those that end a turn, and transformers finds the end of a text by its "
+        "all special tokens of the tokenizer end a turn, and transformers finds the end of a text by its "
         "padding; give the starting model's tokenizer a pad_token of its own."
     )
     assert not any(place.iterdir())

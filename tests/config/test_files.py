@@ -336,7 +336,7 @@ def test_a_syntax_error_is_reported_with_its_line(refusal):
 
 def test_a_binary_file_is_refused(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"seed: \xff\xfe")
-    with pytest.raises(UserError, match=r"run\.yaml is not a text file in UTF-8"):
+    with pytest.raises(UserError, match=r"run\.yaml is not text in UTF-8 .*; CONFIG must be a YAML file"):
         load_config(tmp_path / "run.yaml")
 
 

@@ -1,7 +1,7 @@
 """Records of one file, with the options that the tests of sources and schemas vary."""
 
 from rapo_jax.config.tree import Columns, Data, SourceOptions
-from rapo_jax.data.need import Need, Want
+from rapo_jax.data.row_needs import RowNeeds, Want
 from rapo_jax.data.sources import SourceRecords, read_records
 
 KNOWN_COLUMNS = Columns()
@@ -18,4 +18,4 @@ def read_file(
     **source,
 ) -> SourceRecords:
     options = SourceOptions(path=path, columns=columns, **source)
-    return read_records(options, Need(want, scores), option=option, data=data)
+    return read_records(options, RowNeeds(want, scores), option=option, data=data)

@@ -8,8 +8,8 @@ from rapo_jax.batching.pipeline import without_goals
 from rapo_jax.chat.goal_prompt import configured_goal_prompt
 from rapo_jax.config.files import from_dict
 from rapo_jax.data import relabelled
-from rapo_jax.data.need import responses_wanted, rewards_wanted
 from rapo_jax.data.relabelled import relabel_records
+from rapo_jax.data.row_needs import responses_wanted, rewards_wanted
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message, Record
 

@@ -81,8 +81,8 @@ def test_a_scale_of_zero_width_is_one_clear_error(how):
     with pytest.raises(UserError) as caught:
         scaled([(0.5, 0.5)], scale=ScaleFit(fit=how))
     assert str(caught.value) == (
-        f"relabel.scale.fit={how}: the scale of the 2 rewards goes from 0.5 to 0.5, a width of zero; it tells no "
-        "response from another. Choose another relabel.scale.fit, or check the scores."
+        f"relabel.scale.fit={how}: the scale of the 2 rewards goes from 0.5 to 0.5, a width of zero, which "
+        "maps all responses to one score. Choose another relabel.scale.fit, or check the scores."
     )
 
 

@@ -10,10 +10,12 @@ from flax import nnx
 
 from rapo_jax.errors import UserError
 from rapo_jax.models.attention.cpu import TILE, attend_tiles
-from rapo_jax.models.attention.dispatch import attend_einsum, kernel_for, takes
+from rapo_jax.models.attention.dispatch import KERNELS, kernel_for, takes
+from rapo_jax.models.attention.einsum import attend_einsum
 from rapo_jax.models.attention.gpu import attend_triton
+from rapo_jax.models.attention.kernel import Kernel
 from rapo_jax.models.attention.tpu import attend_splash
-from rapo_jax.models.decoder import abstract_decoder, plain_layout
+from rapo_jax.models.decoder import ForwardOptions, abstract_decoder, plain_layout
 from tests import tiny
 
 B, N, K, H = 2, 4, 2, 16
@@ -21,14 +23,14 @@ B, N, K, H = 2, 4, 2, 16
 
 def random_mask(random, T, S):
     """One key in twenty; whole tiles with nothing in them, others with a single key, so that each kind of tile occurs."""
-    mask_BTS = random.random((B, T, S)) < 0.05
+    mask_BTU = random.random((B, T, S)) < 0.05
     empty = random.random((B, T // TILE, S // TILE)) < 0.4
-    mask_BTS &= ~empty.repeat(TILE, axis=1).repeat(TILE, axis=2)
-    mask_BTS[:, np.arange(T), random.integers(0, S, T)] = True  # every query sees some key
-    return mask_BTS
+    mask_BTU &= ~empty.repeat(TILE, axis=1).repeat(TILE, axis=2)
+    mask_BTU[:, np.arange(T), random.integers(0, S, T)] = True  # every query sees some key
+    return mask_BTU
 
 
-KERNELS = {
+FUSED = {
     "tiles": attend_tiles,
     "splash": partial(attend_splash, interpret=True),
     "triton": partial(attend_triton, interpret=True),
@@ -54,15 +56,15 @@ def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, 
     random = np.random.default_rng(T + S)
     array = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
     inputs = array(B, T, N, H), array(B, S, K, H), array(B, S, K, H)
-    cotangent_BTNH, mask_BTS = array(B, T, N, H), jnp.asarray(random_mask(random, T, S))
+    cotangent_BTNH, mask_BTU = array(B, T, N, H), jnp.asarray(random_mask(random, T, S))
 
     def value_and_gradients(kernel):
-        function = jax.jit(partial(kernel, mask_BTS=mask_BTS, scale=0.5, softcap=softcap))
+        function = jax.jit(partial(kernel, mask_BTU=mask_BTU, scale=0.5, softcap=softcap))
         out_BTNH, pull_back = jax.vjp(function, *inputs)
         return out_BTNH, *pull_back(cotangent_BTNH)
 
     names = ("out", "q gradient", "k gradient", "v gradient")
-    fused, einsum = value_and_gradients(KERNELS[kernel]), value_and_gradients(attend_einsum)
+    fused, einsum = value_and_gradients(FUSED[kernel]), value_and_gradients(attend_einsum)
     for name, a, b in zip(names, fused, einsum, strict=True):
         assert np.abs(b).max() > 0.5
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
@@ -77,7 +79,7 @@ def test_what_is_recomputed_changes_no_gradient_and_what_is_asked_for_is_kept(re
 
     def loss(parameters, remat):
         decoder = nnx.merge(graph, parameters)
-        return decoder(tokens_BT, plain_layout(tokens_BT), remat=remat, kernel="tiles")[0].sum()
+        return decoder(tokens_BT, plain_layout(tokens_BT), options=ForwardOptions(remat=remat, kernel="tiles")).sum()
 
     parameters = tiny.random_parameters(spec)
     gradient, plain = (jax.jit(jax.grad(partial(loss, remat=r)))(parameters) for r in (remat, "none"))
@@ -98,23 +100,46 @@ def test_each_platform_gets_its_kernel():
     ]
     assert kernel_for("tpu", asked="einsum") == "einsum"
     with pytest.raises(
-        UserError, match=r"model.attention=triton is a kernel of GPUs, and this is a cpu; leave model.att"
+        UserError, match=r"model.attention=triton runs on gpu devices only, and this is a cpu; leave model.att"
     ):
         kernel_for("cpu", asked="triton")
-    assert takes("splash", T=384, S=384, H=96) and not takes("splash", T=1, S=384, H=128)
-    assert takes("triton", T=384, S=384, H=64) and not takes("triton", T=384, S=384, H=96)
-    assert not takes("tiles", T=100, S=100, H=64) and not takes("triton", T=1, S=384, H=64)
+    assert takes("splash", T=384, U=384, H=96) and not takes("splash", T=1, U=384, H=128)
+    assert takes("triton", T=384, U=384, H=64) and not takes("triton", T=384, U=384, H=96)
+    assert not takes("tiles", T=100, U=100, H=64) and not takes("triton", T=1, U=384, H=64)
 
 
 def test_tiles_keep_bfloat16_as_close_to_the_truth_as_einsum_does():
     """When this fails, long bfloat16 runs on CPU drift because scores or sums are rounded on the way."""
     random = np.random.default_rng(0)
     q, k, v = (random.normal(size=(B, 256, heads, H)).astype(np.float32) for heads in (N, K, K))
-    options = {"mask_BTS": random_mask(random, 256, 256), "scale": 0.25, "softcap": None}
-    truth = attend_einsum(q, k, v, **options)
+    options = {"mask_BTU": jnp.asarray(random_mask(random, 256, 256)), "scale": 0.25, "softcap": None}
+    truth = attend_einsum(*(jnp.asarray(x) for x in (q, k, v)), **options)
     halves = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
     tiles, einsum = (
         float(np.abs(np.asarray(jax.jit(partial(kernel, **options))(*halves), np.float32) - truth).max())
         for kernel in (attend_tiles, attend_einsum)
     )
     assert tiles <= 1.5 * einsum and einsum < 0.05
+
+
+def test_a_kernel_from_outside_trains(monkeypatch, tmp_path):
+    """Breaks: a new kernel needs edits in configuration, dispatch and plan before it can be tried."""
+    calls = []
+
+    def attend_toy(*arrays, **options):
+        calls.append(arrays)
+        return attend_einsum(*arrays, **options)
+
+    monkeypatch.setitem(KERNELS, "toy", Kernel(attend_toy))
+    (tmp_path / "run.yaml").write_text(tiny.RUN)
+    model, rows = tiny.write_model(tmp_path / "model"), tiny.write_rows(tmp_path / "rows.jsonl")
+    paths = (f"model.path={model}", f"data.path={rows}")
+    train = ("train", tmp_path / "run.yaml", *paths, f"run_dir={tmp_path / 'run'}")
+    assert tiny.rapo(*train, "model.attention=toy") == 0
+    assert calls
+    assert tiny.rapo("plan", tmp_path / "run.yaml", *paths, "model.attention=toy", "--devices", "cpu:1") == 0
+
+
+def test_a_misspelt_kernel_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"model.attention='tritn' is not a kernel; did you mean 'triton'\?"):
+        kernel_for("gpu", asked="tritn")

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from rapo_jax.generate.decode import Sampling, decode
-from rapo_jax.models.attention.dispatch import Layout
+from rapo_jax.models.attention.layout import Layout
 from rapo_jax.models.decoder import Cache, abstract_decoder, plain_layout
 from tests import tiny
 
@@ -37,7 +37,7 @@ def test_greedy_decoding_with_a_cache_is_the_argmax_of_the_full_forward_pass(fam
     @jax.jit
     def logits(tokens_BT):
         decoder = nnx.merge(graph, parameters)
-        return decoder.logits(decoder(tokens_BT, plain_layout(tokens_BT))[0])
+        return decoder.logits(decoder(tokens_BT, plain_layout(tokens_BT)))
 
     answers = continuations(spec, PROMPTS, sampling=Sampling(max_new_tokens=NUM_NEW))
     assert len({token for answer in answers for token in answer.tokens}) > 10
@@ -57,12 +57,12 @@ def test_hidden_states_through_the_cache_are_those_without_it(family):
     spec = tiny.tiny_spec(family)
     decoder = nnx.merge(abstract_decoder(spec)[0], jax.device_put(tiny.random_parameters(spec)))
     tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, tiny.V, (2, 24)), jnp.int32)
-    whole_BTD, _ = jax.jit(lambda t: decoder(t, plain_layout(t)))(tokens_BT)
+    whole_BTD = jax.jit(lambda t: decoder(t, plain_layout(t)))(tokens_BT)
 
     @jax.jit
     def extend(tokens, start, cache):
         at = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        return decoder(tokens, Layout(at, at, jnp.ones_like(at), jnp.zeros_like(at)), cache=cache)
+        return decoder.decoding(tokens, Layout(at, at, jnp.ones_like(at), jnp.zeros_like(at)), cache=cache)
 
     cache = Cache.empty(spec, num_rows=2, num_slots=24, dtype=jnp.float32)
     parts, start = [], 0

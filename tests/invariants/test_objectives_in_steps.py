@@ -11,7 +11,7 @@ from flax import nnx
 from rapo_jax.batch import BEST_SIDE, CHOSEN_SIDE, NO_SIDE, REJECTED_SIDE
 from rapo_jax.batching.batch_plan import Group
 from rapo_jax.config.files import from_dict
-from rapo_jax.models.decoder import abstract_decoder, plain_layout
+from rapo_jax.models.decoder import ForwardOptions, abstract_decoder, plain_layout
 from rapo_jax.objectives import OBJECTIVES, Logps
 from tests import tiny
 
@@ -65,7 +65,7 @@ def sequence_logps(spec, parameters, groups):
     sequences, one a response."""
     decoder = nnx.merge(abstract_decoder(spec)[0], parameters)
     tokens_BT, is_response_BT = map(jnp.asarray, tiny.plain_sequences(groups))
-    hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT), kernel="einsum")
+    hidden_BTD = decoder(tokens_BT, plain_layout(tokens_BT), options=ForwardOptions(kernel="einsum"))
     logps_BTV = jax.nn.log_softmax(decoder.logits(hidden_BTD)[:, :-1], axis=-1)
     each_BT = jnp.take_along_axis(logps_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
     lengths_B = np.repeat([len(group.prompt) for group in groups], len(groups[0].continuations))

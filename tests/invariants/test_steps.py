@@ -178,7 +178,7 @@ def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
     def metrics_of(evaluation):
         run = Run(CONFIG, mesh, None, None, 0, 1, 0, None, {"eval": evaluation}, {})
         with jax.set_mesh(mesh):
-            return evaluate(run, state, reference, Progress())
+            return evaluate(run, state, reference=reference, progress=Progress())
 
     plan, evaluation = evaluated(groups, batch_size=4)
     assert [sum(map(len, rows)) for rows in plan.steps] == [4, 4, 3]
@@ -215,7 +215,7 @@ def test_an_evaluation_uses_the_current_training_progress_and_compiles_once():
         run = Run(CONFIG, mesh, None, None, 0, 10, 0, None, {"eval": evaluation}, {})
         state = replace(start, step=jax.device_put(jnp.int32(after), start.step.sharding))
         with jax.set_mesh(mesh):
-            return evaluate(run, state, reference, Progress())["eval_loss"]
+            return evaluate(run, state, reference=reference, progress=Progress())["eval_loss"]
 
     going = evaluation_of(shift=0.5, shift_end=1.0)
     losses = [loss_of(going, after=step) for step in (0, 5, 10)]

@@ -50,7 +50,7 @@ def our_scores(parameters: dict, spec, tokens_BT: np.ndarray, last_B: np.ndarray
     @jax.jit
     def scores(parameters):
         decoder = nnx.merge(graph, parameters)
-        return decoder.score(decoder(tokens_BT, plain_layout(tokens_BT))[0])
+        return decoder.score(decoder(tokens_BT, plain_layout(tokens_BT)))
 
     scores_BT = scores(parameters)
     assert scores_BT.dtype == jnp.float32

@@ -42,7 +42,7 @@ def our_logits(directory, tokens_BT):
     @jax.jit
     def forward(parameters, tokens_BT):
         decoder = nnx.merge(graph, parameters)
-        hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT))
+        hidden_BTD = decoder(tokens_BT, plain_layout(tokens_BT))
         return decoder.logits(hidden_BTD)
 
     return np.asarray(forward(parameters, jnp.asarray(tokens_BT)))

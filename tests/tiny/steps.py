@@ -13,7 +13,7 @@ from rapo_jax.batch import Batch
 from rapo_jax.batching.batch_plan import Group, materialise
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config
-from rapo_jax.models.decoder import abstract_decoder, plain_layout
+from rapo_jax.models.decoder import ForwardOptions, abstract_decoder, plain_layout
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import my_rows, num_row_shards, to_device
@@ -65,7 +65,7 @@ def plain_logps(spec: Spec, parameters: dict, tokens_BT: Array, is_response_BT: 
     """[group, response] by the book: one causal sequence a row, softmax over the whole vocabulary."""
     graph, _ = abstract_decoder(spec)
     decoder = nnx.merge(graph, parameters)
-    hidden_BTD, _ = decoder(tokens_BT, plain_layout(tokens_BT), kernel="einsum")
+    hidden_BTD = decoder(tokens_BT, plain_layout(tokens_BT), options=ForwardOptions(kernel="einsum"))
     logps_BTV = jax.nn.log_softmax(decoder.logits(hidden_BTD), axis=-1)
     next_BT = jnp.take_along_axis(logps_BTV[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
     return jnp.where(is_response_BT[:, 1:], next_BT, 0.0).sum(-1).reshape(-1, 2)

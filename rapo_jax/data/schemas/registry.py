@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 from rapo_jax.config.tree import Columns
-from rapo_jax.data.need import Need
+from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.data.schemas.helpsteer import HELPSTEER
 from rapo_jax.data.schemas.labelled import LABELS
 from rapo_jax.data.schemas.listed import LISTS, NUMBERED, SAMPLED
@@ -21,7 +21,7 @@ SCHEMAS: dict[str, Schema] = {
 AUTO = "auto"
 
 
-def resolve_schema(first: FirstRow, name: str, need: Need) -> tuple[Schema, Columns]:
+def resolve_schema(first: FirstRow, name: str, need: RowNeeds) -> tuple[Schema, Columns]:
     """The schema of rows like this one (`name`, or the detected one for "auto"), and the names of its columns.
 
     Raises UserError for an unknown schema, for absent columns and, where they are needed, for absent scores.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 from rapo_jax.config.tree import Columns
-from rapo_jax.data.need import Want
+from rapo_jax.data.row_needs import Want
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 
@@ -75,7 +75,8 @@ def usual_columns(schema: "Schema", first: FirstRow) -> Columns:
     absent = [name for role in roles if (name := named[role]) and name not in first.values]
     if absent:
         raise UserError(
-            f"{first.present}; data.schema={schema.name} needs {' and '.join(absent)}. Name them with data.columns.*."
+            f"{first.present}; data.schema={schema.name} needs {' and '.join(absent)}. Name them with data.columns.*. Its "
+            f"rows have {schema.meaning}."
         )
     if named["rewards"] not in first.values and "rewards" not in schema.inside:
         named["rewards"] = ""
@@ -93,7 +94,7 @@ class Schema:
     `read` turns a row's values into a record, or raises BadRow. `usual` names the columns where the user names none, for
     the default `resolve`; those of the fields in `inside` are no columns, but keys within each response.
 
-    `meaning` says what a row looks like. `scores_sought` and `scores_knob` complete the message about absent scores;
+    `meaning` continues the sentence "its rows have ...". `scores_sought` and `scores_knob` complete the message about absent scores;
     `scores_from` says in the report where rewards come from. With `merges_prompts` the rows of one prompt become one record.
     """
 

@@ -1,1 +1,1 @@
-"""Attention over shared-prompt rows: one rule for what each token sees, and one kernel for each kind of hardware."""
+"""Attention over rows with shared prompts: one rule of who sees whom (layout), one kernel per kind of hardware."""

@@ -1,8 +1,7 @@
-"""Attention of a processor: only the tiles of the mask with something in them, and never a [T, S] array of scores.
+"""Attention for CPUs: computes only the tiles of the mask in which something is visible, and never a [T, U] array of scores.
 
-The same function as `attend_einsum` in rapo_jax/models/attention/dispatch.py. Shared-prompt rows are mostly empty: no future, no
-other group, no sibling. Softmax is accumulated tile by tile, forward and backward
-(Milakov and Gimelshein, 2018; Dao et al., "FlashAttention", 2022, algorithms 1 and 4).
+Rows with shared prompts are mostly masked: the future, other groups, siblings. The softmax is accumulated tile by tile,
+forward and backward (Milakov and Gimelshein, 2018; Dao et al., "FlashAttention", 2022, algorithms 1 and 4).
 """
 
 from functools import partial
@@ -11,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float
 
+from rapo_jax.models.attention.kernel import Kernel, Schedule
 from rapo_jax.models.attention.tiles import visible_tiles
 
 TILE = 64
@@ -19,60 +20,60 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 def attend_tiles(
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BUKH: Float[Array, "B U K H"],
+    v_BUKH: Float[Array, "B U K H"],
     *,
-    mask_BTS: Array,
+    mask_BTU: Bool[Array, "B T U"],
     scale: float,
     softcap: float | None,
-    schedule: tuple[Array, ...] | None = None,
-) -> Array:
-    """Grouped-query attention -> [B, T, N, H]; T and S must be multiples of TILE, and every query must see some key."""
+    schedule: Schedule | None = None,
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention. T and U must be multiples of TILE, and every query must see some key."""
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    K = k_BUKH.shape[2]
     q_BKTGH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    schedule = tile_schedule(mask_BTS) if schedule is None else schedule
-    out_BKTGH = _attend(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, schedule, scale, softcap)
+    k_BKUH, v_BKUH = k_BUKH.transpose(0, 2, 1, 3), v_BUKH.transpose(0, 2, 1, 3)
+    schedule = tile_schedule(mask_BTU) if schedule is None else schedule
+    out_BKTGH = _attend(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap)
     return out_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
 
 
-def tile_schedule(mask_BTS: Array) -> tuple[Array, Array]:
-    """For each row and query tile: its key tiles, those with anything visible first, and how many those are."""
-    return visible_tiles(mask_BTS, height=TILE, width=TILE)
+def tile_schedule(mask_BTU: Bool[Array, "B T U"]) -> Schedule:
+    """For each row and query tile: its key tiles, visible ones first, and the number of visible ones."""
+    return visible_tiles(mask_BTU, height=TILE, width=TILE)
 
 
 def _tile(x: Array, b: Array, *starts: Array, size: tuple[int, ...]) -> Array:
-    """x[b, ...] cut at `starts`, which are given for the trailing dimensions from the second on; x[b] has rank len(size)."""
+    """A tile of x[b]: `size` elements from `starts`, which begin at x's second dimension; missing starts are 0."""
     offsets = (b, *starts, *(0,) * (x.ndim - 1 - len(starts)))
     return jax.lax.dynamic_slice(x, offsets, (1, *size))[0]
 
 
-def _scores(q_KXH: Array, k_KHR: Array, mask_XR: Array, *, scale: float, softcap: float | None) -> Array:
-    """Masked scores of a tile, float32 [K, X, R]."""
-    scores = _product(q_KXH, k_KHR) * scale
+def _scores(q_KXH: Array, k_KHY: Array, mask_XY: Array, *, scale: float, softcap: float | None) -> Array:
+    """Masked scores of a tile, float32 [K, X, Y]."""
+    scores = _product(q_KXH, k_KHY) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    return jnp.where(mask_XR, scores, LOWEST)
+    return jnp.where(mask_XY, scores, LOWEST)
 
 
 def _product(a_KMN: Array, b_KNO: Array) -> Array:
-    """Matrix products [K, M, N] x [K, N, O] with nothing to transpose, summed in float32."""
+    """Batched matrix products [K, M, N] x [K, N, O] without a transpose, summed in float32."""
     return jax.lax.dot_general(a_KMN, b_KNO, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, schedule, scale, softcap):
-    return _forward(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, schedule, scale, softcap)[0]
+def _attend(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap):
+    return _forward(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap)[0]
 
 
-def _forward(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, schedule, scale, softcap):
+def _forward(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap):
     """Algorithm 1: for each query tile a running maximum, sum and mixture over its key tiles. X = TILE * G queries."""
     B, K, T, G, H = q_BKTGH.shape
     X = TILE * G
     order, counts = schedule
-    k_BKHS = k_BKSH.swapaxes(2, 3)
+    k_BKHU = k_BKUH.swapaxes(2, 3)
 
     def query_tile(at: Array) -> tuple[Array, Array]:
         b, i = at // (T // TILE), at % (T // TILE)
@@ -81,12 +82,12 @@ def _forward(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, schedule, scale, softcap):
         def key_tile(n: Array, carry):
             top_KX, total_KX, out_KXH = carry
             s = order[b, i, n] * TILE
-            k_KHR, v_KRH = _tile(k_BKHS, b, 0, 0, s, size=(K, H, TILE)), _tile(v_BKSH, b, 0, s, size=(K, TILE, H))
-            scores_KXR = _scores(q_KXH, k_KHR, _mask(mask_BTS, b, i, s, G), scale=scale, softcap=softcap)
-            new_top_KX = jnp.maximum(top_KX, scores_KXR.max(-1))
-            weights_KXR, decay_KX = jnp.exp(scores_KXR - new_top_KX[..., None]), jnp.exp(top_KX - new_top_KX)
-            mixed_KXH = _product(weights_KXR.astype(v_KRH.dtype), v_KRH)
-            return new_top_KX, total_KX * decay_KX + weights_KXR.sum(-1), out_KXH * decay_KX[..., None] + mixed_KXH
+            k_KHY, v_KYH = _tile(k_BKHU, b, 0, 0, s, size=(K, H, TILE)), _tile(v_BKUH, b, 0, s, size=(K, TILE, H))
+            scores_KXY = _scores(q_KXH, k_KHY, _mask(mask_BTU, b, i, s, G), scale=scale, softcap=softcap)
+            new_top_KX = jnp.maximum(top_KX, scores_KXY.max(-1))
+            weights_KXY, decay_KX = jnp.exp(scores_KXY - new_top_KX[..., None]), jnp.exp(top_KX - new_top_KX)
+            mixed_KXH = _product(weights_KXY.astype(v_KYH.dtype), v_KYH)
+            return new_top_KX, total_KX * decay_KX + weights_KXY.sum(-1), out_KXH * decay_KX[..., None] + mixed_KXH
 
         start = (jnp.full((K, X), LOWEST), jnp.zeros((K, X)), jnp.zeros((K, X, H)))
         top_KX, total_KX, out_KXH = jax.lax.fori_loop(0, counts[b, i], key_tile, start)
@@ -95,15 +96,15 @@ def _forward(q_BKTGH, k_BKSH, v_BKSH, mask_BTS, schedule, scale, softcap):
     out, normalizer = jax.lax.map(query_tile, jnp.arange(B * (T // TILE)))
     out_BKTGH = checkpoint_name(_rows(out, B, T, (G, H)), "attention_out")
     normalizer_BKTG = checkpoint_name(_rows(normalizer, B, T, (G,)), "attention_out")
-    return out_BKTGH, (q_BKTGH, k_BKSH, v_BKSH, mask_BTS, schedule, out_BKTGH, normalizer_BKTG)
+    return out_BKTGH, (q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, out_BKTGH, normalizer_BKTG)
 
 
 def _backward(scale, softcap, residuals, cotangent_BKTGH):
-    """Algorithm 4, one query tile at a time; the gradients of keys and values are summed as [B, K, H, S]."""
-    q_BKTGH, k_BKSH, v_BKSH, mask_BTS, (order, counts), out_BKTGH, normalizer_BKTG = residuals
+    """Algorithm 4, one query tile at a time; the gradients of keys and values are summed as [B, K, H, U]."""
+    q_BKTGH, k_BKUH, v_BKUH, mask_BTU, (order, counts), out_BKTGH, normalizer_BKTG = residuals
     B, K, T, G, H = q_BKTGH.shape
     X = TILE * G
-    k_BKHS, v_BKHS = k_BKSH.swapaxes(2, 3), v_BKSH.swapaxes(2, 3)
+    k_BKHU, v_BKHU = k_BKUH.swapaxes(2, 3), v_BKUH.swapaxes(2, 3)
 
     def query_tile(carry, at: Array):
         b, i = at // (T // TILE), at % (T // TILE)
@@ -116,35 +117,35 @@ def _backward(scale, softcap, residuals, cotangent_BKTGH):
         q_KHX, d_out_KHX = q_KXH.swapaxes(1, 2), d_out_KXH.swapaxes(1, 2)
 
         def key_tile(n: Array, carry):
-            dk_BKHS, dv_BKHS, dq_KXH = carry
+            dk_BKHU, dv_BKHU, dq_KXH = carry
             s = order[b, i, n] * TILE
-            k_KHR, v_KHR = (_tile(x, b, 0, 0, s, size=(K, H, TILE)) for x in (k_BKHS, v_BKHS))
-            mask_XR = _mask(mask_BTS, b, i, s, G)
-            scores_KXR = _scores(q_KXH, k_KHR, mask_XR, scale=scale, softcap=softcap)
-            weights_KXR = jnp.exp(scores_KXR - normalizer_KX)
-            dv_KHR = _product(d_out_KHX, weights_KXR.astype(d_out_KHX.dtype))
-            d_scores_KXR = weights_KXR * (_product(d_out_KXH, v_KHR) - overlap_KX)
+            k_KHY, v_KHY = (_tile(x, b, 0, 0, s, size=(K, H, TILE)) for x in (k_BKHU, v_BKHU))
+            mask_XY = _mask(mask_BTU, b, i, s, G)
+            scores_KXY = _scores(q_KXH, k_KHY, mask_XY, scale=scale, softcap=softcap)
+            weights_KXY = jnp.exp(scores_KXY - normalizer_KX)
+            dv_KHY = _product(d_out_KHX, weights_KXY.astype(d_out_KHX.dtype))
+            d_scores_KXY = weights_KXY * (_product(d_out_KXH, v_KHY) - overlap_KX)
             if softcap is not None:
-                d_scores_KXR *= jnp.where(mask_XR, 1 - (scores_KXR / softcap) ** 2, 0.0)
-            d_scores_KXR = (d_scores_KXR * scale).astype(q_KXH.dtype)
-            dk_KHR = _product(q_KHX, d_scores_KXR)
-            dq_KXH += _product(d_scores_KXR, _tile(k_BKSH, b, 0, s, size=(K, TILE, H)))
-            return _add(dk_BKHS, dk_KHR, b, s), _add(dv_BKHS, dv_KHR, b, s), dq_KXH
+                d_scores_KXY *= jnp.where(mask_XY, 1 - (scores_KXY / softcap) ** 2, 0.0)
+            d_scores_KXY = (d_scores_KXY * scale).astype(q_KXH.dtype)
+            dk_KHY = _product(q_KHX, d_scores_KXY)
+            dq_KXH += _product(d_scores_KXY, _tile(k_BKUH, b, 0, s, size=(K, TILE, H)))
+            return _add(dk_BKHU, dk_KHY, b, s), _add(dv_BKHU, dv_KHY, b, s), dq_KXH
 
         *carry, dq_KXH = jax.lax.fori_loop(0, counts[b, i], key_tile, (*carry, jnp.zeros((K, X, H))))
         return tuple(carry), dq_KXH
 
-    start = (jnp.zeros(k_BKHS.shape), jnp.zeros(v_BKHS.shape))
-    (dk_BKHS, dv_BKHS), dq = jax.lax.scan(query_tile, start, jnp.arange(B * (T // TILE)))
-    dk_BKSH, dv_BKSH = dk_BKHS.swapaxes(2, 3), dv_BKHS.swapaxes(2, 3)
+    start = (jnp.zeros(k_BKHU.shape), jnp.zeros(v_BKHU.shape))
+    (dk_BKHU, dv_BKHU), dq = jax.lax.scan(query_tile, start, jnp.arange(B * (T // TILE)))
+    dk_BKUH, dv_BKUH = dk_BKHU.swapaxes(2, 3), dv_BKHU.swapaxes(2, 3)
     dq_BKTGH = _rows(dq, B, T, (G, H))
-    return dq_BKTGH.astype(q_BKTGH.dtype), dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None, None
+    return dq_BKTGH.astype(q_BKTGH.dtype), dk_BKUH.astype(k_BKUH.dtype), dv_BKUH.astype(v_BKUH.dtype), None, None
 
 
-def _mask(mask_BTS: Array, b: Array, i: Array, s: Array, G: int) -> Array:
-    """The mask of a tile with every query repeated for its G heads, [X, R]."""
-    mask_QR = _tile(mask_BTS, b, i * TILE, s, size=(TILE, TILE))
-    return jnp.broadcast_to(mask_QR[:, None], (TILE, G, TILE)).reshape(TILE * G, TILE)
+def _mask(mask_BTU: Array, b: Array, i: Array, s: Array, G: int) -> Array:
+    """The mask of a tile with every query repeated for its G heads, [X, Y]."""
+    mask_tile = _tile(mask_BTU, b, i * TILE, s, size=(TILE, TILE))
+    return jnp.broadcast_to(mask_tile[:, None], (TILE, G, TILE)).reshape(TILE * G, TILE)
 
 
 def _rows(tiles: Array, B: int, T: int, rest: tuple[int, ...]) -> Array:
@@ -153,10 +154,23 @@ def _rows(tiles: Array, B: int, T: int, rest: tuple[int, ...]) -> Array:
     return tiles.reshape(B, T // TILE, K, TILE, *rest).swapaxes(1, 2).reshape(B, K, T, *rest)
 
 
-def _add(total_BKHS: Array, part_KHR: Array, b: Array, s: Array) -> Array:
+def _add(total_BKHU: Array, part_KHY: Array, b: Array, s: Array) -> Array:
     """total[b, :, :, s : s + TILE] += part, in place inside a loop."""
-    old = _tile(total_BKHS, b, 0, 0, s, size=part_KHR.shape)
-    return jax.lax.dynamic_update_slice(total_BKHS, (old + part_KHR)[None], (b, 0, 0, s))
+    old = _tile(total_BKHU, b, 0, 0, s, size=part_KHY.shape)
+    return jax.lax.dynamic_update_slice(total_BKHU, (old + part_KHY)[None], (b, 0, 0, s))
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _takes(T: int, U: int, H: int) -> bool:
+    return T % TILE == 0 and U % TILE == 0
+
+
+def _tile_size(T: int) -> tuple[int, int]:
+    return TILE, TILE
+
+
+# XLA compiles the tiles to ordinary products inside loops, so no custom call has to be counted by name. One fused backward
+# pass repeats the scores once.
+TILES = Kernel(attend_tiles, tile_schedule, takes=_takes, platforms=("cpu",), tile=_tile_size, recomputed_scores=1)

@@ -1,8 +1,7 @@
-"""Attention of a TPU: jax's splash attention with a mask that is data, the same function as `attend_einsum` in
-rapo_jax/models/attention/dispatch.py.
+"""Attention for TPUs: JAX's splash attention with the mask as data.
 
-It skips blocks in which nothing is visible, which on shared-prompt rows is most of them, and keeps what the backward pass
-needs under the name "attention_out".
+It skips blocks in which nothing is visible, which is most blocks of a row with shared prompts, and names the arrays that
+its backward pass needs "attention_out".
 """
 
 from functools import partial
@@ -11,37 +10,44 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jaxtyping import Bool, Float
+
+from rapo_jax.models.attention.kernel import Kernel
 
 SPLASH_MULTIPLE = 128  # the TPU kernel takes rows of multiples of this
 MAX_BLOCK = 512  # queries or keys that it takes at a time
 
 
 def attend_splash(
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BUKH: Float[Array, "B U K H"],
+    v_BUKH: Float[Array, "B U K H"],
     *,
-    mask_BTS: Array,
+    mask_BTU: Bool[Array, "B T U"],
     scale: float,
     softcap: float | None,
     interpret: bool = False,
-) -> Array:
-    """Attention of rows to themselves -> [B, T, N, H]; T = S must be a multiple of SPLASH_MULTIPLE.
+) -> Float[Array, "B T N H"]:
+    """Grouped-query self-attention; T = U must be a multiple of SPLASH_MULTIPLE.
 
-    All heads of a row share its mask, so the kernel is made for one head and mapped over the others.
+    All heads of a row share its mask, so the kernel is made for one head and mapped over the others. `interpret` runs it
+    on any platform, slowly.
     """
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    K = k_BUKH.shape[2]
     q_BKGTH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKTH, v_BKTH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    k_BKTH, v_BKTH = k_BUKH.swapaxes(1, 2), v_BUKH.swapaxes(1, 2)
     make = partial(splash_kernel, softcap=softcap, interpret=interpret)
 
     def row(q_KGTH: Array, k_KTH: Array, v_KTH: Array, mask_TT: Array) -> Array:
         kernel = make(mask_TT)
-        one_head = lambda q_TH, k_TH, v_TH: kernel(q_TH[None], k_TH, v_TH)[0]  # noqa: E731
+
+        def one_head(q_TH: Array, k_TH: Array, v_TH: Array) -> Array:
+            return kernel(q_TH[None], k_TH, v_TH)[0]
+
         return jax.vmap(jax.vmap(one_head, (0, None, None)))(q_KGTH, k_KTH, v_KTH)
 
-    out_BKGTH = jax.vmap(row)(q_BKGTH, k_BKTH, v_BKTH, mask_BTS)
+    out_BKGTH = jax.vmap(row)(q_BKGTH, k_BKTH, v_BKTH, mask_BTU)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
@@ -63,6 +69,29 @@ def splash_kernel(mask_TT: Array, *, softcap: float | None, interpret: bool) -> 
         interpret=interpret,
     )
     for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
-        # Converted to arrays with the rest of the mask's description, this flag would be traced; it is a Python bool.
+        # splash converts this flag to an array together with the mask; as a Python bool it is not traced.
         setattr(kernel, name, getattr(kernel, name)._replace(is_dynamic_mask=True))
     return kernel
+
+
+def _takes(T: int, U: int, H: int) -> bool:
+    return T == U and T % SPLASH_MULTIPLE == 0
+
+
+def _tile_size(T: int) -> tuple[int, int]:
+    return block_size(T), block_size(T)
+
+
+SPLASH = Kernel(
+    attend_splash,
+    takes=_takes,
+    platforms=("tpu",),
+    portable=False,
+    tile=_tile_size,
+    products={
+        "splash_mqa_fwd": 2,  # q k, p v
+        "splash_mqa_dq": 3,  # q k, do v, ds k
+        "splash_mqa_dkv": 4,  # q k, do v, p do, ds q
+    },
+    recomputed_scores=3,  # the two backward kernels share nothing: q k twice, do v once more
+)

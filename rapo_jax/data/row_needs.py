@@ -1,7 +1,7 @@
 """What an objective needs of every row: how many responses, and whether their scores."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from rapo_jax.config.tree import Config
 
@@ -10,7 +10,7 @@ Want = Literal["one", "each", "pair", "labelled", "all", "any"]
 
 
 @dataclass(frozen=True)
-class Need:
+class RowNeeds:
     """`because` says why scores are needed and `instead` how to do without them; both for messages."""
 
     want: Want = "pair"
@@ -21,7 +21,7 @@ class Need:
 
 def responses_wanted(config: Config) -> Want:
     """How many responses of a row the objective compares. One that scores the prompt too (DRO) needs no second one."""
-    wanted = config.objective.responses
+    wanted = cast(Want, config.objective.responses)
     return "any" if wanted == "all" and config.objective.needs("prompt") else wanted
 
 
@@ -30,10 +30,10 @@ def rewards_wanted(config: Config) -> bool:
     return bool(config.relabel.goals) or config.objective.needs("rewards")
 
 
-def need_of(config: Config) -> Need:
+def row_needs_of(config: Config) -> RowNeeds:
     want, scores = responses_wanted(config), rewards_wanted(config)
     want = "each" if want == "one" and config.data.pairs == "each" else want
     if config.relabel.goals:
-        return Need(want, scores)
+        return RowNeeds(want, scores)
     because = f"objective.name={config.objective.name} compares scores"
-    return Need(want, scores, because, "or choose another objective")
+    return RowNeeds(want, scores, because, "or choose another objective")

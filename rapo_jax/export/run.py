@@ -1,0 +1,121 @@
+"""`rapo export`: a checkpoint of a run becomes a Hugging Face directory. What is written there is in model.py."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rapo_jax.chat.goal_prompt import GoalPrompt
+from rapo_jax.checkpoint import Restored, Store
+from rapo_jax.config.tree import Config
+from rapo_jax.errors import UserError
+from rapo_jax.export.model import write_adapter, write_model
+from rapo_jax.models.lora import merged
+from rapo_jax.runs.identity import model_identity
+from rapo_jax.runs.setup import Setup, model_weights, open_run_dir, set_up
+from rapo_jax.train.state import abstract_trained
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Which checkpoint (None: the newest), whether only its LoRA adapters, and what the chat template asks for.
+
+    `goal` None bakes in the highest goal, where one sentence can ask for it; bake=False bakes in none.
+    """
+
+    step: int | None = None
+    adapter: bool = False
+    goal: float | None = None
+    bake: bool = True
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the optimizer step, how the model is asked for a goal, and the largest difference between the
+    logits of the checkpoint and of the directory read back."""
+
+    step: int
+    goal_prompt: GoalPrompt
+    difference: float
+
+
+def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Exported:
+    """Writes a checkpoint of `run_dir` into `out_dir`, all of it or nothing.
+
+    Raises UserError for an `out_dir` that is not empty, a run without a checkpoint, and adapters that do not exist or
+    whose starting model has changed.
+    """
+    config = open_run_dir(run_dir)
+    refuse_nonempty(out_dir)
+    if options.adapter:
+        refuse_no_adapters(config)
+    setup = set_up(config)
+    store = Store(run_dir, writes=False)
+    restored = store.restore({"parameters": abstract_trained(setup.spec, setup.mesh)}, step=options.step)
+    store.close()
+    if restored is None:
+        raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
+    goal_prompt = replace(setup.goal_prompt, baked=goal_to_bake(config, options))
+    difference = write_checkpoint(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
+    return Exported(restored.step, goal_prompt, difference)
+
+
+def goal_to_bake(config: Config, options: ExportOptions) -> float | None:
+    """The goal that the exported chat template asks for by itself."""
+    if options.goal is None and options.bake and config.relabel.has_highest_goal:
+        return config.relabel.goal_max
+    return options.goal
+
+
+def refuse_nonempty(out_dir: Path) -> None:
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} is not empty; nothing was written. Choose another OUT_DIR or empty it yourself.")
+
+
+def refuse_no_adapters(config: Config) -> None:
+    if config.lora.rank is None:
+        raise UserError(
+            f"{config.run_dir} trained all weights and has no adapters (lora.rank was not set); leave out --adapter."
+        )
+    if config.model.random_init:
+        raise UserError(
+            f"{config.run_dir} started from random weights (model.random_init), which no file holds, so its adapters "
+            f"cannot be loaded onto them; leave out --adapter to export the merged model."
+        )
+
+
+def write_checkpoint(
+    setup: Setup, restored: Restored, out_dir: Path, *, goal_prompt: GoalPrompt, adapter: bool
+) -> float:
+    """Writes the trained model, LoRA merged into its weights, or with `adapter` the LoRA adapters alone.
+
+    Returns the largest difference of logits between what was trained and what was written.
+    """
+    trained, identity = restored.state["parameters"], restored.identity
+    if adapter:
+        base = frozen_weights(setup, identity, dtype=jnp.dtype("float32"))
+        return write_adapter(setup, trained, out_dir, base=base, step=restored.step, goal_prompt=goal_prompt)
+    parameters = trained if setup.spec.lora is None else merged_weights(setup, trained, identity)
+    return write_model(setup, parameters, out_dir, step=restored.step, goal_prompt=goal_prompt)
+
+
+def merged_weights(setup: Setup, trained: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """Float32 weights with the LoRA adapters added to those that they were trained on."""
+    base = frozen_weights(setup, identity, dtype=jnp.dtype("float32"))
+    return jax.jit(lambda base, trained: merged(base, trained, setup.spec), donate_argnums=0)(base, trained)
+
+
+def frozen_weights(setup: Setup, identity: dict[str, Any], *, dtype: jnp.dtype) -> dict[str, Any]:
+    """The weights under the adapters of a checkpoint with this identity.
+
+    Raises UserError where model.path now holds other weights.
+    """
+    weights = model_weights(setup, dtype=jnp.dtype(setup.config.model.dtype))
+    if model_identity(setup, weights) != identity["model"]:
+        raise UserError(
+            f"model.path={setup.config.model.path} holds other weights than those that the adapters of {setup.run_dir} "
+            f"were trained on; put back the model that the run started from. Nothing was written."
+        )
+    return weights if dtype == setup.config.model.dtype else model_weights(setup, dtype=dtype)

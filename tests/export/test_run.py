@@ -1,0 +1,89 @@
+"""`rapo export` of whole runs: which goal its chat template asks for, also when the run itself began from an export."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from rapo_jax.chat.goal_prompt import read_goal_prompt
+from rapo_jax.errors import UserError
+from rapo_jax.export.run import ExportOptions, export_run
+from rapo_jax.runs.setup import load_training, open_run_dir, set_up
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+
+SENTENCE = "implicitly achieving the following target score"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two runs, each with its export: the second starts from the first one's export."""
+    place = tmp_path_factory.mktemp("runs")
+    tiny.write_model(place / "model")
+    data = tiny.write_rows(place / "pairs.jsonl")
+    (place / "run.yaml").write_text(tiny.RUN)
+    with tiny.compilations_kept(place / "compilations"):
+        for start, name in (("model", "first"), ("first-export", "second")):
+            options = [f"model.path={place / start}", f"data.path={data}", f"run_dir={place / name}"]
+            assert tiny.rapo("train", place / "run.yaml", *options) == 0
+            assert tiny.rapo("export", place / name, place / f"{name}-export") == 0
+    return place
+
+
+def asked(directory, *turns):
+    """What anyone gets who applies the chat template and knows nothing of goals."""
+    turns = [{"role": "user", "content": turn} for turn in turns or ("Hi",)]
+    return AutoTokenizer.from_pretrained(directory).apply_chat_template(turns, tokenize=False)
+
+
+def test_a_run_from_an_export_writes_its_goals_once(place):
+    """Breaks: each round of training adds another goal to every prompt, and the export another one to all of these."""
+    setup = set_up(open_run_dir(place / "second"))
+    prompts = [setup.tokenizer.decode(group.prompt) for group in load_training(setup).groups]
+    assert {prompt.count(SENTENCE) for prompt in prompts} == {1}
+    first = set_up(open_run_dir(place / "first"))
+    assert prompts == [first.tokenizer.decode(group.prompt) for group in load_training(first).groups]
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_an_export_asks_for_the_highest_goal_once(place, name):
+    directory = place / f"{name}-export"
+    assert asked(directory).count(SENTENCE) == 1 and "Overall score: 10." in asked(directory)
+    prompt = read_goal_prompt(directory)
+    assert prompt is not None and prompt.baked == 10 and prompt.chat_template == tiny.CHAT_TEMPLATE
+
+
+def test_relabelled_files_from_an_export_have_the_goal_once(place):
+    out = place / "relabelled.jsonl"
+    options = [f"model.path={place / 'first-export'}", f"data.path={place / 'pairs.jsonl'}"]
+    assert tiny.rapo("relabel", place / "run.yaml", *options, "--out", out) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [str(row["prompt"]).count(SENTENCE) for row in rows] == [1] * len(rows)
+
+
+def test_an_export_of_an_export_can_ask_for_another_goal_or_for_none(place):
+    for number, (options, sentence) in enumerate(
+        [(ExportOptions(goal=7.0), "Overall score: 7."), (ExportOptions(bake=False), None)]
+    ):
+        out = place / f"other{number}"
+        done = export_run(place / "second", out, options=options)
+        assert done.difference <= 1e-5 and done.goal_prompt == read_goal_prompt(out)
+        assert asked(out).count(SENTENCE) == (sentence is not None)
+        assert sentence is None or sentence in asked(out)
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(place, tmp_path):
+    with pytest.raises(UserError, match="first-export is not empty; nothing was written"):
+        export_run(place / "first", place / "first-export", options=ExportOptions())
+    with pytest.raises(UserError, match=r"trained all weights and has no adapters .*; leave out --adapter"):
+        export_run(place / "first", tmp_path / "out", options=ExportOptions(adapter=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_card_hides_the_training_machines_directories(place):
+    """Breaks: a published card says where someone's home is."""
+    card = (place / "first-export" / "README.md").read_text()
+    assert str(place) not in card
+    assert "# model, reward-augmented dpo" in card and "  path: model\n" in card
+    assert "The chat template asks for a score of 10 by itself, in the system turn:\n\n> You are" in card
