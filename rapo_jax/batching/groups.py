@@ -38,7 +38,9 @@ def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> lis
         weights = {True: len(groups) / num_best, False: len(groups) / max(1, len(groups) - num_best)}
         groups = [replace(group, weight=group.weight * weights[group.side == BEST_SIDE]) for group in groups]
     width = max((len(group.responses) for group in groups), default=0)
-    groups = [padded(group, max(width, 1 if config.objective.responses == "one" else 2)) for group in groups]
+    groups = [
+        with_empty_responses(group, max(width, 1 if config.objective.responses == "one" else 2)) for group in groups
+    ]
     if config.objective.needs("divergence"):
         prompts = [relabelled.record.prompt for relabelled, _ in kept]
         groups = with_unrelated(groups, prompts, config=config)
@@ -62,7 +64,7 @@ def as_group(relabelled: Relabelled, encoded: Encoded, config: Config) -> Group:
     )
 
 
-def padded(group: Group, width: int) -> Group:
+def with_empty_responses(group: Group, width: int) -> Group:
     """The group with empty responses added up to `width`."""
     missing = width - len(group.responses)
     if not missing:

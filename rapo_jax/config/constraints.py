@@ -18,7 +18,7 @@ def validate(config: Config) -> Config:
     check_objective(config)
     check_data(config.data)
     check_pairs(config)
-    check_goals(config.relabel)
+    check_relabel(config.relabel)
     check_scale(config.relabel.scale)
     check_lora(config.lora)
     return config
@@ -112,7 +112,7 @@ def check_pairs(config: Config) -> None:
         )
 
 
-def check_goals(relabel: Relabel) -> None:
+def check_relabel(relabel: Relabel) -> None:
     limits, complaint = relabel.rejected_goals, template_complaint(relabel.template, relabel.attributes)
     if complaint:
         raise UserError(complaint)

@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from rapo_jax.intervals import Interval
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 # What a change of a field changes about a run: the groups it trains on (tokens, rewards, weights), the numbers it
 # computes, the order and number of its steps, or none of these. A run resumes only where all but "nothing" are as before.
@@ -34,21 +34,21 @@ def about(
 
 
 def key(
-    default: T,
+    default: Value,
     meaning: str,
     *,
     affects: Affects,
     allowed: Interval | None = None,
     read_by: tuple[str, ...] = (),
-) -> T:
+) -> Value:
     """A described field with a default; its type for a type checker is that of the default, as in a plain dataclass."""
     metadata = about(meaning, affects=affects, allowed=allowed, read_by=read_by)
-    return cast(T, field(default=default, metadata=metadata))
+    return cast(Value, field(default=default, metadata=metadata))
 
 
-def section(cls: type[T], meaning: str, *, read_by: tuple[str, ...] = ()) -> T:
+def section(cls: type[Value], meaning: str, *, read_by: tuple[str, ...] = ()) -> Value:
     """A field that holds another dataclass of described fields, all at their defaults."""
-    return cast(T, field(default_factory=cls, metadata=about(meaning, read_by=read_by)))
+    return cast(Value, field(default_factory=cls, metadata=about(meaning, read_by=read_by)))
 
 
 def description(described: Any) -> Description:

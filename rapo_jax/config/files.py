@@ -14,7 +14,7 @@ import yaml
 
 from rapo_jax.borders import parse_yaml, read_text
 from rapo_jax.config.constraints import validate
-from rapo_jax.config.objective import Objective, flat, option_types
+from rapo_jax.config.objective import Objective, flattened, option_types
 from rapo_jax.config.tree import Config, SourceOptions
 from rapo_jax.errors import UserError, nearest
 
@@ -163,7 +163,7 @@ EXPECTED = {
 def as_dict(config: Config) -> dict:
     """The resolved tree as plain dicts and lists, ready for YAML and JSON; an objective with the options of its loss."""
     tree = dataclasses.asdict(config)
-    return _lists({key: flat(config.objective) if key == "objective" else value for key, value in tree.items()})
+    return _lists({key: flattened(config.objective) if key == "objective" else value for key, value in tree.items()})
 
 
 def _lists(value: Any) -> Any:

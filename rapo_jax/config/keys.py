@@ -17,7 +17,7 @@ from rapo_jax.objectives import OBJECTIVES, Option
 from rapo_jax.objectives.options import papers_of, title_of
 
 WIDTH = 80
-KINDS = {str: "text", int: "integer", float: "number", bool: "true or false"}
+TYPE_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 
 def affects(dotted_key: str) -> Affects:
@@ -85,36 +85,36 @@ def keys_of(cls: Any = Config, before: str = "", read_by: tuple[str, ...] = ()) 
         elif (cls, field.name) != (Objective, "given"):
             effect = "may change on resume" if said.affects == "nothing" else f"affects {said.affects}"
             notes = (effect, f"read by {', '.join(readers)}")
-            yield Key(name, kind_of(hint, said.allowed), default_of(field), said.meaning, notes)
+            yield Key(name, words_for_type(hint, said.allowed), words_for_default(field), said.meaning, notes)
             item = next(iter(typing.get_args(hint)), None)
             if dataclasses.is_dataclass(item) and item is not Objective:
                 yield from keys_of(item, f"{name}[N].", readers)
 
 
-def kind_of(hint: Any, allowed: Interval | None = None) -> str:
+def words_for_type(hint: Any, allowed: Interval | None = None) -> str:
     """The words for a type and the numbers that it allows: `number > 0`, `one of a, b`, `list of texts`, `... or null`."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return f"{kind_of(next(option for option in options if option is not type(None)), allowed)} or null"
+        return f"{words_for_type(next(option for option in options if option is not type(None)), allowed)} or null"
     if origin is Literal:
         return f"one of {', '.join(map(str, options))}"
     if origin is tuple:
         item = options[0]
-        return "list of sections" if dataclasses.is_dataclass(item) else f"list, each {kind_of(item)}"
+        return "list of sections" if dataclasses.is_dataclass(item) else f"list, each {words_for_type(item)}"
     if origin is dict:
-        return f"name: {kind_of(options[1], allowed)}"
-    return f"{KINDS.get(hint, str(hint))} {allowed or ''}".rstrip()
+        return f"name: {words_for_type(options[1], allowed)}"
+    return f"{TYPE_WORDS.get(hint, str(hint))} {allowed or ''}".rstrip()
 
 
-def default_of(field: Any) -> str:
+def words_for_default(field: Any) -> str:
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-    return written(default)
+    return words_for_value(default)
 
 
-def written(value: Any) -> str:
+def words_for_value(value: Any) -> str:
     """A value as one writes it in YAML."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(written, value))}]"
+        return f"[{', '.join(map(words_for_value, value))}]"
     words = {None: "null", "": '""'}
     if isinstance(value, bool | dict):
         return str(value).lower()
@@ -123,7 +123,10 @@ def written(value: Any) -> str:
 
 def key_of(option: Option) -> Key:
     return Key(
-        f"objective.{option.name}", kind_of(option.type, option.allowed), written(option.default), option.meaning
+        f"objective.{option.name}",
+        words_for_type(option.type, option.allowed),
+        words_for_value(option.default),
+        option.meaning,
     )
 
 

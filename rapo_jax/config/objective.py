@@ -12,7 +12,7 @@ from rapo_jax.errors import UserError, nearest
 from rapo_jax.intervals import NOT_NEGATIVE
 from rapo_jax.objectives import AMBIGUOUS, OBJECTIVES, LossSpec, Option
 
-Need = Literal["reference", "rewards", "prompt", "divergence", "weight"]
+LossNeed = Literal["reference", "rewards", "prompt", "divergence", "weight"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Objective:
         """The keyword arguments of the loss function: what is given, else its defaults."""
         return {name: self.given.get(name, option.default) for name, option in self.spec.options.items()}
 
-    def needs(self, what: Need) -> bool:
+    def needs(self, what: LossNeed) -> bool:
         """Whether any term needs it: the reference's log-probabilities, rewards, the prompt's log-probability, the
         divergence, or data with weights."""
         return any(needed_by(term, what) for term in self.terms)
@@ -66,7 +66,7 @@ class Objective:
         return next(kind for kind in ("all", "labelled", "pair", "one") if kind in asked)
 
 
-def needed_by(term: Objective, what: Need) -> bool:
+def needed_by(term: Objective, what: LossNeed) -> bool:
     need: bool | str = getattr(term.spec, f"needs_{what}")
     return bool(term.options[need]) if isinstance(need, str) else need
 
@@ -81,11 +81,11 @@ def option_types(name: str) -> dict[str, Any]:
     return types
 
 
-def flat(objective: Objective) -> dict[str, Any]:
+def flattened(objective: Objective) -> dict[str, Any]:
     """The keys and values of an objective as a file has them; options that are null, and an empty `plus`, are left out."""
     tree: dict[str, Any] = {"name": objective.name, "weight": objective.weight}
     if objective.plus:
-        tree["plus"] = [flat(term) for term in objective.plus]
+        tree["plus"] = [flattened(term) for term in objective.plus]
     tree["best_goal_weight"] = objective.best_goal_weight
     return tree | {name: value for name, value in objective.options.items() if value is not None}
 

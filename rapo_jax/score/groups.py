@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rapo_jax.batching.batch_plan import Group
-from rapo_jax.batching.groups import NAN, padded
+from rapo_jax.batching.groups import NAN, with_empty_responses
 from rapo_jax.chat.encoding import Encoded, Item, encode_all
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import read_source, sources_of_part
@@ -60,7 +60,7 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
         )
     width = max(len(record.responses) for record in records)
     return [
-        padded(Group(each.prompt, each.responses, (NAN,) * len(each.responses), 0, record.row), width)
+        with_empty_responses(Group(each.prompt, each.responses, (NAN,) * len(each.responses), 0, record.row), width)
         for record, each in zip(records, fitting, strict=True)
     ]
 

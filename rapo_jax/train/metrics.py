@@ -126,7 +126,7 @@ def rejected_rewards(groups: Microbatch) -> Values:
     return groups.rejected(groups.implied_BPC), groups.has_rejected_BP
 
 
-def margins(groups: Microbatch) -> Values:
+def reward_margins(groups: Microbatch) -> Values:
     (chosen_BP, has_chosen_BP), (rejected_BP, has_rejected_BP) = chosen_rewards(groups), rejected_rewards(groups)
     return chosen_BP - rejected_BP, has_chosen_BP & has_rejected_BP
 
@@ -174,7 +174,7 @@ METRICS: dict[str, Metric] = {
     "logps/rejected": Metric(rejected_logps, of_compared_responses),
     "rewards/chosen": Metric(chosen_rewards, of_compared_rewards),
     "rewards/rejected": Metric(rejected_rewards, of_compared_rewards),
-    "rewards/margins": Metric(margins, of_compared_rewards),
+    "rewards/margins": Metric(reward_margins, of_compared_rewards),
     "rewards/accuracies": Metric(accuracies, of_compared_rewards),
     "rewards/prompt": Metric(prompt_rewards, of_prompts),
     "kl": Metric(divergence, of_divergences),

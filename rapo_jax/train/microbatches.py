@@ -10,27 +10,29 @@ from jaxtyping import Array, Int
 
 from rapo_jax.batch import Batch, Shape
 
-T = TypeVar("T")
+Total = TypeVar("Total")
 ROW_ARRAYS = [field.name for field in fields(Batch) if field.name != "num_microbatches"]
 
 
-def over_microbatches(add: Callable[[T, Batch[Array]], T], total: T, batch: Batch[Array], shape: Shape) -> T:
+def over_microbatches(
+    add: Callable[[Total, Batch[Array]], Total], total: Total, batch: Batch[Array], shape: Shape
+) -> Total:
     """add(... add(add(total, microbatch 0), microbatch 1) ...), over the microbatches in use."""
     if shape.M == 1:
         return add(total, microbatch(batch, 0))
     return jax.lax.fori_loop(0, batch.num_microbatches, lambda m, total: add(total, microbatch(batch, m)), total)
 
 
-def sum_over_microbatches(function: Callable[[Batch[Array]], T], batch: Batch[Array], shape: Shape) -> T:
+def sum_over_microbatches(function: Callable[[Batch[Array]], Total], batch: Batch[Array], shape: Shape) -> Total:
     """The sum of what a function returns for each microbatch in use."""
 
-    def add(total: T, rows: Batch[Array]) -> T:
+    def add(total: Total, rows: Batch[Array]) -> Total:
         return jax.tree.map(jnp.add, total, function(rows))
 
     return over_microbatches(add, zeros_of(lambda: function(microbatch(batch, 0))), batch, shape)
 
 
-def zeros_of(function: Callable[[], T]) -> T:
+def zeros_of(function: Callable[[], Total]) -> Total:
     """Zeros in the shapes of what a function would return."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
 
