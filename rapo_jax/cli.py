@@ -76,9 +76,7 @@ def connect(options: argparse.Namespace) -> None:
     by_hand = {key: getattr(options, key, None) for key in ("coordinator", "num_processes", "process_id")}
     missing = [f"--{key.replace('_', '-')}" for key, value in by_hand.items() if value is None]
     if 0 < len(missing) < len(by_hand):
-        raise UserError(
-            f"{' and '.join(missing)} is missing; --coordinator, --num-processes and --process-id go together."
-        )
+        raise UserError(f"--coordinator, --num-processes and --process-id go together; add {' and '.join(missing)}.")
     if joins_others(options):
         from rapo_jax.distributed import Pod, join
 

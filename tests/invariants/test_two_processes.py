@@ -1,10 +1,12 @@
 """Two processes with four devices each are one process with eight."""
 
+import json
 import shutil
 import socket
 import time
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 
 from tests import tiny
@@ -19,24 +21,28 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def train_in_two(world, run_dir, *, meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
-    """Runs `rapo train` in two processes that know each other: both exit codes, and what process 0 said."""
+def in_two_processes(arguments, *, log, meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
+    """Runs a verb in two processes that know each other: both exit codes, and what process 0 printed."""
     coordinator = f"127.0.0.1:{free_port()}"
-    logs = [run_dir.with_name(f"log-{index}") for index in range(2)]
+    logs = [log.with_name(f"{log.name}-{index}") for index in range(2)]
     with ExitStack() as stack:
         processes = []
-        for index, log in enumerate(logs):
+        for index, output in enumerate(logs):
             join = ["--coordinator", coordinator, "--num-processes", "2", "--process-id", str(index)]
-            arguments = [*world.train(run_dir), *join]
-            processes.append(stack.enter_context(runs.started(arguments, num_devices=4, log=log)))
+            processes.append(stack.enter_context(runs.started([*arguments, *join], num_devices=4, log=output)))
         meanwhile(processes, logs[0])
         deadline = time.monotonic() + runs.PATIENCE
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             time.sleep(0.1)
         codes = [process.poll() for process in processes]
-    for log in logs:
-        print(log.read_text()[-3000:])
+    for output in logs:
+        print(output.read_text()[-3000:])
     return codes, logs[0].read_text()
+
+
+def train_in_two(world, run_dir, **more) -> tuple[list[int], str]:
+    """`rapo train` in two processes."""
+    return in_two_processes(world.train(run_dir), log=run_dir.with_name("log"), **more)
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +91,42 @@ def test_damage_that_only_one_process_sees_sets_the_checkpoint_aside_on_both(wor
     assert codes == [runs.DONE, runs.DONE]
     assert f"going on from step {runs.NUM_STEPS - 2}" in said
     runs.assert_same_metrics(run_dir, undisturbed)
+
+
+def test_two_processes_score_like_one(world, tmp_path):
+    """When this fails, `rapo score` on a pod writes other rewards than on one host, or hangs in its forward pass."""
+    own = {
+        "model.path": world.directory,
+        "data.path": world.directory / "pairs.jsonl",
+        "objective.name": "bradley_terry",
+    }
+    reward_model = tmp_path / "reward_model"
+    settings = [f"{key}={value}" for key, value in own.items()]
+    settings += ["relabel.goals=[]", "objective.beta=null", "train.max_steps=1", f"run_dir={tmp_path / 'run'}"]
+    assert tiny.rapo("train", world.directory / "run.yaml", *settings) == runs.DONE
+    assert tiny.rapo("export", tmp_path / "run", reward_model) == runs.DONE
+
+    def arguments(out):
+        return [
+            "score",
+            str(world.directory / "run.yaml"),
+            "--model",
+            str(reward_model),
+            "--out",
+            str(out),
+            *settings[:2],
+        ]
+
+    assert tiny.rapo(*arguments(tmp_path / "one.jsonl")) == runs.DONE
+    codes, said = in_two_processes(arguments(tmp_path / "two.jsonl"), log=tmp_path / "log")
+    assert codes == [runs.DONE, runs.DONE] and said.count("next: rapo train") == 1
+    files = ((tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two"))
+    one, two = ([json.loads(line)["rewards"] for line in lines] for lines in files)
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    assert not (tmp_path / "two.jsonl.unfinished").exists()
+
+
+def test_half_an_address_of_a_pod_is_refused(world, tmp_path, capsys):
+    """When this fails, a process that was to join a pod trains alone, into the pod's directory."""
+    assert tiny.rapo(*world.train(tmp_path / "run"), "--num-processes", "2") == runs.USER_ERROR
+    assert "go together; add --coordinator and --process-id." in capsys.readouterr().err
