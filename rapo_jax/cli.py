@@ -96,6 +96,7 @@ def quiet() -> None:
 
 
 def relabel(options: argparse.Namespace) -> int:
+    """Writes goal-conditioned preferences."""
     from rapo_jax.config.files import load_config
     from rapo_jax.export.preferences import write_preferences
     from rapo_jax.opened import goal_prompt_for_relabelling
@@ -110,6 +111,7 @@ def relabel(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
+    """Trains, or resumes where a run stopped."""
     from rapo_jax.config.files import load_config
     from rapo_jax.runs.train import train_or_resume
 
@@ -135,6 +137,7 @@ def keep_compilations() -> None:
 
 
 def export(options: argparse.Namespace) -> int:
+    """Writes a checkpoint as a Hugging Face directory."""
     from rapo_jax.distributed import say
     from rapo_jax.export.run import ExportOptions, export_run
 
@@ -150,6 +153,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
+    """Answers a file of prompts."""
     from rapo_jax.distributed import say
     from rapo_jax.generate.answers import Request, answer_file
 
@@ -161,6 +165,7 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def score(options: argparse.Namespace) -> int:
+    """Writes a reward for every response of a source."""
     from rapo_jax.config.files import load_config
     from rapo_jax.distributed import say
     from rapo_jax.score.responses import score_source
@@ -179,6 +184,7 @@ def score(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
+    """Prints what a run would need and take on chips that need not be here."""
     import json
 
     without_chips(options)
@@ -198,6 +204,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def keys(options: argparse.Namespace) -> int:
+    """Prints configuration keys and objectives."""
     from rapo_jax.config.keys import listing
 
     print(listing(options.prefix))

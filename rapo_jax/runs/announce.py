@@ -20,7 +20,9 @@ from rapo_jax.runs.setup import Setup
 UNITS = {"one": "responses", "pair": "pairs"}  # what a batch is counted in, by what the objective compares
 
 
-def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipeline.Dataset], plan: BatchPlan) -> None:
+def write_records(
+    setup: Setup, data: pipeline.Dataset, *, held_out: dict[str, pipeline.Dataset], plan: BatchPlan
+) -> None:
     """Writes config.yaml, data_report.json and, where scores were mapped, the map. On process 0 alone."""
     if jax.process_index() != 0:
         return
@@ -37,7 +39,7 @@ def write_records(setup: Setup, data: pipeline.Dataset, held_out: dict[str, pipe
         write_json(setup.run_dir / SCALE_FILE, data.scales.tree())
 
 
-def announce(setup: Setup, data: pipeline.Dataset, plan: BatchPlan, *, resuming_after: int | None) -> None:
+def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, resuming_after: int | None) -> None:
     """Prints one screen: machine, model, data, batch plan, loss; a line fits 80 columns unless a path is long."""
     config, shape = setup.config, plan.shape
     axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())

@@ -1,6 +1,7 @@
 """The reference's log-probabilities of a run's groups, from a cache that outlives the run and is filled first."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from rapo_jax.runs.setup import Setup
 
 def cached_references(
     setup: Setup,
-    parameters: dict,
+    parameters: dict[str, Any],
+    *,
     identity: Identity,
     plan: BatchPlan,
     data: pipeline.Dataset,
@@ -35,7 +37,7 @@ def cached_references(
     needed = {"train": np.unique([member for rows in plan.steps for row in rows for member in row])}
     needed |= {name: np.arange(len(dataset.groups)) for name, dataset in held_out.items()}
     for name, dataset in ({"train": data} | held_out).items() if config.reference.cache else ():
-        column = open_column(config, name, dataset, identity) if is_first() else None
+        column = open_column(config, name, data=dataset, run=identity) if is_first() else None
         columns[name] = fill(
             model,
             dataset.groups,
@@ -48,10 +50,10 @@ def cached_references(
     return columns
 
 
-def open_column(config: Config, name: str, data: pipeline.Dataset, identity: Identity) -> Column:
+def open_column(config: Config, name: str, *, data: pipeline.Dataset, run: Identity) -> Column:
     """The cache's column of a data set. Raises UserError where it belongs to something else."""
     shape = (len(data.groups), num_branches(data.groups))
-    belongs_to = reference_identity(identity, data, config)
+    belongs_to = reference_identity(run, data, config)
     directory, part = Path(config.reference.cache), "train" if name == "train" else "eval"
     if directory.exists() and not directory.is_dir():
         raise UserError(f"reference.cache={directory} is a file; it must be a directory.")

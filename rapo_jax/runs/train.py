@@ -69,7 +69,9 @@ def train_or_resume(config: Config) -> Trained:
     inputs = read_inputs(setup)
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, inputs.data)
-    columns = cached_references(setup, parameters, identity, inputs.plan, inputs.data, inputs.held_out)
+    columns = cached_references(
+        setup, parameters, identity=identity, plan=inputs.plan, data=inputs.data, held_out=inputs.held_out
+    )
     run = make_run(setup, inputs, identity=identity, columns=columns)
     store = Store(
         setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if inputs.held_out else 0
@@ -79,8 +81,8 @@ def train_or_resume(config: Config) -> Trained:
         first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
         del parameters  # restoring needs the room
         state, resuming_after = starting_state(setup, first, store=store, identity=identity)
-        write_records(setup, inputs.data, inputs.held_out, inputs.plan)
-        announce(setup, inputs.data, inputs.plan, resuming_after=resuming_after)
+        write_records(setup, inputs.data, held_out=inputs.held_out, plan=inputs.plan)
+        announce(setup, inputs.data, plan=inputs.plan, resuming_after=resuming_after)
         if resuming_after is not None and resuming_after >= inputs.num_steps:
             say(f"nothing to do: {setup.run_dir} is complete at step {resuming_after}.")
             return Trained(setup.run_dir, resuming_after, inputs.num_steps, state, last_record(setup.run_dir))

@@ -10,6 +10,7 @@ Partial results are kept beside the output until all are there, so that an inter
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,9 +69,9 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
     scorer = open_scorer(config, model, reference=reference)
     records = read_all(config)
     groups = groups_to_score(records, config, scorer.tokenizer_of)
-    rewards_GC = one_pass("policy", scorer.policy, groups, kept, config)[:, 1:]
+    rewards_GC = one_pass("policy", scorer.policy, groups=groups, kept=kept, config=config)[:, 1:]
     if scorer.reference is not None:
-        reference_GC = one_pass("reference", scorer.reference, groups, kept, config)[:, 1:]
+        reference_GC = one_pass("reference", scorer.reference, groups=groups, kept=kept, config=config)[:, 1:]
         rewards_GC = scorer.beta * (rewards_GC - reference_GC)
     rewards = [tuple(row[: len(record.responses)].tolist()) for row, record in zip(rewards_GC, records, strict=True)]
     if is_first():
@@ -131,7 +132,9 @@ def refuse_strangers(policy: Path, reference: Path, spec: Spec) -> None:
         )
 
 
-def one_pass(name: str, directory: Path, groups: list[Group], kept: Path, config: Config) -> Float[np.ndarray, "G A"]:
+def one_pass(
+    name: str, directory: Path, *, groups: list[Group], kept: Path, config: Config
+) -> Float[np.ndarray, "G A"]:
     """The score (or summed log-probability) of every branch by one model. Raises Interrupted."""
     spec = spec_from_config(read_config(directory))
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
@@ -141,7 +144,7 @@ def one_pass(name: str, directory: Path, groups: list[Group], kept: Path, config
         "tokens": fingerprint_of_groups(groups),
         "dtype": config.model.dtype,
     }
-    column = open_column(kept, name, groups, identity) if is_first() else None
+    column = open_column(kept, name, groups=groups, identity=identity) if is_first() else None
     return fill(
         Weights(spec, parameters, mesh),
         groups,
@@ -153,7 +156,7 @@ def one_pass(name: str, directory: Path, groups: list[Group], kept: Path, config
     )
 
 
-def open_column(kept: Path, name: str, groups: list[Group], identity: dict) -> Column:
+def open_column(kept: Path, name: str, *, groups: list[Group], identity: dict[str, Any]) -> Column:
     """The column of one model's numbers. Raises UserError where it belongs to something else."""
     if kept.exists() and not kept.is_dir():
         raise UserError(f"{kept} is a file; it must be a directory.")

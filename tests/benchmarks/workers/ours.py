@@ -77,7 +77,9 @@ def main(options: argparse.Namespace) -> None:
     config, spec, mesh = setup.config, setup.spec, setup.mesh
     plan = as_in_a_run(groups, lengths(options.directory), config, num_row_shards=num_row_shards(mesh))
     parameters = starting_parameters(setup)
-    columns = cached_references(setup, parameters, identify(setup, parameters, data), plan, data, {})
+    columns = cached_references(
+        setup, parameters, identity=identify(setup, parameters, data), plan=plan, data=data, held_out={}
+    )
     reference = resident_reference(parameters, config, spec, mesh)
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=options.steps)
     batch = next(pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B), reference=columns.get("train"))(0))
