@@ -1,4 +1,4 @@
-"""The sources of a configuration, each read with its rewards and without the rows that must not be learnt from."""
+"""The sources of a configuration, each read with its rewards and without the rows that must not be trained on."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def sources_of_part(config: Config, part: Part) -> tuple[ConfiguredSource, ...]:
 
 
 def read_source(config: Config, source: ConfiguredSource, need: RowNeeds) -> SourceRecords:
-    """The records of one source with their rewards and weights, without those that must not be learnt from."""
+    """The records of one source with their rewards and weights, without those that must not be trained on."""
     elsewhere = source.options.rewards or config.relabel.attributes
     need = replace(need, scores=need.scores and not elsewhere)
     found = read_records(source.options, need, option=source.option, data=config.data)

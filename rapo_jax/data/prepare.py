@@ -1,7 +1,7 @@
 """The data section of a configuration -> records that are ready to be relabelled: on the goals' scale, and with as many
 responses as the objective compares. Everything that is left out on the way is counted.
 
-The order: read, rewards from elsewhere, what must not be learnt from, max_rows, what is held out, mixture, scale, fraction,
+The order: read, rewards from elsewhere, contaminated rows, max_rows, held-out prompts, mixture, scale, fraction,
 pairs.
 """
 

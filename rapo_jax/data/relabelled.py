@@ -151,7 +151,7 @@ def preferences_of(record: Record, config: Config) -> list[Preference]:
     if len(record.responses) == 1:
         goal = required_rewards(record, config)[0] if options.goals else None
         return [Preference(goal=goal, goal_of="chosen" if options.goals else None, order=(0,))]
-    alone = responses_wanted(config) == "any"  # each response is learnt from by itself, so a tie is informative too
+    alone = responses_wanted(config) == "any"  # each response is trained on by itself, so a tie is informative too
     found = relabel(
         rewards,
         goals=options.goals,
