@@ -166,7 +166,7 @@ def test_data_that_is_not_there_is_named_with_its_option(world, place, refused, 
 def test_a_line_that_is_not_json_is_named(world, place, refused):
     (place / "bad.jsonl").write_text((world / "pairs.jsonl").read_text() + '{"prompt": \n')
     assert refused("train", *settings(world, "new"), "data.path=bad.jsonl") == (
-        "bad.jsonl line 13 is not JSON: Expecting value at character 13; one JSON object per line is needed."
+        "bad.jsonl line 13 is not JSON: Expecting value at character 12; one JSON object per line is needed."
     )
 
 
