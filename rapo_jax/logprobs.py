@@ -7,6 +7,7 @@ states: three products with the vocabulary matrix instead of four. Which tokens 
 """
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def token_logps(
     assert softcap is None or not keep
     num_chunks = number_of_chunks(weight_VD.shape[0], chunk, num_shards)
     hidden_XD, targets_X = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), targets_BS.reshape(-1)
-    logps_X = _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, keep)
+    logps_X = cast(Array, _token_logps(hidden_XD, weight_VD, targets_X, softcap, num_shards, num_chunks, keep))
     return logps_X.reshape(targets_BS.shape)
 
 
@@ -109,7 +110,7 @@ def _backward(softcap, num_shards, num_chunks, keep, residuals, cotangent_X):
 
     def step(hidden_gradient_XD, chunk):
         (weight, ids_c), kept = chunk
-        weight_cD = weight.astype(hidden_XD.dtype).reshape(-1, D)
+        weight_cD, logits_Xc = weight.astype(hidden_XD.dtype).reshape(-1, D), None
         if keep:
             exponential_Xc, top_X = kept
             probability_Xc = exponential_Xc.astype(jnp.float32) * jnp.exp(top_X - normalizer_X)[:, None]
@@ -119,6 +120,7 @@ def _backward(softcap, num_shards, num_chunks, keep, residuals, cotangent_X):
         is_target = ids_c == targets_X[:, None]
         gradient_Xc = cotangent_X[:, None] * (is_target.astype(jnp.float32) - probability_Xc)
         if softcap is not None:
+            assert logits_Xc is not None
             slope = 1 - (logits_Xc / softcap) ** 2
             gradient_Xc *= jnp.where(ids_c < V, slope, 0.0)
         gradient_Xc = gradient_Xc.astype(hidden_XD.dtype)

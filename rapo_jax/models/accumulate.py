@@ -7,6 +7,7 @@ total gives the new total, and layers are added one at a time, in place.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,14 +32,14 @@ summed.defvjp(lambda weight, total: (weight, total), _summed_backward)
 
 def accumulate_over_layers(
     layer: Layer,
-    x: Float[Array, "B D"] | Float[Array, "B T D"],
+    x: Float[Array, "..."],
     parameters: Any,
     totals: Any,
     scanned: Any,
     shared: Any,
     *,
     unrolled: bool = False,
-) -> Float[Array, "B D"] | Float[Array, "B T D"]:
+) -> Float[Array, "..."]:
     """Calls x = layer(x, parameters, scanned, shared) for every layer in turn, like jax.lax.scan.
 
     The trees `parameters`, `totals` and `scanned` lead with L. The cotangent of `totals` is totals + the gradients of
@@ -77,11 +78,7 @@ def accumulate_over_layers(
             inputs = of_layer((parameters, scanned), at)
             _, pull_back = pull(x, inputs)
             d_x, d_weights = with_kept(pull_back, (x, inputs, shared), was_kept)(d_x)
-
-            def add(total: Array, part: Array) -> Array:
-                return jax.lax.dynamic_update_index_in_dim(total, of_layer(total, at) + part.astype(total.dtype), at, 0)
-
-            return d_x, jax.tree.map(add, totals, d_weights)
+            return d_x, jax.tree.map(partial(add_to_layer, at), totals, d_weights)
 
         num_layers = num_of_layers(parameters)
         if not unrolled:
@@ -110,6 +107,11 @@ def over_layers(one: Callable, carry: Any, trees: Any, *, unrolled: bool) -> tup
 
 def of_layer(trees: Any, at: Array | int) -> Any:
     return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, at, keepdims=False), trees)
+
+
+def add_to_layer(at: Array | int, total: Array, part: Array) -> Array:
+    """total with total[at] += part, in place inside a compiled loop."""
+    return jax.lax.dynamic_update_index_in_dim(total, of_layer(total, at) + part.astype(total.dtype), at, 0)
 
 
 def num_of_layers(trees: Any) -> int:

@@ -1,6 +1,7 @@
 """Matrix products of activations and a weight whose gradient is accumulated and kept in float32."""
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,18 @@ from jax import Array
 from jaxtyping import Float
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def contract(x: Float[Array, "..."], weight: Float[Array, "..."], equation: str) -> Float[Array, "..."]:
     """einsum(equation, x, weight) in x's dtype; the weight's gradient is accumulated in float32. x leads with B and T."""
+    return cast(Array, _contract(x, weight, equation))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _contract(x: Array, weight: Array, equation: str) -> Array:
     return jnp.einsum(equation, x, weight.astype(x.dtype))
 
 
-def _contract(x: Array, weight: Array, equation: str) -> tuple[Array, tuple[Array, Array]]:
-    return contract(x, weight, equation), (x, weight)
+def _contract_forward(x: Array, weight: Array, equation: str) -> tuple[Array, tuple[Array, Array]]:
+    return _contract(x, weight, equation), (x, weight)  # pyright: ignore[reportReturnType] (stubs of custom_vjp)
 
 
 def _contract_backward(equation: str, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -42,4 +47,4 @@ def _narrower_first(a_XI: Array, b_XO: Array) -> Array:
     return jax.lax.optimization_barrier(_summed_products(b_XO, a_XI)).T
 
 
-contract.defvjp(_contract, _contract_backward)
+_contract.defvjp(_contract_forward, _contract_backward)

@@ -237,7 +237,9 @@ class Decoder(nnx.Module):
 
         def one(x_BTD: Array, scanned: tuple) -> tuple[Array, Cache]:
             parameters, window, cache = scanned
-            return nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, window=window, cache=cache)
+            x_BTD, written = nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, window=window, cache=cache)
+            assert written is not None
+            return x_BTD, written
 
         x_BTD = self.embedded(tokens_BT, options)
         x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, self.windows(), cache))

@@ -1,5 +1,5 @@
-"""What a run would cost, without the chips, the weights or, if need be, the data.
+"""What a run would cost: memory, FLOPs, communication and time, without the chips, the weights or even the data.
 
-The real train step is compiled for a described target; memory is what its compiler says, work is read off the compiled
-program, time is a roofline. Nothing is executed.
+The real train step is compiled for a description of the target; memory is the compiler's figure, work is counted in the
+compiled program, time is a roofline estimate. Nothing is executed.
 """

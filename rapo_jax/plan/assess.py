@@ -1,4 +1,4 @@
-"""One configuration on one target: packed, compiled, counted, and turned into seconds by a roofline."""
+"""One configuration on one target: its batch plan, its compiled step, FLOP counts, and a roofline estimate of time."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,12 +22,12 @@ from rapo_jax.plan.targets import Target
 from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.reference import reference_is_resident
 
-MATMUL_SHARE = 0.6  # of the peak, that matrix products of this size reach; well-tuned trainers report 0.5 to 0.7
+MATMUL_SHARE = 0.6  # of peak FLOP/s reached by matrix products of this size; well-tuned trainers report 0.5 to 0.7
 
 
 @dataclass(frozen=True)
 class Question:
-    """A configuration, its data and a target; `changes` are what differs from the configuration as it was given."""
+    """A configuration, its data and a target; `changes` are overrides of the user's configuration, as KEY=VALUE."""
 
     config: Config
     spec: Spec
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Packing:
-    """What the batch plan says; `mean_microbatches` is what a step runs on average, of `shape`'s M."""
+    """The batch plan in numbers; `mean_microbatches` is a step's average, of at most M in `shape`."""
 
     shape: dict[str, int]
     num_groups: int
@@ -51,7 +51,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one step on all devices. `compiled` counts the compiled program; the others are by hand, and should add up to it."""
+    """FLOPs of one step on all devices: `compiled` as counted in the compiled program; the rest by hand, adding up to it."""
 
     compiled: float
     useful: float
@@ -65,7 +65,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one step, were nothing else to do. None where the target's speed is not known."""
+    """Seconds of one step if each resource were the only limit."""
 
     compute: float
     memory: float
@@ -78,13 +78,13 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Assessment:
-    """Everything that is said of a configuration on a target. What needs the compiled program is None without one."""
+    """All results for a configuration on a target. Those that need the compiled program are None without one."""
 
     question: Question
     mesh: dict[str, int]
     packing: Packing
     memory: Memory
-    compile_seconds: float | None  # None: not compiled, the resident bytes alone are too many
+    compile_seconds: float | None  # None: not compiled, because the resident bytes alone do not fit
     attention: Attention | None = None
     program: Program | None = None
     flops: Flops | None = None
@@ -121,8 +121,8 @@ def changed(config: Config, changes: tuple[str, ...]) -> Config:
 
 
 def assess(question: Question, *, temporaries: float | None = None) -> Assessment:
-    """Compiles and counts. With `temporaries`, a number of bytes that the step needs at least besides what is resident and
-    its gradients, what cannot fit is not compiled."""
+    """Compiles the step and counts. `temporaries` is a known lower bound of its bytes besides resident arrays and gradients;
+    with it, a step that cannot fit is not compiled."""
     config, spec, target = changed(question.config, question.changes), question.spec, question.target
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
     started = time.monotonic()
@@ -167,7 +167,7 @@ def count_flops(
     config: Config,
     reference: bool,
 ) -> Flops:
-    """By hand, for an average step: the useful work of its groups, and all that its rows compute besides."""
+    """FLOPs of an average step, by hand: useful work of its groups, padding, and rematerialization."""
     spec, shape, num_devices = question.spec, plan.shape, len(question.target.devices)
     prompts, responses = group_lengths(question.lengths.groups)
     real = real_work(prompts, responses, spec.windows, scored=shape.scored)
@@ -187,7 +187,7 @@ def count_flops(
 
 
 def roofline(target: Target, program: Program, flops: Flops) -> Seconds | None:
-    """Seconds of a step by each resource alone; the step takes the longest, if the others hide behind it."""
+    """A step's seconds by each resource alone; it takes the longest of them if they overlap perfectly."""
     chip, num_devices = target.chip, len(target.devices)
     if target.peak_flops is None or chip.memory_bandwidth is None or chip.link is None:
         return None

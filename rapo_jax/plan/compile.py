@@ -1,4 +1,4 @@
-"""The real train step, compiled for a target from shapes alone, and what its compiler says of memory."""
+"""Compiles the real train step for a target, from shapes alone, and reads the compiler's memory figures."""
 
 import re
 import time
@@ -25,7 +25,7 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device. `peak` is the compiler's; where it gave up, what it said it would need."""
+    """Bytes per device. `peak` is the compiler's figure, also when it ran out of memory."""
 
     parameters: float
     optimizer: float
@@ -36,18 +36,18 @@ class Memory:
 
     @property
     def resident(self) -> float:
-        """What is there before the step begins."""
+        """Bytes that are allocated before the step begins."""
         return self.parameters + self.optimizer + self.reference + self.batch
 
     @property
     def temporaries(self) -> float:
-        """Activations, casts, gathered weights, and whatever else lives within the step, without the gradients."""
+        """Activations, casts, gathered weights and everything else that lives within the step, except gradients."""
         return max(0.0, self.peak - self.resident - self.gradients)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """`text` is the optimized HLO, None where the program did not fit the compiler's memory."""
+    """`text` is the optimized HLO, or None if the program exceeded the target's memory."""
 
     memory: Memory
     text: str | None
@@ -69,7 +69,7 @@ def abstract_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> tuple
 
 
 def resident_memory(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Memory:
-    """The part of the memory that follows from shapes; its peak is the least that any program needs."""
+    """Memory that follows from shapes alone; its peak is a lower bound for any program."""
     state, reference, batch = abstract_step(config, spec, mesh, shape)
     parameters = per_device(state.parameters)
     parts = {
@@ -83,13 +83,13 @@ def resident_memory(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> Mem
 
 
 def per_device(tree) -> float:
-    """Bytes of a tree of sharded shapes on one device."""
+    """Bytes per device of a tree of sharded shapes."""
     leaves = jax.tree.leaves(tree)
     return float(sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
 
 
 def compile_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> Compiled:
-    """Compiles the step. Running out of the target's memory is a result, not an error."""
+    """Compiles the step. Exceeding the target's memory is a result, not an error."""
     least = resident_memory(config, spec, mesh, shape)
     step = cast(jax.stages.Wrapped, make_train_step(config, spec, mesh, shape, num_steps=num_steps))
     arguments = abstract_step(config, spec, mesh, shape)  # before the mesh is set: its devices can hold no constant
@@ -111,7 +111,7 @@ def compile_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_st
 
 @contextmanager
 def presented(mesh: Mesh) -> Iterator[None]:
-    """Within it the mesh's device is the default one: GPU kernels choose their variant by asking for that."""
+    """Makes the mesh's first device the default device, by which GPU kernels choose their variant."""
     if mesh.devices.flat[0].platform in ("cpu", "tpu"):
         yield
     else:
@@ -120,8 +120,8 @@ def presented(mesh: Mesh) -> Iterator[None]:
 
 
 def peak_bytes(analysis, platform: str) -> float:
-    """What a device must have. A TPU's compiler places buffers over time, in and around the arguments, and its peak is what
-    it holds against the memory; elsewhere all temporaries are one allocation beside the arguments."""
+    """Bytes that a device must have. The TPU compiler schedules buffers over time, reusing arguments, so its peak is the
+    requirement; elsewhere all temporaries are one allocation beside the arguments."""
     if platform == "tpu":
         return analysis.peak_memory_in_bytes
     beside = analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
@@ -133,7 +133,7 @@ def with_peak(memory: Memory, peak: float) -> Memory:
 
 
 def needed_bytes(message: str) -> float | None:
-    """The bytes that a compiler wanted when it said RESOURCE_EXHAUSTED, or None for any other error.
+    """The bytes that a RESOURCE_EXHAUSTED error asked for, or None for any other error.
 
     >>> needed_bytes("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.")
     22011707392.0

@@ -1,4 +1,4 @@
-"""The text of a compiled program (XLA's optimized HLO) as instructions in computations. Only what the plan reads."""
+"""Parses the text of a compiled program (XLA's optimized HLO) into instructions, as far as `rapo plan` needs it."""
 
 import re
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 @dataclass(frozen=True)
-class Array:
-    """A dense array; `in_memory` is False where the compiler keeps it on the chip (memory space 1)."""
+class ArrayType:
+    """A dense array's type; `in_memory` is False if the compiler keeps it in on-chip memory (memory space 1)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,18 +34,18 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """`attributes` is what follows the operands; of a constant its value, of a parameter its number."""
+    """`attributes` is the text after the operands; a constant's value; a parameter's number."""
 
     name: str
     opcode: str
-    results: tuple[Array, ...]
+    results: tuple[ArrayType, ...]
     operands: tuple[str, ...]
     attributes: str
     is_root: bool
 
     @property
     def called(self) -> list[str]:
-        """The computations that it runs."""
+        """The computations that the instruction calls."""
         found = CALLED.findall(self.attributes)
         branches = BRANCHES.search(self.attributes)
         return found + (re.findall(r"%([\w.\-]+)", branches[1]) if branches else [])
@@ -71,7 +71,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Instructions by name, in computations by name.
+    """Parses a module: computations by name, each with its instructions by name.
 
     >>> module = parse('''ENTRY %main (x: f32[4,8]) -> f32[4,4] {
     ...   %x = f32[4,8]{1,0:T(4,128)S(1)} parameter(0)
@@ -93,7 +93,7 @@ def parse(text: str) -> Module:
 
 
 def statements(text: str) -> Iterator[str]:
-    """Lines, with those joined that go on with the one before (metadata of kernels contain line breaks)."""
+    """Lines, with continuation lines joined (kernels' metadata contain line breaks)."""
     whole: list[str] = []
     for line in text.splitlines():
         if whole and STARTS.match(line):
@@ -114,13 +114,13 @@ def read_instruction(found: re.Match) -> Instruction:
     return Instruction(name, opcode, results, operands, attributes, is_root)
 
 
-def read_array(found: re.Match) -> Array:
+def read_array(found: re.Match) -> ArrayType:
     shape = tuple(map(int, found[2].split(","))) if found[2] else ()
-    return Array(found[1], shape, in_memory="S(1)" not in (found[3] or ""))
+    return ArrayType(found[1], shape, in_memory="S(1)" not in (found[3] or ""))
 
 
 def closing(text: str, opening: int) -> int:
-    """The place of the parenthesis that closes the one at `opening`."""
+    """The index of the parenthesis that closes the one at `opening`."""
     depth = 0
     for at in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[at], 0)

@@ -1,4 +1,4 @@
-"""What a plan packs: the run's own groups where data and tokenizer can be read, else groups with UltraFeedback's lengths."""
+"""The groups that `rapo plan` packs: the run's own if data and tokenizer can be read, else ones of UltraFeedback's lengths."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Groups to pack, and in words where their lengths are from."""
+    """Groups to pack, and where their lengths come from, for the report."""
 
     groups: list[Group]
     source: str
 
 
 def read_lengths(config: Config, model_dir: Path) -> Lengths:
-    """The groups of data.path, or, where it or the tokenizer cannot be read, groups like UltraFeedback's."""
+    """The groups of data.path; if it or the tokenizer cannot be read, groups like UltraFeedback's."""
     if not (config.data.path or config.data.sources):
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
     try:
@@ -39,7 +39,7 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
 
 
 def like_ultrafeedback(config: Config) -> list[Group]:
-    """One group a record and goal, lognormal lengths, cut to the config's limits; the same for the same seed."""
+    """One group per record and goal, with lognormal lengths cut to the configuration's limits; always the same."""
     random, data = np.random.default_rng(0), config.data
     num_responses = {"one": 1, "pair": 2, "labelled": 2, "all": 4}[config.objective.responses]
     unrelated = config.objective.needs("divergence")

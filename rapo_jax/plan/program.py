@@ -1,9 +1,9 @@
-"""What a compiled program does in one step on one device: FLOPs of matrix products, bytes of memory, collectives.
+"""Counts what a compiled program does in one step on one device: FLOPs of matrix products, memory traffic, collectives.
 
-XLA's own cost analysis counts a loop's body once. Here the optimized HLO is walked and every body counts as often as it
-runs: the bound in the loop's condition, and where that bound is data, one of `bounds`, outermost first: the microbatches
-of a step, then the visible tiles of attention without a kernel. Kernels (custom calls) are listed, because nobody but
-their author knows their FLOPs; rapo_jax/plan/kernels.py counts those by hand.
+XLA's own cost analysis counts a loop's body once. Here every body of the optimized HLO counts as often as it runs: the bound
+in the loop's condition or, if that bound is data, one of `bounds`, outermost first: the microbatches of a step, then the
+visible tiles of attention without a kernel. Kernels (custom calls) are only listed, because HLO does not show their FLOPs;
+rapo_jax/plan/kernels.py counts them by hand.
 """
 
 import re
@@ -18,7 +18,7 @@ from rapo_jax.plan.hlo import Computation, Instruction, Module
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 KERNEL_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu", "mosaic_gpu_v2", "triton_kernel_call")
 MATMUL_CALLS = ("__cublas$gemm", "__cublas$lt$matmul", "__onednn$matmul")
-# What moves no bytes of its own: views, bookkeeping, and what is counted where it starts or inside.
+# Opcodes without memory traffic of their own: views, bookkeeping, and those counted at their start or inside.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all iota partition-id replica-id "
     "opt-barrier copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update "
@@ -60,13 +60,13 @@ class Program:
 
 
 def link_bytes(kind: str, group: int, num_bytes: float) -> float:
-    """What a device sends in a collective by the ring algorithms (Thakur et al., 2005, section 4)."""
+    """Bytes that a device sends in a collective by the ring algorithms (Thakur et al., 2005, section 4)."""
     share = (group - 1) / group if group else 1.0
     return num_bytes * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
 def read_program(module: Module, *, bounds: tuple[float, ...], num_devices: int) -> Program:
-    """Counts everything that the entry computation runs; `bounds` are those of loops whose bound is data, by depth."""
+    """Counts everything that the entry computation runs; `bounds` are the trip counts of data-dependent loops, by depth."""
     program, seen = Program(), set()
     for times, computation, inside_fusion in running(module, bounds):
         for instruction in computation.values():
@@ -79,7 +79,7 @@ def read_program(module: Module, *, bounds: tuple[float, ...], num_devices: int)
 
 
 def running(module: Module, bounds: tuple[float, ...]) -> Iterator[tuple[float, Computation, bool]]:
-    """(how often it runs, a computation, whether it is the inside of a fusion), for all that runs."""
+    """(how often it runs, a computation, whether it is inside a fusion), for every computation that runs."""
     todo: list[tuple[float, str, bool, tuple[float, ...]]] = [(1.0, module.entry, False, bounds)]
     while todo:
         times, name, inside, bounds = todo.pop()
@@ -100,7 +100,7 @@ def running(module: Module, bounds: tuple[float, ...]) -> Iterator[tuple[float, 
 
 
 def trip_count(loop: Instruction, computation: Computation, module: Module) -> float | None:
-    """How often a loop runs that counts up to a constant, or None where its bound is data."""
+    """The trip count of a loop that counts up to a constant, or None if its bound is data."""
     known = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
     if known:
         return float(known)
@@ -119,7 +119,7 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> f
 
 
 def constant_in(instruction: Instruction | None, computation: Computation, module: Module) -> int | None:
-    """The constant that a value is, or that is added to make it: a loop's start, or its stride."""
+    """A value's constant, or the constant that is added to make it: a loop's start, or its stride."""
     if instruction is None:
         return None
     if instruction.opcode == "constant":
@@ -146,8 +146,8 @@ def matmul_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """A TPU's matrix products are convolutions, batch dimensions windows that meet padding: only pairs of an output and a
-    kernel position that meet a real input count."""
+    """On a TPU matrix products are convolutions with batch dimensions as padded windows: only pairs of an output and a kernel
+    position that meet an input element count, not padding."""
     left, right = (computation[name].results[0].shape for name in instruction.operands[:2])
     lhs, rhs, out = re.split("_|->", instruction.required(r"dim_labels=(\w+_\w+->\w+)"))
     window = window_of(instruction, num_spatial=len(lhs) - 2)
@@ -180,7 +180,7 @@ def window_of(instruction: Instruction, *, num_spatial: int) -> list[tuple[int, 
 def count_collective(
     program: Program, instruction: Instruction, computation: Computation, times: float, seen: set, num_devices: int
 ) -> None:
-    """Adds a collective once: a fused asynchronous one is written down in every fusion that it overlaps."""
+    """Adds a collective once, although a fused asynchronous one appears in every fusion that it overlaps with."""
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return
@@ -221,7 +221,7 @@ def count_kernel(program: Program, instruction: Instruction, computation: Comput
 
 
 def memory_bytes(instruction: Instruction, computation: Computation, module: Module) -> float:
-    """Bytes between memory and chip of one instruction outside fusions: what it reads and what it writes, once each."""
+    """Memory traffic of one instruction outside fusions: the bytes it reads and the bytes it writes, once each."""
     if instruction.opcode in FREE or instruction.opcode.removesuffix("-start") in COLLECTIVES:
         return 0.0
     if instruction.opcode == "copy-start":
@@ -237,7 +237,7 @@ def memory_bytes(instruction: Instruction, computation: Computation, module: Mod
 
 
 def fusion_bytes(instruction: Instruction, computation: Computation, inside: Computation) -> float:
-    """A fusion reads of a stacked operand only the slice that it takes, and writes only the slice that it updates."""
+    """A fusion reads only the slices that it takes from a stacked operand, and writes only the slices that it updates."""
     total, updated = 0.0, set()
     root = next(i for i in inside.values() if i.is_root)
     roots = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]

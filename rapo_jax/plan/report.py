@@ -1,4 +1,4 @@
-"""An assessment on one screen, and as JSON."""
+"""The report of `rapo plan`: an assessment as text for one screen, and as JSON."""
 
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +8,7 @@ from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
 from rapo_jax.runs.announce import parameter_count, trained_count
 
-SMALLEST_SHARE = 0.001  # of the largest kind of collective's bytes, below which a kind is not worth a line
+SMALLEST_SHARE = 0.001  # of the largest kind of collective's bytes, below which a kind is not shown
 
 
 def screen(assessment: Assessment, *, name: str) -> str:

@@ -1,8 +1,8 @@
-"""When a step does not fit: the nearest change that makes it fit, compiled as well.
+"""For a step that does not fit: the cheapest change that makes it fit, compiled to be sure.
 
-Nearest means cheapest first: fewer rows at a time, more recomputation, a smaller first moment, the reference's
-log-probabilities from a cache, weights split further, and last a larger slice. Each change is tried alone, then with those
-before it. What cannot fit by its resident bytes is not compiled.
+From cheap to expensive: fewer rows at a time, more rematerialization, a smaller first moment, cached log-probabilities of the
+reference, weights sharded further, a larger slice. Each change is tried alone, then together with the cheaper ones. Steps
+whose resident bytes alone do not fit are not compiled.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from rapo_jax.plan.targets import GiB, Target, larger, slice_target
 from rapo_jax.train.reference import reference_is_resident
 
 CACHE = "reference.cache=runs/reference"
-RESIDENT = ("optimizer.mu_dtype=bfloat16", CACHE)  # changes that take away resident bytes and nothing else
+RESIDENT = ("optimizer.mu_dtype=bfloat16", CACHE)  # changes that only reduce resident bytes
 REMAT = get_args(Remat)
 TENSOR = (2, 4, 8)
 
@@ -43,7 +43,7 @@ def needs(tried: Assessment) -> str:
 
 
 def known_temporaries(question: Question, known: dict[tuple[str, ...], Assessment]) -> float:
-    """The bytes of temporaries that this is known to need: those of the same step with more resident bytes."""
+    """A known lower bound of the temporaries: those of a tried configuration that differs in resident bytes only."""
     for changes, tried in known.items():
         added = set(question.changes) - set(changes)
         if (
@@ -56,7 +56,7 @@ def known_temporaries(question: Question, known: dict[tuple[str, ...], Assessmen
 
 
 def candidates(failed: Assessment) -> Iterator[Question]:
-    """Changes to the configuration alone, then together, then with larger slices."""
+    """Single changes, then combinations, then larger slices."""
     question = failed.question
     cheap = cheap_changes(failed)
     yield from (replace(question, changes=(*question.changes, change)) for change in cheap)
@@ -74,7 +74,7 @@ def candidates(failed: Assessment) -> Iterator[Question]:
 
 
 def cheap_changes(failed: Assessment) -> list[str]:
-    """What a configuration can still give up, cheapest first."""
+    """Changes of the configuration that save memory, cheapest first."""
     config = changed(failed.question.config, failed.question.changes)
     changes = []
     if failed.packing.shape["B"] > failed.mesh["data"] * failed.mesh["fsdp"]:
@@ -88,7 +88,7 @@ def cheap_changes(failed: Assessment) -> list[str]:
 
 
 def mesh_changes(failed: Assessment) -> list[tuple[str, ...]]:
-    """Weights over all devices instead of over some, then over heads too, where that divides the heads."""
+    """Weights sharded over all devices instead of replicated on some, then by heads too if the number divides them."""
     mesh, spec, num_devices = failed.mesh, failed.question.spec, len(failed.question.target.devices)
     changes = [("mesh.data=1", "mesh.fsdp=-1")] if mesh["data"] > 1 else []
     sizes = [size for size in TENSOR if size > mesh["tensor"] and num_devices % size == 0 and spec.K % size == 0]
@@ -96,7 +96,7 @@ def mesh_changes(failed: Assessment) -> list[tuple[str, ...]]:
 
 
 def grown(failed: Assessment) -> tuple[str, ...]:
-    """A mesh with every size fixed must let fsdp take what a larger slice adds."""
+    """With every mesh size fixed, fsdp must absorb the devices that a larger slice adds."""
     sizes = failed.question.config.mesh
     return () if -1 in (sizes.data, sizes.fsdp, sizes.tensor) else ("mesh.fsdp=-1",)
 

@@ -1,4 +1,4 @@
-"""Chips and slices that a step can be compiled for without having them.
+"""Chips and slices that a step can be compiled for; they need not be present.
 
 A TPU slice is described by libtpu, a GPU by a description of its device, both through jax.experimental.topologies.
 """
@@ -19,8 +19,8 @@ GiB, GB = 2**30, 1e9
 
 @dataclass(frozen=True)
 class Chip:
-    """One JAX device. `link` is what a collective moves per second and direction of use: for a TPU both directions of one
-    torus dimension, for a GPU one direction of NVLink; `network` the same between hosts."""
+    """One JAX device. `link` is the bandwidth of a collective: for a TPU both directions of one torus dimension, for a GPU one
+    direction of NVLink; `network` is the same between hosts."""
 
     memory: float | None = None  # bytes that a program may use
     memory_bandwidth: float | None = None  # bytes / s
@@ -69,7 +69,7 @@ GPUS = {  # compute capability, streaming multiprocessors, shared memory of one 
 
 @dataclass(frozen=True)
 class Target:
-    """Devices to compile for. `slice_name` is "" where the devices are here."""
+    """Devices to compile for. `slice_name` is "" for the devices of this machine."""
 
     name: str
     kind: str
@@ -102,7 +102,7 @@ def split_topology(topology: str) -> tuple[str, str]:
 
 
 def slice_target(kind: str, slice_name: str) -> Target:
-    """A slice that need not be here. Raises UserError where its compiler is not installed or does not know it."""
+    """A described slice. Raises UserError if its compiler is not installed or does not know it."""
     make = gpu_devices if kind in GPUS else tpu_devices
     name = f"{kind}:{slice_name}"
     try:
@@ -177,7 +177,7 @@ def gpu_description(kind: str) -> str:
 
 
 def here(devices: str | None = None) -> Target:
-    """The devices of this machine: all of them, or "cpu:8", which the command line has asked for before JAX started."""
+    """The devices of this machine: all of them, or "cpu:8", which the command line requested before JAX started."""
     if devices is None:
         found = jax.devices()
         kind = next((k for k, name in DEVICE_KINDS.items() if found[0].device_kind.startswith(name)), "")
@@ -198,7 +198,7 @@ def cpu_count(devices: str) -> int:
 
 
 def larger(target: Target) -> list[str]:
-    """The known slices of the target's kind that have more devices, smallest first."""
+    """The known slices of the target's kind with more devices, smallest first."""
     return [name for name in SLICES.get(target.kind, ()) if target.slice_name and size(name) > size(target.slice_name)]
 
 

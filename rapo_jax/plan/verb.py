@@ -1,4 +1,4 @@
-"""`rapo plan`: one target, or a walk over the slices of a kind."""
+"""`rapo plan`: assesses one target, or walks the slices of a kind up to the first that fits."""
 
 import sys
 from dataclasses import dataclass
@@ -19,33 +19,33 @@ DOES_NOT_FIT = 1
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What to print, what to write, and the exit code."""
+class PlanReport:
+    """The report as text and as JSON, and the exit code."""
 
     text: str
     tree: dict
     code: int
 
 
-def plan(config: Config, *, name: str, topology: str | None = None, devices: str | None = None) -> Answer:
-    """Assesses one target; where the step does not fit, also the nearest change that does."""
+def plan(config: Config, *, name: str, topology: str | None = None, devices: str | None = None) -> PlanReport:
+    """Assesses one target and, if the step does not fit, the nearest change that makes it fit."""
     target = slice_target(*split_topology(topology)) if topology else here(devices)
     assessment = assess(Question(config, *read_run(config), target))
     text = screen(assessment, name=name)
     if assessment.fits:
-        return Answer(text, as_json(assessment), 0)
+        return PlanReport(text, as_json(assessment), 0)
     nearest = nearest_that_fits(assessment, progress=progress)
     if nearest is None:
-        return Answer(text + "\n\nno change that was tried makes it fit.", as_json(assessment), DOES_NOT_FIT)
+        return PlanReport(text + "\n\nno change that was tried makes it fit.", as_json(assessment), DOES_NOT_FIT)
     said = list(nearest.question.changes)
     if nearest.question.target != target:
         said.append(f"--topology {nearest.question.target.name}")
     text += f"\n\nthe nearest change that fits: {' '.join(said)}\n\n{screen(nearest, name=name)}"
-    return Answer(text, as_json(assessment, nearest=nearest), DOES_NOT_FIT)
+    return PlanReport(text, as_json(assessment, nearest=nearest), DOES_NOT_FIT)
 
 
-def smallest(config: Config, *, kind: str) -> Answer:
-    """Walks the slices of a kind, smallest first, to the first one on which the configuration fits as it is."""
+def smallest(config: Config, *, kind: str) -> PlanReport:
+    """Walks the slices of a kind, smallest first, up to the first on which the configuration fits unchanged."""
     if kind not in SLICES:
         raise UserError(f"--smallest {kind} is unknown; known kinds: {', '.join(SLICES)}.")
     run, lines, trees, first = read_run(config), [], [], None
@@ -62,7 +62,7 @@ def smallest(config: Config, *, kind: str) -> Answer:
             break
     text = "\n".join([f"{config.model.path} on {kind}", *lines])
     text += f"\nthe smallest that fits: {first}" if first else f"\nfits no known slice of {kind}."
-    return Answer(text, {"smallest": first, "tried": trees}, 0 if first else DOES_NOT_FIT)
+    return PlanReport(text, {"smallest": first, "tried": trees}, 0 if first else DOES_NOT_FIT)
 
 
 def read_run(config: Config) -> tuple[Spec, Lengths]:

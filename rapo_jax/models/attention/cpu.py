@@ -5,6 +5,7 @@ forward and backward (Milakov and Gimelshein, 2018; Dao et al., "FlashAttention"
 """
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def attend_tiles(
     q_BKTGH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
     k_BKUH, v_BKUH = k_BUKH.transpose(0, 2, 1, 3), v_BUKH.transpose(0, 2, 1, 3)
     schedule = tile_schedule(mask_BTU) if schedule is None else schedule
-    out_BKTGH = _attend(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap)
+    out_BKTGH = cast(Array, _attend(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap))
     return out_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
 
 
@@ -44,7 +45,7 @@ def tile_schedule(mask_BTU: Bool[Array, "B T U"]) -> Schedule:
     return visible_tiles(mask_BTU, height=TILE, width=TILE)
 
 
-def _tile(x: Array, b: Array, *starts: Array, size: tuple[int, ...]) -> Array:
+def _tile(x: Array, b: Array, *starts: Array | int, size: tuple[int, ...]) -> Array:
     """A tile of x[b]: `size` elements from `starts`, which begin at x's second dimension; missing starts are 0."""
     offsets = (b, *starts, *(0,) * (x.ndim - 1 - len(starts)))
     return jax.lax.dynamic_slice(x, offsets, (1, *size))[0]
