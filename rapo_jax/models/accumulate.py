@@ -82,10 +82,7 @@ def accumulate_over_layers(
 
         num_layers = num_of_layers(parameters)
         if not unrolled:
-            last = num_layers - 1
-            return jax.lax.fori_loop(
-                0, num_layers, lambda number, carry: one_layer(last - number, carry), (d_x, totals)
-            )
+            return jax.lax.fori_loop(0, num_layers, partial(backwards, one_layer, num_layers), (d_x, totals))
         for at in reversed(range(num_layers)):
             d_x, totals = one_layer(at, (d_x, totals))
         return d_x, totals
@@ -107,6 +104,11 @@ def over_layers(one: Callable, carry: Any, trees: Any, *, unrolled: bool) -> tup
 
 def of_layer(trees: Any, at: Array | int) -> Any:
     return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, at, keepdims=False), trees)
+
+
+def backwards(one_layer: Callable, num_layers: int, number: Array, carry: Any) -> Any:
+    """A loop body that visits the last layer first."""
+    return one_layer(num_layers - 1 - number, carry)
 
 
 def add_to_layer(at: Array | int, total: Array, part: Array) -> Array:
