@@ -75,8 +75,9 @@ def open_tokenizer(
     if own and chat_template is None and not raw:
         tokenizer.chat_template = own.chat_template
     stops = declared_stop_tokens(directory)
-    if not stops and isinstance(tokenizer.eos_token_id, int):
-        stops = [tokenizer.eos_token_id]
+    end_of_text = tokenizer.eos_token_id
+    if not stops and isinstance(end_of_text, int):
+        stops = [end_of_text]
     if raw:
         return OpenedTokenizer(directory, tokenizer, own or PAPER_GOAL_PROMPT, tuple(stops), own is not None)
     goal_prompt = own or replace(PAPER_GOAL_PROMPT, placement=resolve_placement(tokenizer, "auto"))

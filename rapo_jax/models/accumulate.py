@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any
 
 import jax
+from flax import nnx
 from jax import Array
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 Layer = Callable[[Array, Any, Any, Any], Array]
 
@@ -102,16 +103,18 @@ def over_layers(one: Callable, carry: Any, trees: Any, *, unrolled: bool) -> tup
     return carry, outputs
 
 
-def of_layer(trees: Any, at: Array | int) -> Any:
+def of_layer(trees: Any, at: Int[Array, ""] | int) -> Any:
     return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, at, keepdims=False), trees)
 
 
-def backwards(one_layer: Callable, num_layers: int, number: Array, carry: Any) -> Any:
+def backwards(one_layer: Callable, num_layers: int, number: Int[Array, ""] | int, carry: Any) -> Any:
     """A loop body that visits the last layer first."""
     return one_layer(num_layers - 1 - number, carry)
 
 
-def add_to_layer(at: Array | int, total: Array, part: Array) -> Array:
+def add_to_layer(
+    at: Int[Array, ""] | int, total: Float[Array, "L *shape"], part: Float[Array, "*shape"] | nnx.Variable
+) -> Float[Array, "L *shape"]:
     """total with total[at] += part, in place inside a compiled loop."""
     return jax.lax.dynamic_update_index_in_dim(total, of_layer(total, at) + part.astype(total.dtype), at, 0)
 
@@ -120,13 +123,13 @@ def num_of_layers(trees: Any) -> int:
     return jax.tree.leaves(trees)[0].shape[0]
 
 
-def kept(pull_back: Any, inputs: Any) -> list[Array]:
+def kept(pull_back: Any, inputs: Any) -> list[Shaped[Array, "..."]]:
     """The residuals of a vjp function that are not among its `inputs`."""
     given = {id(leaf) for leaf in jax.tree.leaves(inputs)}
     return [leaf for leaf in jax.tree.leaves(pull_back) if id(leaf) not in given]
 
 
-def with_kept(pull_back: Any, inputs: Any, was_kept: list[Array]) -> Any:
+def with_kept(pull_back: Any, inputs: Any, was_kept: list[Shaped[Array, "..."]]) -> Any:
     """A vjp function with its residuals replaced by those of an earlier one, so that its own are never computed."""
     given, old = {id(leaf) for leaf in jax.tree.leaves(inputs)}, iter(was_kept)
     return jax.tree.map(lambda leaf: leaf if id(leaf) in given else next(old), pull_back)

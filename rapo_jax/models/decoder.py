@@ -125,14 +125,14 @@ class Block(nnx.Module):
         branch_BTD = self.mlp(self.normed(x_BTD, "mlp_norm"))
         return x_BTD + self.normed(branch_BTD, "mlp_out_norm"), cache
 
-    def normed(self, x_BTD: Array, name: str) -> Array:
+    def normed(self, x_BTD: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
         """x after one of the layer's norms; x itself where the family has no norm."""
         weight = getattr(self, name, None)
         return x_BTD if weight is None else rms_norm(x_BTD, weight[...], self.spec)
 
     def attention(
-        self, x_BTD: Array, shared: Shared, *, window: Array, cache: Cache | None
-    ) -> tuple[Array, Cache | None]:
+        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, window: Int[Array, ""], cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
         spec, queries = self.spec, shared.layout
         q_BTNH = rotate(self.project(x_BTD, "q"), shared.angles)
         k_BTKH = rotate(self.project(x_BTD, "k"), shared.angles)
@@ -150,7 +150,7 @@ class Block(nnx.Module):
         out_BTNH = attend(q_BTNH, k_BUKH, v_BUKH, visible=seen, scale=spec.query_scale, softcap=spec.attention_softcap)
         return checkpoint_name(self.project(out_BTNH, "o"), "residual_branch"), cache
 
-    def mlp(self, x_BTD: Array) -> Array:
+    def mlp(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = (checkpoint_name(self.project(x_BTD, name), "hidden") for name in ("gate", "up"))
         activate, lora = ACTIVATIONS[self.spec.activation], self.spec.lora
 
@@ -160,16 +160,16 @@ class Block(nnx.Module):
         out_BTD = self.biased(jax.checkpoint(down)(gate, up, self.factors("down")), "down")
         return checkpoint_name(out_BTD, "residual_branch")
 
-    def project(self, x: Array, name: str) -> Array:
+    def project(self, x: Float[Array, "B T ..."], name: str) -> Float[Array, "B T ..."]:
         """The product with a matrix of this layer, its adapter and its bias included, in x's dtype."""
         return self.biased(product(x, self.factors(name), MATRICES[name].equation, lora=self.spec.lora), name)
 
-    def factors(self, name: str) -> tuple[Array, ...]:
+    def factors(self, name: str) -> tuple[Float[Array, "..."], ...]:
         """A matrix, followed by its adapter's A and B if it has one."""
         names = (name, f"{name}_lora_a", f"{name}_lora_b")
         return tuple(getattr(self, each)[...] for each in names if hasattr(self, each))
 
-    def biased(self, y: Array, name: str) -> Array:
+    def biased(self, y: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
         bias = getattr(self, f"{name}_bias", None)
         return y if bias is None else y + bias[...].astype(y.dtype)
 
@@ -245,7 +245,7 @@ class Decoder(nnx.Module):
         x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, self.windows(), cache))
         return rms_norm(x_BTD, self.norm[...], self.spec), cache
 
-    def embedded(self, tokens_BT: Array, options: ForwardOptions) -> Array:
+    def embedded(self, tokens_BT: Int[Array, "B T"], options: ForwardOptions) -> Float[Array, "B T D"]:
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(options.dtype))
         return x_BTD * jnp.asarray(self.spec.D**0.5, options.dtype) if self.spec.scaled_embeddings else x_BTD
 
@@ -254,8 +254,8 @@ class Decoder(nnx.Module):
         seen = visible(sees(layout, keys), kernel=kernel, H=self.spec.H)
         return Shared(layout, seen, rotary_angles(layout.position, rope=self.spec.rope, H=self.spec.H))
 
-    def windows(self) -> Array:
-        """The layers' attention windows, int32 [L]."""
+    def windows(self) -> Int[Array, "L"]:
+        """The layers' attention windows, int32."""
         return jnp.asarray(self.spec.windows, jnp.int32)
 
     @property
@@ -277,7 +277,9 @@ class Decoder(nnx.Module):
         return jnp.einsum("...D,D->...", hidden_XD.astype(jnp.float32), weight_D, precision="highest")
 
 
-def rematerialized(blocks: nnx.GraphDef, options: ForwardOptions, *, prevent_cse: bool) -> Callable[..., Array]:
+def rematerialized(
+    blocks: nnx.GraphDef, options: ForwardOptions, *, prevent_cse: bool
+) -> Callable[..., Float[Array, "B T D"]]:
     """(x_BTD, parameters, window, shared) -> x_BTD: one layer that keeps for its backward pass what `remat` says."""
 
     def layer(x_BTD: Array, parameters: nnx.State, window: Array, shared: Shared) -> Array:

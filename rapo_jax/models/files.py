@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -82,7 +83,7 @@ class Checkpoint:
         except SafetensorError as error:
             raise UserError(f"{self.directory / file} does not hold {name}, which the index promises.") from error
 
-    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
+    def read(self, name: str, slices: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
         return self._open(self.files[name]).get_slice(name)[slices]
 
 

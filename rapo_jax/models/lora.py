@@ -51,7 +51,7 @@ def size(spec: Spec, letters: str) -> int:
 
 
 def product(
-    x: Float[Array, "..."], factors: tuple[Array, ...], equation: str, *, lora: LoraSpec | None
+    x: Float[Array, "..."], factors: tuple[Float[Array, "..."], ...], equation: str, *, lora: LoraSpec | None
 ) -> Float[Array, "..."]:
     """einsum(equation, x, W) in x's dtype, plus scale * (x A) B if there is an adapter; `factors` are W, or W, A and B.
 

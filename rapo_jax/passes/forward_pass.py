@@ -114,7 +114,7 @@ class Results:
     written: float = field(default_factory=time.monotonic)
     printed: float = field(default_factory=time.monotonic)
 
-    def fetch(self, rows: Sequence[Sequence[int]], logps_BPA: Array) -> None:
+    def fetch(self, rows: Sequence[Sequence[int]], logps_BPA: Float[Array, "B P A"]) -> None:
         """Waits for the numbers of a batch, whose rows hold these groups."""
         fetched_BPA = jax.device_get(logps_BPA)
         for b, row in enumerate(rows):

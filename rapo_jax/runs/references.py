@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, num_branches
@@ -25,8 +26,8 @@ def cached_references(
     plan: BatchPlan,
     data: pipeline.Dataset,
     held_out: dict[str, pipeline.Dataset],
-) -> dict[str, np.ndarray]:
-    """Name of a data set -> float32 [groups, branches], "train" and the evaluation sets; {} without a cache.
+) -> dict[str, Float[np.ndarray, "groups branches"]]:
+    """Name of a data set -> its column, "train" and the evaluation sets; {} without a cache.
 
     Of the training set only the groups that the run visits are computed; the others may be NaN. Raises Interrupted, and
     UserError when the cache belongs to something else.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.batch import Batch
@@ -129,7 +130,7 @@ def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: 
     return restored.state, restored.step
 
 
-def make_run(setup: Setup, inputs: Inputs, *, identity: Identity, columns: dict[str, np.ndarray]) -> Run:
+def make_run(setup: Setup, inputs: Inputs, *, identity: Identity, columns: dict[str, Float[np.ndarray, "_ _"]]) -> Run:
     """What the loop needs: compiled steps, batches and costs."""
     config, plan, groups = setup.config, inputs.plan, inputs.data.groups
     return Run(
@@ -148,7 +149,9 @@ def make_run(setup: Setup, inputs: Inputs, *, identity: Identity, columns: dict[
     )
 
 
-def evaluation_of(setup: Setup, held_out: pipeline.Dataset, *, reference: np.ndarray | None) -> Evaluation:
+def evaluation_of(
+    setup: Setup, held_out: pipeline.Dataset, *, reference: Float[np.ndarray, "G A"] | None
+) -> Evaluation:
     """An evaluation over all groups of a held-out set; `reference` is its column of the cache."""
     plan = pipeline.plan_evaluation(held_out.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=reference)

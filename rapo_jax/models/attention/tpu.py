@@ -56,7 +56,9 @@ def block_size(T: int) -> int:
     return min(MAX_BLOCK, T & -T)
 
 
-def splash_kernel(mask_TT: Array, *, softcap: float | None, interpret: bool) -> splash.SplashAttentionKernel:
+def splash_kernel(
+    mask_TT: Bool[Array, "T T"], *, softcap: float | None, interpret: bool
+) -> splash.SplashAttentionKernel:
     """The kernel for one head of one row."""
     block = block_size(mask_TT.shape[0])
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
