@@ -57,10 +57,11 @@ def report(world_dir: Path, out: Path, models: Sequence[tuple[str, str]]) -> Non
 
     prompts = [row["prompt"] for _, row in read_json_lines(world_dir / "prompts.jsonl")][:PROMPTS]
     sampling = Sampling(max_new_tokens=world.NUM_WORDS + 7, temperature=1.0)
+    goals = [float(score) for score in world.SCORES]
     sweeps: dict[str, list[Sweep]] = {}
     for name, directory in models:
         model = open_model(directory, option=name)
-        found = sweep(model, prompts, goals=world.SCORES, judge=world.judge, sampling=sampling)
+        found = sweep(model, prompts, goals=goals, judge=world.judge, sampling=sampling)
         sweeps.setdefault(name, []).append(found)
     print(f"\nMean score of answers to {len(prompts)} prompts that training never saw, judged by counting (1 to 10):\n")
     print(sweep_table(sweeps))
