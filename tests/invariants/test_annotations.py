@@ -10,7 +10,7 @@ ROOT = Path(rapo_jax.__file__).parent
 NAMED_BY_SHAPE = re.compile(r"_[A-Z][A-Za-z]*$")
 CONTAINERS = ("tuple", "list", "dict", "Sequence", "Callable")
 # file.function: why no shape can be said
-EXCEPTIONS = {"plan/hlo.read_array": "an array in a compiled program's text, not one of numbers"}
+EXCEPTIONS: dict[str, str] = {}
 
 
 def bare(annotation: ast.expr | None) -> bool:
