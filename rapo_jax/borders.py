@@ -254,13 +254,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes a value as indented JSON, atomically. Raises ValueError as `json_text` does."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_line(value: Any) -> str:
     """A value as one line of JSON, non-ASCII characters as they are."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def yaml_text(tree: Any) -> str:
+    """Plain dicts, lists and scalars as YAML, keys in their order."""
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any], str] = json_line) -> None:

@@ -5,7 +5,6 @@ every array, computed on the devices and equal on any mesh. A step that cannot b
 renamed to corrupt-N, and the one before it is used. What an identity means is for rapo_jax/runs/identity.py.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
-from rapo_jax.borders import write_text
+from rapo_jax.borders import write_json
 from rapo_jax.distributed import anywhere, barrier, is_first
 from rapo_jax.errors import UserError
 
@@ -115,7 +114,7 @@ class Store:
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         if is_first():
-            write_text(marker, json.dumps({"format": FORMAT}))
+            write_json(marker, {"format": FORMAT})
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""

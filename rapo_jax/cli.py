@@ -185,9 +185,8 @@ def score(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Prints what a run would need and take on chips that need not be here."""
-    import json
-
     without_chips(options)
+    from rapo_jax.borders import json_text
     from rapo_jax.config.files import load_config
     from rapo_jax.plan import verb
 
@@ -199,7 +198,8 @@ def plan(options: argparse.Namespace) -> int:
         answer = verb.plan(config, name=options.config, topology=options.topology, devices=options.devices)
     print(answer.text)
     if options.json:
-        Path(options.json).write_text(json.dumps(answer.tree, indent=2) + "\n")
+        # Not renamed into place: FILE may be /dev/stdout.
+        Path(options.json).write_text(json_text(answer.tree), encoding="utf-8")
     return answer.code
 
 

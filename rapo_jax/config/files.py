@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from rapo_jax.borders import parse_yaml, read_text
+from rapo_jax.borders import KINDS, parse_yaml, read_text, yaml_text
 from rapo_jax.config.constraints import validate
 from rapo_jax.config.objective import Objective, flattened, option_types
 from rapo_jax.config.tree import Config, SourceOptions
@@ -99,7 +97,7 @@ def build_fields(hints: dict[str, Any], tree: dict, *, where: str) -> dict[str, 
 
 
 def build_objective(tree: dict, *, where: str) -> Objective:
-    """An objective, whose options stand beside its own keys. An option set to null is not given.
+    """An objective, whose options are keys beside its own. An option that is null counts as absent.
 
     Options of other losses are read as well, for `resolve` to refuse them by name.
     """
@@ -143,7 +141,7 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
             pass
     elif type(value) is hint:
         return value
-    raise UserError(f"{name}={value!r}: expected {EXPECTED[hint]}.")
+    raise UserError(f"{name}={value!r}: expected {KINDS[hint]}.")
 
 
 EXAMPLES = {
@@ -151,12 +149,6 @@ EXAMPLES = {
     float: "[10, 1]",
     Objective: "[{name: sft, weight: 0.5}]",
     SourceOptions: "[{path: pairs.jsonl}, {path: more.jsonl, weight: 0.5}]",
-}
-EXPECTED = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a text (in quotes, if it looks like something else)",
 }
 
 
@@ -174,7 +166,7 @@ def _lists(value: Any) -> Any:
 
 def to_yaml(config: Config) -> str:
     """The text of a run directory's config.yaml."""
-    return yaml.safe_dump(as_dict(config), sort_keys=False)
+    return yaml_text(as_dict(config))
 
 
 def from_dict(tree: dict) -> Config:

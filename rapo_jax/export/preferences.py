@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapo_jax.batching.pipeline import read_part
-from rapo_jax.borders import json_line, whole_file, write_json
+from rapo_jax.borders import whole_file, write_json, write_json_lines
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config
 from rapo_jax.data.relabelled import Relabelled, relabel_records
@@ -70,7 +70,7 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, parquet: bool) -> None:
     if not parquet:
-        path.write_text("".join(json_line(row) + "\n" for row in rows), encoding="utf-8")
+        write_json_lines(path, rows)
         return
     import pyarrow
     import pyarrow.parquet

@@ -1,6 +1,5 @@
 """Model directories: safetensors are read and written slice by slice, so no host ever holds a complete model."""
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,7 +14,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rapo_jax.borders import write_text
+from rapo_jax.borders import read_object, write_json
 from rapo_jax.errors import UserError
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import Spec, is_scored, read_config
@@ -56,11 +55,10 @@ class Checkpoint:
         )
 
     def _weight_map(self, index: Path) -> dict[str, str]:
-        try:
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): str(file) for name, file in files.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{index} has no weight_map of tensor names to files; download it again.") from error
+        files = read_object(index, remedy="download it again").get("weight_map")
+        if not isinstance(files, dict):
+            raise UserError(f"{index} has no weight_map of tensor names to files; download it again.")
+        return {name: str(file) for name, file in files.items()}
 
     @cached_property
     def _handles(self) -> dict:
@@ -168,7 +166,7 @@ def save_parameters(
             pending = {}
     if writes and num_shards > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_text(directory / "model.safetensors.index.json", json.dumps(index, indent=2))
+        write_json(directory / "model.safetensors.index.json", index)
 
 
 def assign_shards(sizes: dict[str, int], shard_bytes: int) -> dict[str, int]:

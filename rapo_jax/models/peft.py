@@ -4,7 +4,6 @@ A tensor's name is that of the adapted weight with the prefix `base_model.model.
 peft itself is not needed.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from rapo_jax.borders import write_text
+from rapo_jax.borders import write_json
 from rapo_jax.matrices import MATRICES
 from rapo_jax.models.parameters import layer_parameters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
@@ -75,7 +74,7 @@ def save_adapters(trained: dict, spec: Spec, directory: Path, *, base: str) -> N
     tensors = dict(adapter_tensors(trained, spec))
     if jax.process_index() == 0:
         save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-        write_text(directory / CONFIG, json.dumps(adapter_config(spec, base=base), indent=2) + "\n")
+        write_json(directory / CONFIG, adapter_config(spec, base=base))
 
 
 def load_adapters(directory: Path, spec: Spec, *, mesh: Mesh) -> dict:

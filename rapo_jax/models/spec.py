@@ -6,13 +6,13 @@ rapo_jax/models/families.py; weights are not read here.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rapo_jax.borders import read_object
 from rapo_jax.errors import UserError
 from rapo_jax.models.families import FAMILIES, Family
 
@@ -163,13 +163,7 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     path = Path(model_dir) / "config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; model.path must be a Hugging Face model directory or hub id.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise UserError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no object, but a {type(config).__name__}; it must be a model's config.json.")
-    return config
+    return read_object(path, remedy="it must be a model's config.json")
 
 
 def spec_from_config(config: Mapping[str, Any]) -> Spec:

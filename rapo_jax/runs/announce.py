@@ -1,6 +1,5 @@
 """What a run says before its first step, on the terminal and in run_dir."""
 
-import json
 from math import prod
 
 import jax
@@ -34,7 +33,7 @@ def write_records(
     }
     setup.run_dir.mkdir(parents=True, exist_ok=True)
     write_text(setup.run_dir / "config.yaml", to_yaml(setup.config))
-    write_text(setup.run_dir / "data_report.json", json.dumps(report, indent=2) + "\n")
+    write_json(setup.run_dir / "data_report.json", report)
     if data.scales.tree():
         write_json(setup.run_dir / SCALE_FILE, data.scales.tree())
 

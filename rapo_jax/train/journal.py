@@ -3,7 +3,6 @@
 Only process 0 writes. A resumed run first truncates the record to the restored step, so that every step is in it once.
 """
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import jax
 from tensorboardX import SummaryWriter
 
-from rapo_jax.borders import read_json_lines, write_json_lines
+from rapo_jax.borders import json_line, read_json_lines, write_json_lines
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
@@ -40,7 +39,7 @@ class Journal:
             return
         record = {"step": step} | {k: v for k, v in metrics.items() if not (math.isnan(v) and "/" in k)}
         written = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        self.file.write(json.dumps(written, allow_nan=False) + "\n")
+        self.file.write(json_line(written) + "\n")
         self.file.flush()
         for name, value in record.items():
             if name != "step":

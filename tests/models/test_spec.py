@@ -139,10 +139,14 @@ def test_a_config_json_that_is_missing_or_broken_is_named(tmp_path):
     with pytest.raises(UserError, match=r"config\.json does not exist; model\.path must be"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(UserError, match=r"config\.json is not JSON \(Expecting value"):
+    with pytest.raises(
+        UserError, match=r"config\.json is not JSON: Expecting value at .*; it must be a model's config\.json"
+    ):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"config\.json holds no object"):
+    with pytest.raises(
+        UserError, match=r"config\.json holds a list where a JSON object is expected; it must be a model's"
+    ):
         read_config(tmp_path)
 
 
@@ -219,10 +223,19 @@ def test_shards_that_do_not_exist_are_named(tmp_path):
     assert "files that do not exist: model-00001-of-00002.safetensors, model-00002-of-" in complaint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_an_index_that_is_none_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("{", "is not JSON: Expecting property name"),
+        ("[]", "holds a list where a JSON object is expected"),
+        ("{}", "has no weight_map of tensor names to files"),
+        ('{"weight_map": 3}', "has no weight_map of tensor names to files"),
+    ],
+)
+def test_a_broken_index_is_named(tmp_path, text, fact):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    assert "model.safetensors.index.json has no weight_map of tensor names to files" in complaint(tmp_path)
+    message = complaint(tmp_path)
+    assert f"model.safetensors.index.json {fact}" in message and message.endswith("; download it again.")
 
 
 def test_an_index_that_promises_a_tensor_its_file_does_not_hold_is_found_out(tmp_path):
