@@ -13,7 +13,7 @@ from typing import Any
 from rapo_jax.config.tree import Columns, Data, SourceOptions
 from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.row_needs import RowNeeds, Want
-from rapo_jax.data.schemas.registry import AUTO, resolve_schema, schema_named
+from rapo_jax.data.schemas.registry import require_schema, resolve_schema
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import BadRow, finite_score
 from rapo_jax.errors import UserError
@@ -51,8 +51,7 @@ def read_records(
     different responses is dropped and counted where two are wanted. Raises UserError; for bad rows once for all of them.
     """
     data = Data() if data is None else data
-    if source.schema != AUTO:
-        schema_named(source.schema)
+    require_schema(source.schema)
     said = f"{option}={source.path}"
     rows = read_rows(source.path, split=source.split, revision=source.revision, option=option)
     first = next(rows, None)

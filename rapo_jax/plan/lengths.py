@@ -7,14 +7,16 @@ import numpy as np
 
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import Group
+from rapo_jax.batching.groups import NAN
 from rapo_jax.config.tree import Config
+from rapo_jax.data.configured import sources_of_part
+from rapo_jax.data.schemas.registry import require_schema
 from rapo_jax.errors import UserError
 from rapo_jax.opened import open_for_training
 
 NUM_RECORDS = 61_000  # of UltraFeedback, binarized
 MEAN_PROMPT, GOAL_TOKENS, MEAN_RESPONSE = 185, 40, 300
 SIGMA = 0.8  # of the logarithm of a length: the 95th percentile is 2.7 means
-NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,14 @@ class Lengths:
 
 
 def read_lengths(config: Config, model_dir: Path) -> Lengths:
-    """The groups of data.path; if it or the tokenizer cannot be read, groups like UltraFeedback's."""
+    """The groups of data.path; if it or the tokenizer cannot be read, groups like UltraFeedback's.
+
+    Raises UserError for a schema that does not exist.
+    """
     if not (config.data.path or config.data.sources):
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
+    for source in sources_of_part(config, "train"):
+        require_schema(source.options.schema)  # a misspelt name is no missing file
     try:
         opened = open_for_training(model_dir, config)
         data = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt)

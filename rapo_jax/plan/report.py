@@ -6,7 +6,7 @@ from typing import Any
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, changed
 from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
-from rapo_jax.runs.announce import parameter_count, trained_count
+from rapo_jax.runs.announce import parameter_count, trained_count, unit_of
 
 SMALLEST_SHARE = 0.001  # of the largest kind of collective's bytes, below which a kind is not shown
 
@@ -31,7 +31,6 @@ def heading(assessment: Assessment, name: str) -> str:
     question, packing = assessment.question, assessment.packing
     target, config, shape = question.target, changed(question.config, question.changes), assessment.packing.shape
     axes = " x ".join(f"{size} {axis}" for axis, size in assessment.mesh.items())
-    unit = "pairs" if shape["C"] == 2 else "groups"
     took = "" if assessment.compile_seconds is None else f"; compiled in {assessment.compile_seconds:.0f} s"
     attention = f", attention by {assessment.attention.name}" if assessment.attention else ""
     layers = "" if config.model.scan_layers else ", layers unrolled"
@@ -42,7 +41,7 @@ def heading(assessment: Assessment, name: str) -> str:
             f"  model   {config.model.path}: {question.spec.family}, {parameters(assessment):,} parameters, "
             f"{config.model.dtype}, remat {config.model.remat}{layers}{attention}",
             *adapters(assessment),
-            f"  data    {packing.num_groups:,} {unit} from {question.lengths.source}",
+            f"  data    {packing.num_groups:,} {unit_of(config.objective)} from {question.lengths.source}",
             f"  packed  {packing.num_steps:,} steps of {packing.batch_size}; {shape['B']} rows of {shape['T']} a microbatch, "
             f"{packing.mean_microbatches:.1f} of at most {shape['M']} microbatches a step; "
             f"{packing.real_token_fraction:.1%} real tokens; planned in {packing.seconds:.1f} s",

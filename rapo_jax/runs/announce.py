@@ -16,7 +16,7 @@ from rapo_jax.models.parameters import parameter_letters, shape_of, trained_lett
 from rapo_jax.models.spec import Spec
 from rapo_jax.runs.setup import Setup
 
-UNITS = {"one": "responses", "pair": "pairs"}  # what a batch is counted in, by what the objective compares
+COUNTED = {"one": "responses", "pair": "pairs"}  # what a batch is counted in, by what the objective compares
 
 
 def write_records(
@@ -49,9 +49,7 @@ def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, resuming_
         say(f"  lora   rank {lora.rank} on {', '.join(lora.targets)}, scale {lora.scale:g}:")
         say(f"         {trained_count(setup.spec):,} parameters trained")
     announce_data(setup, data)
-    say(
-        f"  plan   {len(plan.steps)} steps of {config.train.batch_size} {UNITS.get(config.objective.responses, 'groups')};"
-    )
+    say(f"  plan   {len(plan.steps)} steps of {config.train.batch_size} {unit_of(config.objective)};")
     say(f"         {shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
     resuming = f", resuming after step {resuming_after}" if resuming_after is not None else ""
     say(f"  loss   {loss_in_words(config.objective)}; into {setup.run_dir}{resuming}")
@@ -62,7 +60,6 @@ def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, resuming_
 def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
     """Prints what became of the rows."""
     report, relabel = data.report, setup.config.relabel
-    unit = UNITS.get(setup.config.objective.responses, "groups")
     dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
     cut = report["cut"]["prompt_tokens_cut"] + report["cut"]["response_tokens_cut"]
     goals = (
@@ -71,7 +68,12 @@ def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
         else "no goals"
     )
     say(f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties)")
-    say(f"         -> {report['groups']:,} {unit}; {goals}; {cut:,} tokens cut")
+    say(f"         -> {report['groups']:,} {unit_of(setup.config.objective)}; {goals}; {cut:,} tokens cut")
+
+
+def unit_of(objective: Objective) -> str:
+    """What a batch is counted in: responses, pairs or groups."""
+    return COUNTED.get(objective.responses, "groups")
 
 
 def loss_in_words(objective: Objective) -> str:

@@ -138,6 +138,8 @@ def one_pass(
     """The score (or summed log-probability) of every branch by one model. Raises Interrupted."""
     spec = spec_from_config(read_config(directory))
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    # Before the weights are read: raises for an attention kernel that does not exist or does not run here.
+    options = pass_options(config, spec, mesh, scored="last" if spec.scored else "responses")
     parameters = load_parameters(directory, spec, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
     identity = {
         "weights": fingerprint(parameters),
@@ -148,7 +150,7 @@ def one_pass(
     return fill(
         Weights(spec, parameters, mesh),
         groups,
-        pass_options(config, spec, mesh, scored="last" if spec.scored else "responses"),
+        options,
         column=column,
         needed=np.arange(len(groups)),
         said=name,

@@ -24,7 +24,7 @@ class Forward:
     dtype: jnp.dtype
     num_vocabulary_shards: int = 1
     kernel: str | None = None  # None: the one for the current platform
-    chunk: int = CHUNK  # scored positions whose logits exist at a time
+    chunk: int = CHUNK  # vocabulary entries whose logits exist at a time
     unrolled: bool = False
 
 

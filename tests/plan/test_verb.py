@@ -253,6 +253,12 @@ def message(capsys, *command):
     return capsys.readouterr().err.strip().split("rapo plan: ")[-1]
 
 
+def test_a_misspelt_schema_is_refused(place, capsys):
+    """Breaks: the plan silently packs other lengths than the run's, because the data cannot be read by that name."""
+    said = message(capsys, *arguments(place, "data.path=pairs.jsonl", "data.schema=pair", "--devices", "cpu:1"))
+    assert said == "data.schema='pair' is unknown; did you mean 'pairs'?"
+
+
 @pytest.mark.parametrize("topology", ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "h100:8", "v5e:0x4", "v5litepod-16"])
 def test_an_unknown_topology_is_answered_with_the_known_ones(place, capsys, topology):
     said = message(capsys, *arguments(place, "--topology", topology))

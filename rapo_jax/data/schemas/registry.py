@@ -56,6 +56,12 @@ def detect(first: FirstRow) -> Schema:
     return next(schema for schema in specific_first if schema.detects(first))
 
 
+def require_schema(name: str) -> None:
+    """Raises UserError for a name that is neither "auto" nor that of a schema."""
+    if name != AUTO:
+        schema_named(name)
+
+
 def schema_named(name: str) -> Schema:
     if name not in SCHEMAS:
         raise UserError(f"data.schema={name!r} is unknown; {nearest(name, [AUTO, *SCHEMAS])}")
