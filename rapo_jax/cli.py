@@ -195,7 +195,7 @@ def plan(options: argparse.Namespace) -> int:
     if options.smallest:
         answer = verb.smallest(config, kind=options.smallest)
     else:
-        answer = verb.plan(config, name=options.config, topology=options.topology, devices=options.devices)
+        answer = verb.plan_target(config, name=options.config, topology=options.topology, devices=options.devices)
     print(answer.text)
     if options.json:
         # Not renamed into place: FILE may be /dev/stdout.

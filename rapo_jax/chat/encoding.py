@@ -110,7 +110,7 @@ def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> l
     texts = [_texts(form, item, item.prompt) for item in items]
     ids = iter(chat.tokenize(form.tokenizer, list(chain.from_iterable(texts))))
     tokens = [_split(form, item, text, [next(ids) for _ in text]) for item, text in zip(items, texts, strict=True)]
-    return [_fit(form, item, token, limits) for item, token in zip(items, tokens, strict=True)]
+    return [_truncated(form, item, token, limits) for item, token in zip(items, tokens, strict=True)]
 
 
 def _texts(form: ChatFormat, item: Item, turns: Sequence[Message]) -> list[str]:
@@ -123,7 +123,7 @@ def _split(form: ChatFormat, item: Item, texts: list[str], ids: list[list[int]])
     return _Tokens(ids[0], [response for response, _ in parts], sum(apart for _, apart in parts))
 
 
-def _fit(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -> Encoded | str:
+def _truncated(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -> Encoded | str:
     """The item truncated to the limits, or the reason for dropping it."""
     prompt, responses = tokens.prompt, tokens.responses
     turns = item.prompt

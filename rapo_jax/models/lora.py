@@ -6,9 +6,9 @@ at 0, so training starts from the base model; the base model is also the referen
 format are in rapo_jax/models/peft.py.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from rapo_jax.errors import UserError
 from rapo_jax.matrices import MATRICES
 from rapo_jax.models.contract import contract
+from rapo_jax.models.parameters import shape_of
 from rapo_jax.models.spec import LoraSpec, Spec
 
 
@@ -32,7 +33,10 @@ def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: 
     if rank is None:
         return spec
     spec = spec.base
-    sides = {name: (size(spec, MATRICES[name].inputs), size(spec, MATRICES[name].outputs)) for name in targets}
+    sides = {
+        name: (prod(shape_of(spec, MATRICES[name].inputs)), prod(shape_of(spec, MATRICES[name].outputs)))
+        for name in targets
+    }
     narrow = {name: side for name, side in sides.items() if rank > min(side)}
     if narrow:
         listed = ", ".join(f"{name} ({rows} x {columns})" for name, (rows, columns) in narrow.items())
@@ -43,11 +47,6 @@ def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: 
     alpha = 2.0 * rank if alpha is None else alpha
     ordered = tuple(name for name in MATRICES if name in targets)
     return replace(spec, lora=LoraSpec(rank, alpha, ordered, rslora))
-
-
-def size(spec: Spec, letters: str) -> int:
-    """The number of elements behind shape letters."""
-    return math.prod(getattr(spec, letter) for letter in letters)
 
 
 def product(

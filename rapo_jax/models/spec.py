@@ -144,7 +144,7 @@ READ = frozenset(
 )
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 DEFAULTS = {"rms_norm_eps": 1e-6, "sliding_window": 4096, "initializer_range": 0.02, "tie_word_embeddings": False}
-ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATION_NAMES: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 ROPE_FIELDS = {  # by rope_type: their name -> ours
     "default": {},
     "linear": {"factor": "factor"},
@@ -189,7 +189,7 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
         rope=rope_from_config(config),
         windows=windows_from_config(config, family),
         tied=bool(config["tie_word_embeddings"]),
-        activation=ACTIVATIONS[activation_name(config, family)],
+        activation=ACTIVATION_NAMES[activation_name(config, family)],
         query_scale=float(H) ** -0.5,
         initial_sigma=config["initializer_range"],
         scored=is_scored(config),
@@ -261,8 +261,8 @@ def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
             problems.append(f"{key}={value!r}")
     if is_scored(config) and num_labels(config) not in (1, None):
         problems.append(f"num_labels={num_labels(config)} (only 1, a reward model's, is supported)")
-    if activation_name(config, family) not in ACTIVATIONS:
-        problems.append(f"hidden_act={activation_name(config, family)!r} (supported: {', '.join(ACTIVATIONS)})")
+    if activation_name(config, family) not in ACTIVATION_NAMES:
+        problems.append(f"hidden_act={activation_name(config, family)!r} (supported: {', '.join(ACTIVATION_NAMES)})")
     if problems:
         raise UserError(
             f"config.json ({family.model_type}) asks for what this decoder does not compute: {'; '.join(problems)}."

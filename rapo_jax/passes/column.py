@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 
 from rapo_jax.borders import read_object, shaped, write_json
 
-Record = dict[str, Any]
+Belonging = dict[str, Any]  # what numbers belong to, as JSON
 
 
 class Mismatch(Exception):
     """A column belongs to something else; `before` is what it belongs to, `now` what was asked for."""
 
-    def __init__(self, before: Record, now: Record):
+    def __init__(self, before: Belonging, now: Belonging):
         super().__init__(f"column of {before}, not of {now}")
         self.before, self.now = before, now
 
@@ -31,18 +31,18 @@ class Mismatch(Exception):
 class ColumnRecord:
     """NAME.json: what the numbers belong to and, once all are known, their SHA-256."""
 
-    identity: Record
+    identity: Belonging
     sha256: str | None = None
 
 
 class Column:
     """float32 [groups, branches] in NAME.npy of a directory, NaN where unknown, and NAME.json. For process 0 only."""
 
-    def __init__(self, directory: Path, name: str, *, shape: tuple[int, int], identity: Record):
+    def __init__(self, directory: Path, name: str, *, shape: tuple[int, int], identity: Belonging):
         self.numbers, self.record = directory / f"{name}.npy", directory / f"{name}.json"
         self.shape, self.identity = shape, identity
 
-    def open(self, fits: Callable[[Record, Record], bool] = operator.eq) -> None:
+    def open(self, fits: Callable[[Belonging, Belonging], bool] = operator.eq) -> None:
         """Maps the numbers into memory as `values`; starts anew where there are none or they are damaged.
 
         `fits(before, now)` says whether the identity on record is that of this column. Raises Mismatch where it is not.
@@ -66,7 +66,7 @@ class Column:
         except (OSError, ValueError):
             return True
         checksum = self.read_record().sha256
-        return values.shape != self.shape or (checksum is not None and checksum != sha256(values))
+        return values.shape != self.shape or (checksum is not None and checksum != checksum_of(values))
 
     def write(self, members: Int[np.ndarray, " n"], numbers: Float[np.ndarray, "n A"]) -> None:
         """Numbers of the groups `members`; on disk when this returns."""
@@ -80,7 +80,7 @@ class Column:
 
     def finish(self) -> None:
         """Marks the column complete, with a checksum that `open` compares."""
-        self.write_record(ColumnRecord(self.identity, sha256(self.values)))
+        self.write_record(ColumnRecord(self.identity, checksum_of(self.values)))
 
     def read_record(self) -> ColumnRecord:
         remedy = f"remove {self.record.parent} to start anew"
@@ -90,6 +90,6 @@ class Column:
         write_json(self.record, {name: value for name, value in asdict(record).items() if value is not None})
 
 
-def sha256(values: Float[np.ndarray, "G A"]) -> str:
+def checksum_of(values: Float[np.ndarray, "G A"]) -> str:
     """A checksum of the numbers."""
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

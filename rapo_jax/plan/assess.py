@@ -14,7 +14,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import make_mesh, num_row_shards
 from rapo_jax.plan.compile import Memory, compile_step, resident_memory
-from rapo_jax.plan.hlo import parse
+from rapo_jax.plan.hlo import parse_hlo
 from rapo_jax.plan.kernels import Attention, attention_of
 from rapo_jax.plan.lengths import Lengths
 from rapo_jax.plan.program import Program, read_program
@@ -135,7 +135,7 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
     compiled = compile_step(config, spec, mesh, plan.shape, num_steps=packing.num_steps)
     if compiled.text is None:
         return Assessment(*said, compiled.memory, compiled.seconds)
-    module = parse(compiled.text)
+    module = parse_hlo(compiled.text)
     attention = attention_of(
         attention_kernel(config, mesh), spec, groups=question.lengths.groups, plan=plan, remat=config.model.remat
     )

@@ -70,10 +70,10 @@ class Module:
     computations: dict[str, Computation]
 
 
-def parse(text: str) -> Module:
+def parse_hlo(text: str) -> Module:
     """Parses a module: computations by name, each with its instructions by name.
 
-    >>> module = parse('''ENTRY %main (x: f32[4,8]) -> f32[4,4] {
+    >>> module = parse_hlo('''ENTRY %main (x: f32[4,8]) -> f32[4,4] {
     ...   %x = f32[4,8]{1,0:T(4,128)S(1)} parameter(0)
     ...   ROOT %y = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
     ... }''')

@@ -27,7 +27,7 @@ class PlanReport:
     code: int
 
 
-def plan(config: Config, *, name: str, topology: str | None = None, devices: str | None = None) -> PlanReport:
+def plan_target(config: Config, *, name: str, topology: str | None = None, devices: str | None = None) -> PlanReport:
     """Assesses one target and, if the step does not fit, the nearest change that makes it fit."""
     target = slice_target(*split_topology(topology)) if topology else here(devices)
     assessment = assess(Question(config, *read_run(config), target))

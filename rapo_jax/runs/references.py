@@ -38,7 +38,7 @@ def cached_references(
     needed = {"train": np.unique([member for rows in plan.steps for row in rows for member in row])}
     needed |= {name: np.arange(len(dataset.groups)) for name, dataset in held_out.items()}
     for name, dataset in ({"train": data} | held_out).items() if config.reference.cache else ():
-        column = open_column(config, name, data=dataset, run=identity) if is_first() else None
+        column = open_cache(config, name, data=dataset, run=identity) if is_first() else None
         columns[name] = fill(
             model,
             dataset.groups,
@@ -51,7 +51,7 @@ def cached_references(
     return columns
 
 
-def open_column(config: Config, name: str, *, data: pipeline.Dataset, run: Identity) -> Column:
+def open_cache(config: Config, name: str, *, data: pipeline.Dataset, run: Identity) -> Column:
     """The cache's column of a data set. Raises UserError where it belongs to something else."""
     shape = (len(data.groups), num_branches(data.groups))
     belongs_to = reference_identity(run, data, config)

@@ -36,7 +36,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
     Entries of lists of sections have numbered keys, such as data.sources[0].schema.
     """
-    leaves = dict(flat(as_dict(config)))
+    leaves = dict(dotted(as_dict(config)))
     if config.lora.rank is None:
         leaves = {key: value for key, value in leaves.items() if not key.startswith("lora.")}
     return {key: value for key, value in leaves.items() if matters(key)}
@@ -48,10 +48,10 @@ def changes(before: Settings, now: Settings, *, given: Collection[str] | None) -
     `before` may come from another version: what this one does not know counts only if it was not at its default. `given`
     names the settings of `before` that were not at their defaults; None where nobody recorded it.
     """
-    before, now = dict(flat(before)), dict(flat(now))
+    before, now = dict(dotted(before)), dict(dotted(now))
     found = []
     for key in sorted(before.keys() | now.keys()):
-        unknown = key not in now and not is_known(key, now)
+        unknown = key not in now and not is_known(key)
         if (unknown and given is not None and key not in given) or not matters(key):
             continue
         old, new = (value_of(key, settings) for settings in (before, now))
@@ -62,7 +62,7 @@ def changes(before: Settings, now: Settings, *, given: Collection[str] | None) -
 
 def not_default(settings: Settings) -> list[str]:
     """The keys of the settings that are not at their defaults."""
-    return [key for key, value in flat(settings) if value is not None and value != default_of(key, settings)]
+    return [key for key, value in dotted(settings) if value is not None and value != default_of(key, settings)]
 
 
 def value_of(key: str, settings: Settings) -> Any:
@@ -70,18 +70,18 @@ def value_of(key: str, settings: Settings) -> Any:
     return default_of(key, settings) if value is None else value
 
 
-def flat(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf. Lists of mappings are numbered; other lists are leaves.
 
-    >>> dict(flat({"a": {"b": [1, 2]}, "c": [{"d": 3}]}))
+    >>> dict(dotted({"a": {"b": [1, 2]}, "c": [{"d": 3}]}))
     {'a.b': [1, 2], 'c[0].d': 3}
     """
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from flat(value, f"{where}.{key}" if where else key)
+            yield from dotted(value, f"{where}.{key}" if where else key)
     elif isinstance(tree, list) and tree and all(isinstance(item, Mapping) for item in tree):
         for index, item in enumerate(tree):
-            yield from flat(item, f"{where}[{index}]")
+            yield from dotted(item, f"{where}[{index}]")
     else:
         yield where, list(tree) if isinstance(tree, tuple) else tree
 
@@ -107,7 +107,7 @@ def default_of(key: str, settings: Settings) -> Any:
     return defaults(Config).get(key)
 
 
-def is_known(key: str, settings: Settings) -> bool:
+def is_known(key: str) -> bool:
     """Whether this version has such a setting."""
     if option := re.fullmatch(r"(objective(?:\.plus\[\d+\])?)\.(\w+)", key):
         return option[2] in defaults(Objective) or any(option[2] in loss.options for loss in OBJECTIVES.values())
@@ -121,4 +121,4 @@ def is_known(key: str, settings: Settings) -> bool:
 def defaults(section: type) -> dict[str, Any]:
     """Dotted key -> default of a configuration or one of its sections."""
     tree = as_dict(Config()) if section is Config else asdict(section())
-    return dict(flat(tree))
+    return dict(dotted(tree))

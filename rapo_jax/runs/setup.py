@@ -73,13 +73,13 @@ def open_run_dir(run_dir: Path) -> Config:
     return load_config(path)
 
 
-def load_training(setup: Setup) -> pipeline.Dataset:
+def read_training_data(setup: Setup) -> pipeline.Dataset:
     """The tokenized training groups."""
     how = {"goal_prompt": setup.goal_prompt, "progress": jax.process_index() == 0}
     return pipeline.load_training(setup.config, setup.tokenizer, **how)
 
 
-def load_held_out(setup: Setup, training: pipeline.Dataset) -> dict[str, pipeline.Dataset]:
+def read_held_out_data(setup: Setup, training: pipeline.Dataset) -> dict[str, pipeline.Dataset]:
     """The evaluation sets by the prefix of their metrics, on the training data's scale of scores; {} without evaluation.
 
     "eval" is relabelled like the training data. With goals there is also "eval_plain": the same rows without goals.

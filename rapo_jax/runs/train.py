@@ -23,10 +23,10 @@ from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
 from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify, refuse_changes
 from rapo_jax.runs.references import cached_references
-from rapo_jax.runs.setup import Setup, load_held_out, load_training, set_up, starting_parameters
+from rapo_jax.runs.setup import Setup, read_held_out_data, read_training_data, set_up, starting_parameters
 from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.journal import Journal, last_record
-from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, train
+from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, run_loop
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import reference_is_resident, resident_reference
 from rapo_jax.train.state import State, abstract_state, first_state, trainable
@@ -106,8 +106,8 @@ def refuse_foreign_directory(run_dir: Path) -> None:
 
 def read_inputs(setup: Setup) -> Inputs:
     """Reads the data and assigns it to steps. Raises UserError for what cannot be read or is too little."""
-    data = load_training(setup)
-    held_out = load_held_out(setup, data)
+    data = read_training_data(setup)
+    held_out = read_held_out_data(setup, data)
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     return Inputs(data, held_out, plan)
 
@@ -186,6 +186,6 @@ def finish(run: Run, state: State, *, reference: dict, store: Store, first_step:
     journal = Journal(Path(run.config.run_dir), run.config, num_steps=run.num_steps, first_step=first_step)
     try:
         with matmul_precision(run.config.model.dtype):
-            return train(run, state, reference=reference, store=store, journal=journal)
+            return run_loop(run, state, reference=reference, store=store, journal=journal)
     finally:
         journal.close()

@@ -90,7 +90,7 @@ class Finished:
     metrics: dict[str, float]
 
 
-def train(run: Run, state: State, *, reference: dict, store: Store, journal: Journal) -> Finished:
+def run_loop(run: Run, state: State, *, reference: dict, store: Store, journal: Journal) -> Finished:
     """Trains from `state`, which it consumes, to the last step.
 
     Raises Interrupted after a checkpoint on SIGINT or SIGTERM, and UserError when too many steps in a row had a gradient
@@ -102,7 +102,7 @@ def train(run: Run, state: State, *, reference: dict, store: Store, journal: Jou
         for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
             profile.before(step, progress.pending)
             state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
-            report(run, progress, journal=journal)
+            write_metrics(run, progress, journal=journal)
             progress.pending = (step, metrics)
             last, stop = step == run.num_steps, interrupted(step)
             evaluates = run.evaluations and (last or due(step, config.train.eval_every))
@@ -111,7 +111,7 @@ def train(run: Run, state: State, *, reference: dict, store: Store, journal: Jou
                 progress.evaluation = evaluate(run, state, reference=reference, progress=progress)
             if last or stop or due(step, config.train.save_every):
                 eval_loss = progress.evaluation.get("eval_loss")
-                report(run, progress, journal=journal)
+                write_metrics(run, progress, journal=journal)
                 store.save(step, state, identity=run.identity, config=as_dict(config), eval_loss=eval_loss)
             if stop and not last:
                 store.wait()
@@ -128,7 +128,7 @@ def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def report(run: Run, progress: Progress, *, journal: Journal) -> None:
+def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
     """Fetches the metrics of the step before, which waits for that step only, and writes them with its evaluation."""
     if progress.pending is None:
         return

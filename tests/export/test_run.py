@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.errors import UserError
 from rapo_jax.export.run import ExportOptions, export_run
-from rapo_jax.runs.setup import load_training, open_run_dir, set_up
+from rapo_jax.runs.setup import open_run_dir, read_training_data, set_up
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -40,10 +40,10 @@ def asked(directory, *turns):
 def test_a_run_from_an_export_writes_its_goals_once(place):
     """Breaks: each round of training adds another goal to every prompt, and the export another one to all of these."""
     setup = set_up(open_run_dir(place / "second"))
-    prompts = [setup.tokenizer.decode(group.prompt) for group in load_training(setup).groups]
+    prompts = [setup.tokenizer.decode(group.prompt) for group in read_training_data(setup).groups]
     assert {prompt.count(SENTENCE) for prompt in prompts} == {1}
     first = set_up(open_run_dir(place / "first"))
-    assert prompts == [first.tokenizer.decode(group.prompt) for group in load_training(first).groups]
+    assert prompts == [first.tokenizer.decode(group.prompt) for group in read_training_data(first).groups]
 
 
 @pytest.mark.parametrize("name", ["first", "second"])

@@ -8,7 +8,7 @@ import pytest
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.batching import pipeline
 from rapo_jax.parallel import num_row_shards
-from rapo_jax.runs.setup import load_training, open_run_dir, set_up
+from rapo_jax.runs.setup import open_run_dir, read_training_data, set_up
 from rapo_jax.runs.train import step_costs
 from tests import tiny
 from tests.tiny import runs
@@ -33,7 +33,7 @@ def test_speed_is_told_in_consistent_numbers(profiled):
     """When this fails, pairs/s, tokens/s and the time of a step contradict each other."""
     lines = (profiled / "metrics.jsonl").read_text().splitlines()
     setup = set_up(open_run_dir(profiled))
-    data = load_training(setup)
+    data = read_training_data(setup)
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     costs = step_costs(data, plan, setup)
     for record in map(json.loads, lines[1:]):
@@ -47,7 +47,7 @@ def test_speed_is_told_in_consistent_numbers(profiled):
 def test_the_cost_of_all_steps_is_that_of_their_groups(profiled):
     """When this fails, MFU counts tokens that were not there, or forgets the reference."""
     setup = set_up(open_run_dir(profiled))
-    data = load_training(setup)
+    data = read_training_data(setup)
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     members = [data.groups[i] for rows in plan.steps for row in rows for i in row]
     by_group = 0.0

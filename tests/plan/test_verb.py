@@ -12,7 +12,7 @@ import pytest
 
 from rapo_jax.plan import assess, suggest, targets, verb
 from rapo_jax.plan.compile import compile_step, needed_bytes
-from rapo_jax.plan.hlo import parse
+from rapo_jax.plan.hlo import parse_hlo
 from rapo_jax.plan.program import link_bytes, read_program
 from rapo_jax.plan.targets import GiB, gpu_description, split_topology
 from tests.tiny import CONFIG, RUN, rapo, write_model, write_rows
@@ -89,7 +89,7 @@ ENTRY %main (a: f32[4,8], g: bf16[2]) -> (s32[], f32[4,8], bf16[2]) {
 def test_a_loops_body_counts_as_often_as_it_runs():
     """0, 2, 4, 6, 8: five products of 2 * 4 * 4 * 8 FLOPs, five gathers of 8 bfloat16 among 4. Breaks: a scanned model of
     32 layers is planned as one layer, which is what XLA's own analysis does."""
-    program = read_program(parse(LOOP), bounds=(99.0,), num_devices=8)
+    program = read_program(parse_hlo(LOOP), bounds=(99.0,), num_devices=8)
     assert program.matmul_flops == 5 * 256
     (((kind, group), each),) = program.collectives.items()
     assert (kind, group, each.number, each.num_bytes) == ("all-gather", 4, 5, 5 * 16)
@@ -98,7 +98,7 @@ def test_a_loops_body_counts_as_often_as_it_runs():
 
 def test_a_bound_that_is_data_is_taken_from_the_plan():
     text = LOOP.replace("%ten = s32[] constant(10)", "%ten = s32[] get-tuple-element(%x), index=0")
-    assert read_program(parse(text), bounds=(3.5,), num_devices=8).matmul_flops == 3.5 * 256
+    assert read_program(parse_hlo(text), bounds=(3.5,), num_devices=8).matmul_flops == 3.5 * 256
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_convolution_counts_only_what_meets_an_input(line, flops):
     given = "%p = f32[6,8] parameter(0)\n %q = f32[8,5] parameter(1)\n"
     given += " %r = f32[6,1,8] parameter(2)\n %s = f32[6,8,5] parameter(3)\n"
     text = f"ENTRY %main (p: f32[]) -> f32[] {{\n {given} ROOT %c = {line}\n}}"
-    assert read_program(parse(text), bounds=(1.0,), num_devices=1).matmul_flops == flops
+    assert read_program(parse_hlo(text), bounds=(1.0,), num_devices=1).matmul_flops == flops
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_convolution_counts_only_what_meets_an_input(line, flops):
 )
 def test_how_many_devices_take_part(groups, size):
     text = LOOP.replace("[2,4]<=[8]", groups)
-    assert list(read_program(parse(text), bounds=(1,), num_devices=8).collectives) == [("all-gather", size)]
+    assert list(read_program(parse_hlo(text), bounds=(1,), num_devices=8).collectives) == [("all-gather", size)]
 
 
 def test_what_a_ring_sends():
