@@ -25,19 +25,19 @@ Leaf = TypeVar("Leaf", covariant=True)
 NO_SIDE, CHOSEN_SIDE, REJECTED_SIDE, BEST_SIDE = 0, 1, 2, 3
 
 # Which tokens of a group are scored: those of its responses (and of the response to another prompt); these and the
-# prompt's but for its first; or, for reward models, the last of each response.
+# prompt's except its first; or, for reward models, the last of each response.
 Scored = Literal["responses", "prompt_too", "last"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch(Generic[Leaf]):
-    """Arrays [M, B, ...], or [B, ...] for one microbatch; int32 but for `reward`, `weight` and `reference` (float32).
+    """Arrays [M, B, ...], or [B, ...] for one microbatch; int32 except `reward`, `weight` and `reference` (float32).
 
     Batch[np.ndarray] on the host, Batch[Array] on devices; Batch[NamedSharding] and Batch[ShapeDtypeStruct] describe one.
 
     Branches of a group: 0 is the prompt, 1 to C its responses, branch 1 preferred under the group's goal, and C + 1,
-    where there are so many, an unrelated response: one that answers another prompt. What a group lacks is not scored.
+    if there is one, an unrelated response: one that answers another prompt. Missing branches are not scored.
     `side` is -1 where a row has fewer than P groups: that group counts nowhere. Of the M microbatches the first
     `num_microbatches` are in use; the others are padding and never computed.
     """

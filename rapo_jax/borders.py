@@ -88,7 +88,7 @@ def read_json_lines(
 
 
 def _byte_lines(path: Path, *, remedy: str) -> Iterator[bytes]:
-    """Bytes, because only b"\\n" ends a line, whatever Unicode separators a text contains."""
+    """Bytes, because only b"\\n" ends a line; str.splitlines would also split at other Unicode separators."""
     try:
         with Path(path).open("rb") as file:
             yield from file

@@ -100,7 +100,7 @@ class Store:
         self._pending = None
 
     def _claim(self) -> None:
-        """Marks the directory as ours. Raises UserError where it is something else."""
+        """Marks the directory as ours. Raises UserError if it is in use for something else."""
         marker = self.directory / MARKER
         if marker.is_file():
             return
@@ -166,7 +166,7 @@ class Store:
             try:
                 return self._load(candidate, abstract, accept)
             except (UserError, TypeError, AttributeError, NameError):
-                raise  # not the files' fault
+                raise  # the files are not damaged
             except Exception as error:  # Orbax and TensorStore raise bare Exceptions for damaged files
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 log.warning("checkpoint %d is damaged (%s)", candidate, reason)
@@ -231,7 +231,7 @@ class Store:
         )
 
     def set_aside_after(self, step: int | None) -> list[str]:
-        """Renames every step newer than `step` to corrupt-N, so that saving can go on from `step`; their new names."""
+        """Renames every step newer than `step` to corrupt-N, so that saving can continue from `step`; returns their new names."""
         newer = [s for s in self.steps() if step is None or s > step]
         if is_first():
             for s in newer:

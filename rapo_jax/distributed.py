@@ -1,4 +1,4 @@
-"""Several processes that compute as one: joining them, agreeing, speaking with one voice, stopping together.
+"""Several processes as one program: joining, agreeing on values, printing once, stopping together.
 
 A single process is a pod of one: everything here works without joining anything.
 """
@@ -59,14 +59,14 @@ def anywhere(flag: bool) -> bool:
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[int], bool]]:
-    """Within it SIGINT and SIGTERM no longer kill: interrupted(step) says whether one came, on all processes alike.
+    """Catches SIGINT and SIGTERM while active; interrupted(step) returns whether one came, the same on all processes.
 
     With several processes JAX's own preemption notice is used; its handler must not be replaced.
     """

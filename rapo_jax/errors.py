@@ -10,9 +10,9 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the work, and what was done is saved; the same command goes on from there.
+    """A signal stopped the work after everything done so far was saved; the same command continues.
 
-    The message says what is saved. The command line prints it and exits with code 75.
+    The message says what was saved. The command line prints it and exits with code 75.
     """
 
 

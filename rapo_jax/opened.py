@@ -31,7 +31,7 @@ class OpenedTokenizer:
 
     `tokenizer.chat_template` writes no goal by itself. `stop_tokens` end an answer: those that the directory declares
     and, unless texts are continued raw, the one that ends a turn. `has_own_goal_prompt` is False where the goal prompt
-    is only the paper's, because nobody recorded how the model was trained.
+    is only the paper's, because the directory does not record how the model was trained.
     """
 
     directory: Path
@@ -43,7 +43,7 @@ class OpenedTokenizer:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """Weights on a mesh, together with all that an `OpenedTokenizer` knows.
+    """Weights on a mesh, together with everything in an `OpenedTokenizer`.
 
     `dtype` is that of the computation; `name` is what messages call the model.
     """

@@ -32,7 +32,7 @@ def check_intervals(config: Config) -> None:
 
 
 def bounded(section: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """The dotted name, value and interval of every number of a section, but for an objective's (see `resolve`)."""
+    """The dotted name, value and interval of every number of a section, except an objective's (see `resolve`)."""
     for field in dataclasses.fields(section):
         name, value, allowed = f"{where}{field.name}", getattr(section, field.name), description(field).allowed
         if isinstance(value, Objective):

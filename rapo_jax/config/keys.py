@@ -48,7 +48,7 @@ def affects(dotted_key: str) -> Affects:
 
 @dataclass(frozen=True)
 class Key:
-    """One line of a configuration: its dotted name, and the words for what it holds."""
+    """One configuration key: its dotted name, and descriptions of its type, default and meaning."""
 
     name: str
     kind: str
@@ -92,7 +92,7 @@ def keys_of(cls: Any = Config, before: str = "", read_by: tuple[str, ...] = ()) 
 
 
 def words_for_type(hint: Any, allowed: Interval | None = None) -> str:
-    """The words for a type and the numbers that it allows: `number > 0`, `one of a, b`, `list of texts`, `... or null`."""
+    """Describes a type and the numbers that it allows: `number > 0`, `one of a, b`, `list of texts`, `... or null`."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return f"{words_for_type(next(option for option in options if option is not type(None)), allowed)} or null"

@@ -46,7 +46,7 @@ class Objective:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of the loss function: what is given, else its defaults."""
+        """The keyword arguments of the loss function: the given values, and defaults for the rest."""
         return {name: self.given.get(name, option.default) for name, option in self.spec.options.items()}
 
     def needs(self, what: LossNeed) -> bool:

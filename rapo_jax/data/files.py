@@ -43,7 +43,7 @@ def _numbered(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[FileRow
 
 
 def _read_files(files: list[Path]) -> Iterator[FileRow]:
-    """Rows of all files in turn; numbers go on from file to file, places name the row within its file."""
+    """Rows of all files in turn; numbers continue from file to file, places give the row within its file."""
     offset = 0
     for file in files:
         last = 0
@@ -85,7 +85,7 @@ def _begins_an_array(file: Path) -> bool:
 
 
 def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> list[Path]:
-    """`train` is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl; names may say nothing."""
+    """`train` is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl; or in all files if no name mentions a split."""
     places = (directory, directory / "data")
     files = [file for place in places for file in sorted(place.glob("*")) if file.suffix in (".jsonl", ".parquet")]
     named = [file for file in files if re.match(re.escape(split) + r"[-.]", file.name)]

@@ -26,7 +26,7 @@ def responses_wanted(config: Config) -> Want:
 
 
 def rewards_wanted(config: Config) -> bool:
-    """Whether a row without scores is of no use."""
+    """Whether every row needs scores."""
     return bool(config.relabel.goals) or config.objective.needs("rewards")
 
 

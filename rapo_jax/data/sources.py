@@ -126,7 +126,7 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
 
 
 def _too_few(record: Record, want: Want) -> str | None:
-    """Why a record has nothing to compare; None if it has, or if nothing is to be compared."""
+    """Why a record has too few responses to compare; None if it has enough, or if the objective compares none."""
     if record.ranked and len(set(record.responses)) < len(record.responses):
         return "identical_responses"
     enough = len(record.responses) > 1 or want in ("one", "each", "any") or (want == "labelled" and record.labels)
@@ -134,7 +134,7 @@ def _too_few(record: Record, want: Want) -> str | None:
 
 
 def merge_by_prompt(records: Sequence[Record]) -> list[Record]:
-    """Records of one response each -> one record per prompt, where its first stood. A repeated response is left out."""
+    """Records of one response each -> one record per prompt, in the order of first occurrence. Repeated responses are left out."""
     by_prompt: dict[tuple[Any, ...], dict[tuple[str, ...], Record]] = {}
     for record in records:
         by_prompt.setdefault((record.source, record.prompt), {}).setdefault(record.responses, record)

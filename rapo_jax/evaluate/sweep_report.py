@@ -8,7 +8,7 @@ import numpy as np
 from rapo_jax.evaluate.sweep import Sweep
 
 Sweeps = Mapping[str, Sequence[Sweep]]  # model name -> its sweeps, one per training seed
-STYLES = (("s", ":"), ("^", "--"), ("o", "-"), ("D", "-."))  # marker and line, to tell models apart without colour
+STYLES = (("s", ":"), ("^", "--"), ("o", "-"), ("D", "-."))  # marker and line, to distinguish models without colour
 
 
 def sweep_table(sweeps: Sweeps) -> str:

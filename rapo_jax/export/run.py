@@ -1,4 +1,4 @@
-"""`rapo export`: a checkpoint of a run becomes a Hugging Face directory. What is written there is in model.py."""
+"""`rapo export`: a checkpoint of a run becomes a Hugging Face directory. model.py writes its files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -134,7 +134,7 @@ def _decode_batch(
     sampling: Sampling,
     dtype: jnp.dtype,
 ) -> Int32[Array, "B X"]:
-    """New tokens, X = max_new_tokens per row. Whatever follows a row's first stop token is meaningless."""
+    """New tokens, X = max_new_tokens per row. Tokens after a row's first stop token are meaningless."""
     decoder = nnx.merge(graph, parameters)
     B, T = tokens_BT.shape
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(index_B)

@@ -1,4 +1,4 @@
-"""The losses by id, with what each needs from the data and the step."""
+"""The losses by id, and what each requires from the data and the step."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

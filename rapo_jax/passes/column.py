@@ -1,7 +1,7 @@
-"""A column: numbers of a data set's prompts and responses on disk, filled once, that outlive the run that needs them.
+"""A column: one number per prompt and response of a data set, on disk, computed once and kept after the run.
 
-It knows what its numbers belong to and refuses to be mistaken for another column, but has no words for users: whoever
-opens it explains a `Mismatch`.
+A column records what its numbers belong to and cannot be opened as another one. It writes no messages for users: the caller
+explains a `Mismatch`.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Column:
         self.shape, self.identity = shape, identity
 
     def open(self, fits: Callable[[Belonging, Belonging], bool] = operator.eq) -> None:
-        """Maps the numbers into memory as `values`; starts anew where there are none or they are damaged.
+        """Maps the numbers into memory as `values`; starts over if there are none or they are damaged.
 
         `fits(before, now)` says whether the identity on record is that of this column. Raises Mismatch where it is not.
         """

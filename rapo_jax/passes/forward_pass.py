@@ -1,4 +1,4 @@
-"""A forward pass over a data set, group by group, that goes on where it was stopped.
+"""A forward pass over a data set, group by group, that resumes where it stopped.
 
 Packed like a training run; each batch is one microbatch, results are fetched one step late and written every few seconds.
 """
@@ -103,7 +103,7 @@ def plan_pass(
 
 @dataclass
 class Results:
-    """Numbers on their way from the devices to the column, and how far the pass is."""
+    """Results on their way from the devices to the column, and the pass's progress."""
 
     known: np.ndarray  # [G, A]
     column: Column | None

@@ -40,7 +40,7 @@ class Identity:
     given: list[str] | None = None
 
     def record(self) -> dict[str, Any]:
-        """What is written down of it."""
+        """The identity as it is stored with checkpoints and caches."""
         return vars(self) | {"given": not_default(self.settings)}
 
 
@@ -70,7 +70,7 @@ def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity
 def reference_identity(run: Identity, data: pipeline.Dataset, config: Config) -> Identity:
     """What the reference's log-probabilities of these groups belong to: weights, tokens and arithmetic.
 
-    Settings that make tokens are recorded to say what changed when the tokens did; they decide nothing.
+    Settings that affect tokens are recorded only to explain a mismatch; they are not compared on their own.
     """
     kept = {key: value for key, value in run.settings.items() if key == "model.dtype" or affects(key) == "tokens"}
     kept["scored"] = what_is_scored(config)
@@ -99,7 +99,7 @@ def refuse_changes(record: dict[str, Any], step: int, identity: Identity, setup:
 
 
 def reference_differences(record: dict[str, Any], identity: Identity, config: Config, part: Part) -> list[str]:
-    """In words, what differs between what cached log-probabilities belong to and what is asked for; [] where they fit."""
+    """Descriptions of the differences between a cache's record and the requested identity; [] if the cache can be used."""
     before = recorded(record)
     both = before.settings.keys() & identity.settings.keys()  # an older version recorded fewer
     now = {key: value for key, value in identity.settings.items() if key in both}

@@ -32,7 +32,7 @@ class Change:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that affect what is trained. Those of LoRA count only where adapters are trained.
+    """The settings that affect what is trained. LoRA's count only if adapters are trained.
 
     Entries of lists of sections have numbered keys, such as data.sources[0].schema.
     """
@@ -87,7 +87,7 @@ def dotted(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def matters(key: str) -> bool:
-    """Whether a change of the setting changes what is trained. An unknown one is taken to."""
+    """Whether a change of the setting changes the trained model; assumed for unknown settings."""
     try:
         return affects(key) != "nothing"
     except KeyError:
@@ -95,7 +95,7 @@ def matters(key: str) -> bool:
 
 
 def default_of(key: str, settings: Settings) -> Any:
-    """The default of a key; of a loss's option, that of the loss that these settings name. None for what is unknown."""
+    """The default of a key; for a loss's option, that of the loss named in the settings. None for unknown keys."""
     if source := re.fullmatch(r"data\.sources\[\d+\]\.(.*)", key):
         return defaults(SourceOptions).get(source[1])
     if option := re.fullmatch(r"(objective(?:\.plus\[\d+\])?)\.(\w+)", key):

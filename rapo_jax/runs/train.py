@@ -80,7 +80,7 @@ def train_or_resume(config: Config) -> Trained:
     try:
         reference = resident_reference(parameters, config, setup.spec, setup.mesh)
         first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
-        del parameters  # restoring needs the room
+        del parameters  # restoring needs the memory
         state, resuming_after = starting_state(setup, first, store=store, identity=identity)
         write_records(setup, inputs.data, held_out=inputs.held_out, plan=inputs.plan)
         announce(setup, inputs.data, plan=inputs.plan, resuming_after=resuming_after)

@@ -4,7 +4,7 @@ A policy's implicit reward is beta * (log pi(y | x) - log pi_ref(y | x)), which 
 (Rafailov et al., "Direct Preference Optimization", 2023, eq. 5). With it as rewards, preferences without scores become
 reward-augmented (Zhang et al., 2024, section 6.2: a second round). The model is asked for no goal.
 
-Partial results are kept beside the output until all are there, so that an interrupted pass goes on.
+Partial results are kept beside the output until all are complete, so that an interrupted pass can resume.
 """
 
 import shutil
@@ -81,9 +81,9 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
 
 
 def refuse_output(out: Path, *, goes_on: bool) -> None:
-    """Raises UserError for an output that is no file of scores, or that exists.
+    """Raises UserError for an output that is not a .jsonl file, or that exists.
 
-    A pass that goes on may have been stopped after writing the first of its two files, the one about the origin.
+    A resumed pass may have been stopped after writing the first of its two files, the one about the origin.
     """
     if out.suffix != ".jsonl":
         raise UserError(f"--out={out}: scores are JSON lines; give a name that ends with .jsonl.")

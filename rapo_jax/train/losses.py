@@ -38,7 +38,7 @@ class Losses(Protocol):
 
 
 def make_logps(config: Config, spec: Spec, mesh: Mesh) -> Callable[..., Logps]:
-    """(parameters, reference, rows) -> what losses read of one microbatch, but for `divergence` and `progress`.
+    """(parameters, reference, rows) -> the losses' inputs for one microbatch, except `divergence` and `progress`.
 
     With LoRA the parameters are adapters over the reference, which is the policy without them.
     """
@@ -69,7 +69,7 @@ def as_logps(
     reference_BPA: Float[Array, "B P A"],
     num_tokens_BPA: Float[Array, "B P A"],
 ) -> Logps:
-    """What losses read. Absent responses have reward 0, not NaN, whose gradient would be NaN as well."""
+    """The losses' inputs. Absent responses have reward 0 instead of NaN, because NaN would spread to the gradients."""
     responses = slice(1, 1 + rows.num_responses)
     present_BPC = num_tokens_BPA[..., responses] > 0
     logps = Logps(

@@ -3,7 +3,7 @@
 Names are those that users of TRL know. `rewards/*` are the implicit rewards beta * (log pi - log pi_ref), without the
 reference for objectives that have none, or a reward model's scores; an accuracy counts strictly larger chosen rewards.
 `rewards/prompt` is the implicit reward of the prompt itself (without its first token), for objectives that read it.
-`chosen` is the most preferred response, `rejected` the least preferred one; what a group lacks is not counted. Each
+`chosen` is the most preferred response, `rejected` the least preferred one; absent responses are not counted. Each
 metric is also given for the groups whose goal is the chosen response's reward (`goal_chosen/...`) and for those whose
 goal is the rejected one's (`goal_rejected/...`), where the preference is reversed.
 
@@ -103,7 +103,7 @@ class Metric:
     applies_to: Callable[[Objective], bool] = always
 
 
-# What is reported.
+# The metrics.
 
 
 def loss(groups: Microbatch) -> Values:
@@ -145,7 +145,7 @@ def divergence(groups: Microbatch) -> Values:
     return jnp.broadcast_to(groups.logps.divergence, groups.loss_BP.shape), groups.everywhere
 
 
-# For which objectives.
+# Which objectives report them.
 
 
 def of_language_models(objective: Objective) -> bool:

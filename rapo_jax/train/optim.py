@@ -40,9 +40,8 @@ def adamw(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
         return adam
     decays: dict = {}
     for path, letters in trained_letters(spec).items():
-        is_matrix = len(letters.removeprefix("L")) > 1 or path == (
-            "score_head",
-        )  # a matrix of one row, for transformers
+        is_head = path == ("score_head",)  # in transformers a matrix with one row
+        is_matrix = len(letters.removeprefix("L")) > 1 or is_head
         place(decays, path, is_matrix and not path[-1].endswith("bias"))
     return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))
 

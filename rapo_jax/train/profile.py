@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-WARM_UP = 2  # steps that are left out, because they compile
+WARM_UP = 2  # steps before the trace starts, because they compile
 
 
 class Profile:

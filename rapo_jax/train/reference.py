@@ -26,7 +26,7 @@ def weights_are_resident(config: Config) -> bool:
 def frozen_copy(parameters: dict, spec: Spec, mesh: Mesh, *, dtype: jnp.dtype) -> dict:
     """A copy of the weights in the compute dtype, which survives the donation of the originals.
 
-    With LoRA nobody donates them, so where they have that dtype already they are returned as they are.
+    With LoRA the originals are never donated, so weights that already have that dtype are returned without a copy.
     """
     if spec.lora is not None:
         return jax.tree.map(lambda x: x.astype(dtype), parameters)

@@ -1,4 +1,4 @@
-"""What readers of schemas share: a prompt column, a response, named scores, and a record of several candidates."""
+"""Shared by the readers of several schemas: a prompt column, a response, named scores, and a record of several candidates."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -88,7 +88,7 @@ def several(given: Turns | None, candidates: Iterable[Candidate]) -> Parsed:
 
 
 def _last_text(value: Any) -> str:
-    """The text of a response, or of the last turn of a conversation; not "" for what is no text and refused later."""
+    """The text of a response, or of the last turn of a conversation; "" for None, "?" for anything else, which is refused later."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         value = value[-1].get("content")
     return value if isinstance(value, str) else "" if value is None else "?"

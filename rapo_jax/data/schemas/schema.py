@@ -1,4 +1,4 @@
-"""What a schema is: how it is detected, which columns it needs, how a row is read, and its words for messages and reports.
+"""The type of a schema: how it is detected, which columns it needs, how a row is read, and its part of messages and reports.
 
 Knows no schema by name; the entries are in rapo_jax/data/schemas/registry.py.
 """
@@ -39,13 +39,13 @@ class FirstRow:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Configuration that readers may heed: `defect` says what to do with UltraFeedback's 10 that should be 1."""
+    """Options for readers. `defect`: what to do with UltraFeedback's scores of 10 that should be 1."""
 
     defect: Defect = "repair"
 
 
 class Parsed(NamedTuple):
-    """A record, and one word for everything that was left out of it or changed in it."""
+    """A record, and one note for each thing that was left out of it or changed in it."""
 
     record: Record
     notes: tuple[str, ...] = ()

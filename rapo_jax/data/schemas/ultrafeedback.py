@@ -18,7 +18,7 @@ DEFECT_NOTES = {"repair": "repaired", "drop": "left_out", "keep": "kept"}
 
 
 def read_ultrafeedback(values: Mapping[str, Any], columns: Columns, options: ReadOptions) -> Parsed:
-    """The completions of a row; one with a rating that is no number is left out, as the paper's code does."""
+    """The completions of a row; completions with a rating that is not a number are left out, as in the paper's code."""
     candidates, notes = [], []
     for index, completion in enumerate(list_of(values, columns.responses)):
         name = f"{columns.responses}[{index}]"
@@ -54,7 +54,7 @@ def _is_ten_for_one(reward: float, entry: Mapping[str, Any], ratings: dict[str, 
 
 
 def _ratings(annotations: Any) -> dict[str, float] | None:
-    """The four ratings, NaN for one that is no number; None where there are no annotations."""
+    """The four ratings, NaN where a rating is not a number; None without annotations."""
     if not isinstance(annotations, Mapping):
         return None
     return {aspect: _rating(annotations.get(aspect)) for aspect in ASPECTS}
