@@ -130,3 +130,21 @@ def test_half_an_address_of_a_pod_is_refused(world, tmp_path, capsys):
     """When this fails, a process that was to join a pod trains alone, into the pod's directory."""
     assert tiny.rapo(*world.train(tmp_path / "run"), "--num-processes", "2") == runs.USER_ERROR
     assert "go together; add --coordinator and --process-id." in capsys.readouterr().err
+
+
+def test_two_processes_export_and_answer_like_one(undisturbed, tmp_path):
+    """When this fails, a pod mixes up its prompts, two hosts write one file, or an export is renamed before all have read
+    it back."""
+    tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Prompt {n}?"} for n in range(5)])
+    two, one = tmp_path / "two", tmp_path / "one"
+    codes, said = in_two_processes(["export", str(undisturbed), str(two)], log=tmp_path / "export-log")
+    assert codes == [runs.DONE, runs.DONE] and said.count("read back") == 1
+    assert tiny.rapo("export", undisturbed, one) == runs.DONE
+    exports = [{path.name: path.read_bytes() for path in directory.iterdir()} for directory in (two, one)]
+    assert exports[0] == exports[1]
+    sampled = ["--prompts", str(tmp_path / "prompts.jsonl"), "--max-new-tokens", "8", "--temperature", "1"]
+    answer = ["generate", str(one), *sampled, "--out"]
+    codes, said = in_two_processes([*answer, str(tmp_path / "two.jsonl")], log=tmp_path / "generate-log")
+    assert codes == [runs.DONE, runs.DONE] and said.count("new tokens/s") == 1
+    assert tiny.rapo(*answer, tmp_path / "one.jsonl") == runs.DONE
+    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text()
