@@ -231,7 +231,7 @@ class Store:
         )
 
     def set_aside_after(self, step: int | None) -> list[str]:
-        """Renames every step newer than `step` to corrupt-N, so that saving can continue from `step`; returns their new names."""
+        """Renames every step newer than `step` to corrupt-N, so that saving can continue from `step`; the new names."""
         newer = [s for s in self.steps() if step is None or s > step]
         if is_first():
             for s in newer:

@@ -85,8 +85,8 @@ def with_unrelated(groups: Sequence[Group], prompts: Sequence[tuple[Message, ...
         other = next((groups[n - k] for k in range(1, len(groups)) if prompts[n - k] != prompts[n]), None)
         if other is None:
             raise UserError(
-                f"objective.name={config.objective.name} compares with answers to other prompts, and the data has a single prompt; add rows with "
-                "other prompts or choose another objective."
+                f"objective.name={config.objective.name} compares with answers to other prompts, and the data has a single "
+                "prompt; add rows with other prompts or choose another objective."
             )
         response = next(response for response in other.responses if len(response))
         added.append(replace(group, unrelated=response[: config.data.max_length - len(group.prompt)]))

@@ -85,7 +85,10 @@ def _begins_an_array(file: Path) -> bool:
 
 
 def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> list[Path]:
-    """`train` is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl; or in all files if no name mentions a split."""
+    """`train` is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl.
+
+    If no file is named after a split, all files are read. Raises UserError where the split has no file.
+    """
     places = (directory, directory / "data")
     files = [file for place in places for file in sorted(place.glob("*")) if file.suffix in (".jsonl", ".parquet")]
     named = [file for file in files if re.match(re.escape(split) + r"[-.]", file.name)]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rapo_jax.borders import read_object, shaped, write_json
+from rapo_jax.borders import read_object, shaped
 from rapo_jax.config.tree import Relabel
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
@@ -63,7 +63,10 @@ class Scales:
 
 
 def fit_scales(records: Sequence[Record], relabel: Relabel) -> Scales:
-    """The maps that relabel.scale configures. Raises UserError for a range of zero width or an unreadable relabel.scale.file."""
+    """The maps that relabel.scale configures.
+
+    Raises UserError for a range of zero width or an unreadable relabel.scale.file.
+    """
     options = relabel.scale
     if options.file:
         return read_scales(options.file)
@@ -113,7 +116,3 @@ def read_scales(path: str) -> Scales:
     remedy = f"relabel.scale.file must be a {SCALE_FILE} that a run or `rapo relabel` wrote"
     tree = read_object(Path(path).expanduser(), remedy=remedy)
     return shaped(tree, Scales, said=path, remedy=remedy)
-
-
-def write_scales(path: Path, tree: dict[str, Any]) -> None:
-    write_json(path, tree)

@@ -134,7 +134,7 @@ def _too_few(record: Record, want: Want) -> str | None:
 
 
 def merge_by_prompt(records: Sequence[Record]) -> list[Record]:
-    """Records of one response each -> one record per prompt, in the order of first occurrence. Repeated responses are left out."""
+    """Records of one response each -> one record per prompt, by first occurrence, without repeated responses."""
     by_prompt: dict[tuple[Any, ...], dict[tuple[str, ...], Record]] = {}
     for record in records:
         by_prompt.setdefault((record.source, record.prompt), {}).setdefault(record.responses, record)

@@ -14,7 +14,6 @@ from rapo_jax.data.relabelled import Relabelled, relabel_records
 from rapo_jax.data.report import report_of
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.row_needs import responses_wanted
-from rapo_jax.data.scaling import write_scales
 from rapo_jax.errors import UserError
 
 
@@ -62,7 +61,7 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
         write_rows(temporary, [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
         write_json(files.report, report)
         if report["scale"]:
-            write_scales(files.scale, report["scale"])
+            write_json(files.scale, report["scale"])
         draw_report(files.figure, prepared.records, report, title=out.name)
     sides = Counter(one.preference.goal_of or "no goal" for one, _ in written)
     return {"rows": prepared.num_rows, "dropped": sum(prepared.dropped.values()), "ties": num_ties, **sides}

@@ -67,8 +67,8 @@ def fill(
 ) -> Float[np.ndarray, "G A"]:
     """The summed log-probability (or score) of every branch; computes those of the groups `needed` that are unknown.
 
-    Process 0 passes an open column, the others None. `said` names the pass and `place` the column on the terminal. Raises Interrupted when a
-    signal came; what was computed is in the column.
+    Process 0 passes an open column, the others None. `said` names the pass and `place` the column on the terminal.
+    Raises Interrupted when a signal came; what was computed is in the column.
     """
     known = column.values if column else np.empty((len(groups), num_branches(groups)), np.float32)
     known = from_first(np.array(known))

@@ -1,4 +1,4 @@
-"""The groups that `rapo plan` packs: the run's own if data and tokenizer can be read, else ones of UltraFeedback's lengths."""
+"""The groups that `rapo plan` packs: the run's own if they can be read here, else groups of UltraFeedback's lengths."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -48,7 +48,10 @@ def recorded(record: dict[str, Any]) -> Identity:
     """The identity of a record that this or another version wrote; fields of a later version are skipped."""
     missing = [name for name in (*HASHES, "tokens", "settings") if name not in record]
     if missing:
-        raise UserError(f"the record of what a run or cache belongs to lacks {', '.join(missing)}; it is damaged.")
+        raise UserError(
+            f"the record of what a run or cache belongs to lacks {', '.join(missing)}; it is damaged: restore it from a "
+            "backup, or choose another run_dir or reference.cache."
+        )
     fields: dict[str, Any] = {name: record.get(name) for name in Identity.__dataclass_fields__}
     return Identity(**fields)
 

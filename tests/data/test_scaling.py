@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapo_jax.borders import write_json
 from rapo_jax.config.tree import Relabel, ScaleFit
-from rapo_jax.data.scaling import Scales, fit_scales, read_scales, write_scales
+from rapo_jax.data.scaling import Scales, fit_scales, read_scales
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message, Record
 from rapo_jax.relabel import Scale, fit_range
@@ -102,7 +103,7 @@ def test_sources_of_different_ranges_have_maps_of_their_own(tmp_path):
     mixed = [replace(record, source=name) for record, name in zip(records((0.2, 0.0), (8, 4)), "ab", strict=True)]
     scales = fit_scales(mixed, Relabel(scale=ScaleFit(fit="minmax", by="source")))
     assert [scales.record(record).rewards for record in mixed] == [(10, 1), (10, 1)]
-    write_scales(tmp_path / "scale.json", scales.tree())
+    write_json(tmp_path / "scale.json", scales.tree())
     assert read_scales(str(tmp_path / "scale.json")) == scales
     with pytest.raises(
         UserError, match=r"row 1 is of source 'c', for which relabel.scale.by=source has no map; known: 'a', 'b'"
@@ -113,7 +114,7 @@ def test_sources_of_different_ranges_have_maps_of_their_own(tmp_path):
 def test_a_later_round_shares_the_map_of_the_first(tmp_path):
     """Breaks: the same reward would be another goal in the second round."""
     first = fit_scales(records((0.2, 0.0)), Relabel(scale=ScaleFit(fit="minmax")))
-    write_scales(tmp_path / "scale.json", first.tree())
+    write_json(tmp_path / "scale.json", first.tree())
     assert json.loads((tmp_path / "scale.json").read_text())["reward"]["high"] == 0.2
     assert read_scales(str(tmp_path / "scale.json")) == first
     assert scaled([(0.1, 0.3)], scale=ScaleFit(file=str(tmp_path / "scale.json"))) == [(5.5, 10)]

@@ -88,7 +88,7 @@ def several(given: Turns | None, candidates: Iterable[Candidate]) -> Parsed:
 
 
 def _last_text(value: Any) -> str:
-    """The text of a response, or of the last turn of a conversation; "" for None, "?" for anything else, which is refused later."""
+    """The text of a response or of a conversation's last turn; "" for None, "?" for what is refused later."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         value = value[-1].get("content")
     return value if isinstance(value, str) else "" if value is None else "?"

@@ -94,8 +94,8 @@ class Schema:
     `read` turns a row's values into a record, or raises BadRow. `usual` names the columns where the user names none, for
     the default `resolve`; those of the fields in `inside` are no columns, but keys within each response.
 
-    `meaning` continues the sentence "its rows have ...". `scores_sought` and `scores_knob` complete the message about absent scores;
-    `scores_from` says in the report where rewards come from. With `merges_prompts` the rows of one prompt become one record.
+    `meaning` continues the sentence "its rows have ...". `scores_sought` and `scores_knob` complete the message about
+    absent scores; `scores_from` says in the report where rewards come from. With `merges_prompts` the rows of one prompt become one record.
     """
 
     name: str
