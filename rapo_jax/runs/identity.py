@@ -15,7 +15,6 @@ from rapo_jax import __version__
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.checkpoint import fingerprint
-from rapo_jax.config.keys import affects
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.errors import UserError
@@ -24,7 +23,9 @@ from rapo_jax.runs.settings import Change, changes, not_default, settings_of
 from rapo_jax.runs.setup import Setup
 
 HASHES = ("model", "tokenizer", "data")
-DECIDES = ("model.dtype", "scored")  # the settings that change log-probabilities of the same weights and tokens
+# The settings that a reference cache belongs to, by how their keys begin: what makes tokens, and the arithmetic. Other
+# keys that affect tokens (of columns, schemas, sources) are left to the hash of the tokens.
+OF_REFERENCES = ("data.max_", "data.chat_template", "relabel.", "model.dtype", "scored")
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,15 @@ def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity
 def reference_identity(run: Identity, data: pipeline.Dataset, config: Config) -> Identity:
     """What the reference's log-probabilities of these groups belong to: weights, tokens and arithmetic.
 
-    Settings that affect tokens are recorded only to explain a mismatch; they are not compared on their own.
+    The settings say what changed when the tokens did.
     """
-    kept = {key: value for key, value in run.settings.items() if key == "model.dtype" or affects(key) == "tokens"}
-    kept["scored"] = what_is_scored(config)
+    kept = of_references(run.settings | {"scored": what_is_scored(config)})
     return replace(run, data=data.source_fingerprint, tokens=data.fingerprint, settings=kept)
+
+
+def of_references(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a reference cache belongs to."""
+    return {key: value for key, value in settings.items() if key.startswith(OF_REFERENCES)}
 
 
 def model_identity(setup: Setup, parameters: dict) -> str:
@@ -104,12 +109,7 @@ def refuse_changes(record: dict[str, Any], step: int, identity: Identity, setup:
 def reference_differences(record: dict[str, Any], identity: Identity, config: Config, part: Part) -> list[str]:
     """Descriptions of the differences between a cache's record and the requested identity; [] if the cache can be used."""
     before = recorded(record)
-    both = before.settings.keys() & identity.settings.keys()  # an older version recorded fewer
-    now = {key: value for key, value in identity.settings.items() if key in both}
-    changed = changes({key: before.settings[key] for key in both}, now, given=before.given)
-    fits = all(getattr(before, name) == getattr(identity, name) for name in (*HASHES, "tokens"))
-    if fits and not any(change.key in DECIDES for change in changed):
-        return []
+    changed = changes(of_references(before.settings), identity.settings, given=before.given)
     return in_words(before, identity, changed, origins(config, part))
 
 

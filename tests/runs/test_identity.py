@@ -1,11 +1,12 @@
 """What a run belongs to: which changes stop it from resuming, in words, and which do not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from rapo_jax.config.files import from_dict
-from rapo_jax.runs.identity import Identity, in_words, origins, recorded, reference_differences
+from rapo_jax.runs.identity import Identity, in_words, origins, recorded, reference_differences, reference_identity
 from rapo_jax.runs.settings import changes, not_default, settings_of
 
 DATA = {"path": "pairs.jsonl", "eval_fraction": 0.1}
@@ -113,15 +114,25 @@ def test_a_record_that_lacks_a_hash_is_damaged():
     assert recorded(IDENTITY.record() | {"of_a_later_version": 1}).model == "m"
 
 
-def test_cached_log_probabilities_fit_whatever_gives_the_same_weights_tokens_and_arithmetic():
-    """Breaks: a cache is computed again because a setting was spelt out; or used for another dtype."""
-    kept = {"data.schema": "auto", "relabel.goal_max": 10.0, "model.dtype": "float32", "scored": "responses"}
-    before, config = replace(IDENTITY, settings=kept).record(), from_dict({"data": DATA})
-    spelt_out = replace(IDENTITY, settings=kept | {"data.schema": "pairs"})
-    assert reference_differences(before, spelt_out, config, "train") == []
-    texts = replace(spelt_out, tokens="other")
-    assert reference_differences(before, texts, config, "train") == ["data.schema ('auto' -> 'pairs')"]
-    rounded = replace(IDENTITY, settings=kept | {"model.dtype": "bfloat16"})
-    assert reference_differences(before, rounded, config, "train") == ["model.dtype ('float32' -> 'bfloat16')"]
-    prompts_too = replace(IDENTITY, settings=kept | {"scored": "prompt_too"})
-    assert reference_differences(before, prompts_too, config, "eval") == ["scored ('responses' -> 'prompt_too')"]
+def test_cached_log_probabilities_belong_to_weights_tokens_and_arithmetic_alone():
+    """Breaks: a sweep over the loss computes its reference again; or a cache is used for other texts or another dtype."""
+    run, config = replace(IDENTITY, settings=settings()), from_dict({"data": DATA})
+    data = SimpleNamespace(source_fingerprint="d", fingerprint="k")
+    before = reference_identity(run, data, config).record()
+
+    def differences(config, **hashes):
+        now = reference_identity(replace(run, settings=settings_of(config)), data, config)
+        return reference_differences(before, replace(now, **hashes), config, "train")
+
+    sweep = {"objective": {"name": "ipo", "beta": 0.3}, "optimizer": {"learning_rate": 1e-3}, "seed": 3}
+    assert differences(from_dict({"data": DATA | {"schema": "pairs"}} | sweep)) == []
+    shorter = from_dict({"data": DATA | {"max_length": 900}})
+    assert differences(shorter) == differences(shorter, tokens="other") == ["data.max_length (1024 -> 900)"]
+    assert differences(from_dict({"data": DATA, "model": {"dtype": "float32"}})) == [
+        "model.dtype ('bfloat16' -> 'float32')"
+    ]
+    prompts_too = from_dict(
+        {"data": DATA, "relabel": {"goals": []}, "objective": {"name": "dro_pointwise", "beta": 0.1}}
+    )
+    assert "scored ('responses' -> 'prompt_too')" in differences(prompts_too)
+    assert differences(config, tokens="other")[0].startswith("the tokenization (another version")
