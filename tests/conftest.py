@@ -35,6 +35,6 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """Files with the most slow tests first: a worker takes whole files, and all would wait for a long one that is last."""
+    """Files with the most slow tests first, so that what idle workers take over at the end is short."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])

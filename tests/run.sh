@@ -27,4 +27,4 @@ if [ "$venv" = .venv-test ]; then
     "$venv/bin/basedpyright" --pythonpath "$venv/bin/python"
   fi
 fi
-exec "$venv/bin/pytest" --numprocesses 2 --dist loadfile --durations 10 "$@"
+exec "$venv/bin/pytest" --numprocesses 2 --dist worksteal --durations 10 "$@"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
@@ -26,6 +25,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # other p
 
 NUM_STEPS = 6
 LORA = {"rank": 4, "alpha": 12.0}
+
+
+def with_adapter(model, directory: Path, *, is_trainable: bool = False):
+    """The model under peft, which is imported here because that takes seconds that every session would pay."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
 
 
 def base_model(directory: Path):
@@ -62,7 +68,7 @@ def test_steps_from_the_same_adapters_are_those_of_peft(family, lora, tmp_path):
     save_adapters(first, setup.spec, tmp_path / "start", base=tree["model"]["path"])
 
     ours = trajectory.run(tree)
-    model = peft.PeftModel.from_pretrained(base_model(setup.model_dir), tmp_path / "start", is_trainable=True)
+    model = with_adapter(base_model(setup.model_dir), tmp_path / "start", is_trainable=True)
     recipe = Recipe(beta=0.1, learning_rate=1e-2, schedule="linear", weight_decay=0.1)
     theirs = torch_dpo.train(model, their_steps(ours), recipe)
     assert ours.metrics[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
@@ -111,7 +117,7 @@ def test_the_merged_model_is_the_model_with_the_adapters(place):
     """If this fails, one of two exports of a run is not the model that was trained."""
     base = logits_of(base_model(place / "model"))
     whole = logits_of(base_model(place / "merged"))
-    adapted = logits_of(peft.PeftModel.from_pretrained(base_model(place / "model"), place / "adapter").eval())
+    adapted = logits_of(with_adapter(base_model(place / "model"), place / "adapter").eval())
     assert np.abs(whole - base).max() > 0.1, "the steps must show, or exports of the start would pass"
     np.testing.assert_allclose(adapted, whole, atol=1e-4)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
@@ -142,6 +141,8 @@ def test_a_classifier_of_several_labels_is_refused():
 @pytest.mark.filterwarnings("ignore")  # other people's
 def test_adapters_of_a_reward_model_are_pefts_and_bring_their_head(tmp_path):
     """If this fails, a reward model trained with LoRA scores with the random head it began with."""
+    import peft  # takes seconds, which every session would pay at collection
+
     write_classifier("qwen2", tmp_path / "base")
     spec = adapted_spec(
         spec_from_config(read_config(tmp_path / "base")), rank=3, alpha=5.0, targets=["q", "down"], rslora=False

@@ -16,14 +16,17 @@ BETA, BATCH_SIZE = 0.1, 6
 METRICS = (*trajectory.TOLERANCES, "rewards/accuracies")
 
 
-class InOrder(trl.DPOTrainer):
-    """TRL's trainer, which sees the rows in the order of its data set."""
+def in_order(trainer_class):
+    """A trainer that sees the rows in the order of its data set. trl imports a trainer where it is first named."""
 
-    def _get_train_sampler(self, *arguments):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+    class InOrder(trainer_class):
+        def _get_train_sampler(self, *arguments):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    return InOrder
 
 
-def trainer_of(model_dir, rows: list[dict], directory, *, num_accumulated: int, **options) -> InOrder:
+def trainer_of(model_dir, rows: list[dict], directory, *, num_accumulated: int, **options):
     settings = trl.DPOConfig(
         output_dir=str(directory),
         beta=BETA,
@@ -43,7 +46,7 @@ def trainer_of(model_dir, rows: list[dict], directory, *, num_accumulated: int, 
         **options,
     )
     load = lambda: transformers.AutoModelForCausalLM.from_pretrained(model_dir, attn_implementation="eager")  # noqa: E731
-    return InOrder(
+    return in_order(trl.DPOTrainer)(
         model=load(),
         ref_model=load(),
         args=settings,

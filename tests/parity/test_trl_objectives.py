@@ -19,11 +19,10 @@ import pytest
 import torch
 import transformers
 import trl
-from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from rapo_jax.export.preferences import write_preferences
 from tests.parity import trajectory
-from tests.parity.test_trl import METRICS
+from tests.parity.test_trl import METRICS, in_order
 
 NUM_STEPS, BATCH_SIZE = 3, 6
 # A divergence is a difference of two log-probabilities of about -150, whose float32 spacing is 1.5e-5.
@@ -62,16 +61,6 @@ def plain(directory):
         "disable_tqdm": True, "learning_rate": 1e-3, "warmup_steps": 0, "lr_scheduler_type": "constant",
         "weight_decay": 0.0, "max_grad_norm": 0.0, "max_length": None, "adam_epsilon": EPS,
     }  # fmt: skip
-
-
-def in_order(trainer_class):
-    """A trainer that sees the rows in the order of its data set."""
-
-    class InOrder(trainer_class):
-        def _get_train_sampler(self, *arguments):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    return InOrder
 
 
 def our_run(tmp_path, section, **sections):
@@ -139,6 +128,8 @@ def test_losses_with_a_reference_are_those_of_trl(case, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", REFERENCE_FREE)
 def test_losses_without_a_reference_are_those_of_trl(case, tmp_path):
+    from trl.experimental.cpo import CPOConfig, CPOTrainer  # takes seconds, which every session would pay
+
     section, name, options = REFERENCE_FREE[case]
     ours, rows = our_run(tmp_path, section)
     settings = plain(tmp_path / "trl") | {"max_length": 2048}
