@@ -60,7 +60,7 @@ class Group:
         return sum(map(len, self.continuations)) + (len(self.prompt) - 1) * (scored == "prompt_too")
 
 
-def group_lengths(groups: Sequence[Group]) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G A-1"]]:
+def group_lengths(groups: Sequence[Group]) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G _"]]:
     """Tokens of the prompts and of what follows each, in its A - 1 other branches."""
     prompts = np.array([len(group.prompt) for group in groups])
     return prompts, np.array([[len(tokens) for tokens in group.continuations] for group in groups])
