@@ -470,7 +470,7 @@ def test_relabel_takes_overrides_after_its_options_too(world, place, capsys):
     [
         (
             {"text": "Hi", "id": 3},
-            "prompts.jsonl line 1 has no prompt; it has the columns text, id, and a prompt is looked for under prompt, "
+            "prompts.jsonl line 1 has no prompt; its columns are text, id, and a prompt must be in one of prompt, "
             "messages, instruction, question.",
         ),
         (
