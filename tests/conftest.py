@@ -26,6 +26,11 @@ if OWN_CACHE:  # workers are started by the process that made it, and inherit it
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+if os.environ.get("RAPO_CHECK_SHAPES"):  # not yet for every test: some annotations have never met their callers
+    from tests.shapes import check_shapes
+
+    check_shapes()
+
 from tests.tiny.chat_templates import build_tokenizer, sentencepiece_like, tokenizers  # noqa: E402, F401 (fixtures)
 
 
