@@ -66,7 +66,7 @@ def test_layers_stack_what_they_keep_and_no_input(names, expected):
 
 def test_layers_written_out_are_kept_apart_from_their_forward_pass():
     """Breaks: the compiler finds in straight-line code that the backward pass computes again what the forward pass had,
-    keeps it, and remat is a word. (What that costs is in tests/test_plan_verb.py, where a GPU's compiler is at hand.)"""
+    keeps it, and remat is a word. (What that costs is in tests/plan/test_verb.py, where a GPU's compiler is at hand.)"""
 
     def joined(totals, unrolled):
         return accumulate_over_layers(remembering(), X, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()
