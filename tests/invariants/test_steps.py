@@ -13,6 +13,7 @@ from rapo_jax.batching import batch_plan as packing
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import materialise
 from rapo_jax.parallel import num_row_shards, to_device
+from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate
 from rapo_jax.train.losses import make_losses
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.state import first_state
