@@ -27,6 +27,11 @@ class ConfiguredSource:
     def said(self) -> str:
         return f"{self.option}={self.options.path}"
 
+    @property
+    def schema_option(self) -> str:
+        """The key that holds its schema: data.sources[0].schema beside data.sources[0].path, else data.schema."""
+        return self.option.replace(".path", ".schema") if "[" in self.option else "data.schema"
+
 
 def sources_of_part(config: Config, part: Part) -> tuple[ConfiguredSource, ...]:
     """Every source of the training or of the evaluation."""
@@ -52,7 +57,9 @@ def read_source(config: Config, source: ConfiguredSource, need: RowNeeds) -> Sou
     """The records of one source with their rewards and weights, without those that must not be trained on."""
     elsewhere = source.options.rewards or config.relabel.attributes
     need = replace(need, scores=need.scores and not elsewhere)
-    found = read_records(source.options, need, option=source.option, data=config.data)
+    found = read_records(
+        source.options, need, option=source.option, schema_option=source.schema_option, data=config.data
+    )
     found = keep_learnable(config, source, give_rewards(config, source, found))
     check_source_weights(config, found.records)
     if config.objective.needs("weight") and not (found.columns.weight or config.data.source_weights):

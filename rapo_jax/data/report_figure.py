@@ -28,7 +28,7 @@ def draw_report(path: Path, records: Sequence[Record], report: dict[str, Any], *
     draw_fate(fate, report)
     for axes in (scores, spread, lengths, fate):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def draw_scores(axes: Any, records: Sequence[Record]) -> None:

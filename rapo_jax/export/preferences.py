@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
     rejected response, under its goal); prompt, completion, label, score for labelled responses; prompt, completion,
     score for one; prompt, responses, rewards for all. Every row has goal, goal_of and source_row, and weight and source
     where there are any. OUT.report.json, OUT.report.png and, where scores were mapped, OUT.scale.json go beside it.
-    `out` appears last and complete, or not at all.
+    Either all of them appear, `out` last, or none does.
     """
     files = output_files(out)
     prepared = read_part(config, "train")
@@ -57,12 +58,14 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
             f"{prepared.said}: nothing is left of its {prepared.num_rows} rows; {num_ties} records are ties, which "
             "relabel.ties=keep keeps."
         )
-    with whole_file(files.rows) as temporary:
-        write_rows(temporary, [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
-        write_json(files.report, report)
+    with ExitStack() as all_or_none:  # left in reverse: the rows get their name last
+        named = {name: path for name, path in vars(files).items() if name != "scale" or report["scale"]}
+        temporary = {name: all_or_none.enter_context(whole_file(path)) for name, path in named.items()}
+        write_rows(temporary["rows"], [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
+        write_json(temporary["report"], report)
         if report["scale"]:
-            write_json(files.scale, report["scale"])
-        draw_report(files.figure, prepared.records, report, title=out.name)
+            write_json(temporary["scale"], report["scale"])
+        draw_report(temporary["figure"], prepared.records, report, title=out.name)
     sides = Counter(one.preference.goal_of or "no goal" for one, _ in written)
     return {"rows": prepared.num_rows, "dropped": sum(prepared.dropped.values()), "ties": num_ties, **sides}
 

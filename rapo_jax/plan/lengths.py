@@ -34,8 +34,8 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
     """
     if not (config.data.path or config.data.sources):
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
-    for source in sources_of_part(config, "train"):
-        require_schema(source.options.schema)  # a misspelt name must not pass for a missing file
+    for source in sources_of_part(config, "train"):  # a misspelt name must not pass for a missing file
+        require_schema(source.options.schema, option=source.schema_option)
     try:
         opened = open_for_training(model_dir, config)
         data = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rapo_jax.batching.pipeline import read_part
 from rapo_jax.config.tree import Columns
 from rapo_jax.data.schemas.registry import SCHEMAS
 from rapo_jax.data.schemas.responses import Candidate, several
@@ -73,6 +74,13 @@ def test_a_misspelt_schema_is_answered_with_the_nearest_one(path):
         read_file(path, schema="vote")
     with pytest.raises(UserError, match=r"data.schema='ultrafedback' is unknown; did you mean 'ultrafeedback'"):
         read_file(path, schema="ultrafedback")
+
+
+def test_a_misspelt_schema_of_one_source_is_named_by_its_key(path):
+    data = {"sources": [{"path": str(path)}, {"path": str(path), "schema": "vote"}]}
+    config = tiny.tiny_config(data=data)
+    with pytest.raises(UserError, match=r"data\.sources\[1\]\.schema='vote' is unknown"):
+        read_part(config, "train")
 
 
 def test_a_registered_schema_is_trained_on(path, tmp_path):

@@ -10,6 +10,7 @@ from rapo_jax.batching.pipeline import read_part
 from rapo_jax.chat.goal_prompt import configured_goal_prompt
 from rapo_jax.config.files import load_config
 from rapo_jax.errors import UserError
+from rapo_jax.export import preferences
 from rapo_jax.export.preferences import write_preferences
 from tests.data.reading import read_file
 
@@ -107,6 +108,19 @@ def test_a_report_a_picture_and_the_scale_stand_beside_it(config, tmp_path):
     assert json.loads((tmp_path / "out.scale.json").read_text()) == report["scale"]
     assert report["scale"]["reward"]["goal_max"] == 5
     assert (tmp_path / "out.report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failure_half_way_leaves_nothing_that_refuses_the_next_attempt(config, tmp_path, monkeypatch):
+    def fails(path, *_, title):
+        path.write_bytes(b"half a picture")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(preferences, "draw_report", fails)
+        write(config(), tmp_path / "out.jsonl")
+    assert not list(tmp_path.glob("out.*"))
+    _, rows = written(config(), tmp_path / "out.jsonl")
+    assert len(rows) == 20
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.report.json", "out.report.png"])

@@ -24,9 +24,9 @@ AUTO = "auto"
 def resolve_schema(first: FirstRow, name: str, need: RowNeeds) -> tuple[Schema, Columns]:
     """The schema of rows like this one (`name`, or the detected one for "auto"), and the names of its columns.
 
-    Raises UserError for an unknown schema, for absent columns and, where they are needed, for absent scores.
+    Raises UserError for absent columns and, where they are needed, for absent scores.
     """
-    schema = detect(first) if name == AUTO else schema_named(name)
+    schema = detect(first) if name == AUTO else SCHEMAS[name]
     for field in fields(Columns):
         column = getattr(first.columns, field.name)
         if column and column not in first.values and field.name not in schema.inside:
@@ -56,13 +56,7 @@ def detect(first: FirstRow) -> Schema:
     return next(schema for schema in specific_first if schema.detects(first))
 
 
-def require_schema(name: str) -> None:
-    """Raises UserError for a name that is neither "auto" nor that of a schema."""
-    if name != AUTO:
-        schema_named(name)
-
-
-def schema_named(name: str) -> Schema:
-    if name not in SCHEMAS:
-        raise UserError(f"data.schema={name!r} is unknown; {nearest(name, [AUTO, *SCHEMAS])}")
-    return SCHEMAS[name]
+def require_schema(name: str, *, option: str = "data.schema") -> None:
+    """Raises UserError for a name that is neither "auto" nor that of a schema; `option` is the key that holds it."""
+    if name not in (AUTO, *SCHEMAS):
+        raise UserError(f"{option}={name!r} is unknown; {nearest(name, [AUTO, *SCHEMAS])}")
