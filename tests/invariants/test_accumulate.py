@@ -12,10 +12,9 @@ from rapo_jax.models.accumulate import accumulate_over_layers, kept
 
 L, D = 3, 4
 RANDOM = np.random.default_rng(0)
-X, SHARED = RANDOM.normal(size=(2, D)).astype(np.float32), RANDOM.normal(size=(2, D)).astype(np.float32)
-WEIGHTS = {"w": RANDOM.normal(size=(L, D, D)).astype(np.float32)}
-TOTALS = {"w": RANDOM.normal(size=(L, D, D)).astype(np.float32)}
-SCALES = np.array([1.0, 2.0, 3.0], np.float32)  # scanned beside the weights
+X, SHARED = (jnp.float32(RANDOM.normal(size=(2, D))) for _ in range(2))
+WEIGHTS, TOTALS = ({"w": jnp.float32(RANDOM.normal(size=(L, D, D)))} for _ in range(2))
+SCALES = jnp.float32([1.0, 2.0, 3.0])  # scanned beside the weights
 
 
 def layer(x, weights, scale, shared):
@@ -33,8 +32,6 @@ def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function, unroll
 
     In float64: the two programs round differently, by more than one unit in the last place on some processors.
     """
-    x, shared, weights, totals, scales = jax.tree.map(np.float64, (X, SHARED, WEIGHTS, TOTALS, SCALES))
-
     def joined(totals, x):
         return accumulate_over_layers(function, x, weights, totals, scales, shared, unrolled=unrolled).sum()
 
@@ -42,10 +39,11 @@ def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function, unroll
         return jax.lax.scan(lambda x, each: (layer(x, *each, shared), None), x, (weights, scales))[0].sum()
 
     with jax.enable_x64(True):
+        x, shared, weights, totals, scales = jax.tree.map(jnp.float64, (X, SHARED, WEIGHTS, TOTALS, SCALES))
         summed, d_x = jax.device_get(jax.jit(jax.grad(joined, argnums=(0, 1)))(totals, x))
         gradient, plain_d_x = jax.device_get(jax.jit(jax.grad(plain, argnums=(0, 1)))(weights, x))
     assert np.abs(gradient["w"]).max() > 0.1
-    np.testing.assert_allclose(summed["w"], totals["w"] + gradient["w"], atol=1e-12)
+    np.testing.assert_allclose(summed["w"], np.asarray(totals["w"]) + gradient["w"], atol=1e-12)
     np.testing.assert_allclose(d_x, plain_d_x, atol=1e-12)
 
 
@@ -60,7 +58,7 @@ def test_layers_stack_what_they_keep_and_no_input(names, expected):
         return x
 
     found = []
-    jax.eval_shape(partial(shapes, scale=jnp.float32(2.0), shared=jnp.asarray(SHARED)), X, WEIGHTS["w"][0])
+    jax.eval_shape(partial(shapes, scale=jnp.float32(2.0), shared=SHARED), X, WEIGHTS["w"][0])
     assert found == expected
 
 
