@@ -1,8 +1,8 @@
-"""What every test runs under: eight CPU devices, no network, and one cache of compiled programs.
+"""What every test runs under: eight CPU devices, no network, one cache of compiled programs, and checks of all shapes.
 
-Most of the suite's time is XLA compiling the same few programs. All tests, workers and subprocesses of a session share one
-persistent compilation cache, which starts empty and is deleted at the end (JAX_COMPILATION_CACHE_DIR names another that
-stays), and LLVM optimizes little: tiny arrays are not worth it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 gives code as users run it.
+Most of the suite's time is XLA compiling. All tests, workers and subprocesses of a session share one persistent
+compilation cache, which starts empty and is deleted at the end (JAX_COMPILATION_CACHE_DIR names another that stays), and
+the compiler optimizes little: tiny arrays are not worth it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 gives code as users run it.
 
 Silent promotion is left to JAX's defaults: optax promotes dtypes on purpose (`decay**count`) and the shape suffixes of
 this package announce every broadcast. tests/invariants/test_steps.py holds our own mathematics to strict dtypes instead.
@@ -14,22 +14,25 @@ import tempfile
 from collections import Counter
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+# A third of the compiler's time. Both flags exist in jaxlib 0.10.2 to 0.11.2; XLA aborts on a flag that it does not know.
+COMPILE_FAST = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+optimizes_little = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+flags = [os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, COMPILE_FAST if optimizes_little else ""]
+os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
 OWN_CACHE = None if os.environ.get("JAX_COMPILATION_CACHE_DIR") else tempfile.mkdtemp(prefix="compiled-")
 if OWN_CACHE:  # workers are started by the process that made it, and inherit its name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = OWN_CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-if os.environ.get("RAPO_CHECK_SHAPES"):  # not yet for every test: some annotations have never met their callers
-    from tests.shapes import check_shapes
+from tests.shapes import check_shapes  # noqa: E402
 
-    check_shapes()
+check_shapes()
 
 from tests.tiny.chat_templates import build_tokenizer, sentencepiece_like, tokenizers  # noqa: E402, F401 (fixtures)
 

@@ -4,7 +4,6 @@
 #   bash tests/run.sh                            everything: linter, formatter, type checker, all tests
 #   bash tests/run.sh -m "not slow"              between two edits: linter, formatter, the fast tests
 #   bash tests/run.sh -k resume                  or whatever else pytest understands
-#   RAPO_CHECK_SHAPES=1 bash tests/run.sh ...    also compares every array with its annotated shape (not clean yet)
 #   bash tests/run.sh --lowest -m "not slow"     the lowest versions that pyproject.toml allows, in .venv-lowest
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -31,6 +31,7 @@ DEPENDENCIES = (
     "scipy.stats",
     "transformers",
 )
+DEPENDENCIES += ("transformers.tokenization_utils_base", "transformers.models.auto.tokenization_auto")
 DEPENDENCIES += ("jax.experimental.pallas.ops.tpu.splash_attention", "jax.experimental.pallas.triton")
 
 

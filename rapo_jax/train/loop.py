@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -206,7 +207,7 @@ def evaluate(run: Run, state: State, *, reference: dict, progress: Progress) -> 
             sums = jax.device_get(evaluation.step(state.parameters, reference, batch, share_done))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         assert total is not None, "evaluation sets have groups"
-        with np.errstate(invalid="ignore"):
-            metrics |= {f"{prefix}_{name}": float(value) for name, value in total.means().items()}
+        means = jax.tree.map(jnp.asarray, total).means()
+        metrics |= {f"{prefix}_{name}": float(value) for name, value in means.items()}
     progress.clock += time.monotonic() - started
     return metrics

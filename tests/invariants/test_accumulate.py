@@ -32,6 +32,7 @@ def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function, unroll
 
     In float64: the two programs round differently, by more than one unit in the last place on some processors.
     """
+
     def joined(totals, x):
         return accumulate_over_layers(function, x, weights, totals, scales, shared, unrolled=unrolled).sum()
 

@@ -77,7 +77,7 @@ def test_gradients_of_adapters_are_those_through_the_merged_weights(family, rema
     config, spec = tiny.with_lora(scanned, family, alpha=5.0, rslora=remat == "full")
     batch = tiny.microbatch(GROUPS[:4], *tiny.one_group_a_row(GROUPS[:4], row_length=128))
     mesh = tiny.mesh_of(1, 1, 1)
-    base, trained = tiny.random_parameters(spec), tiny.random_trained(spec, seed=1)
+    base, trained = jax.tree.map(jnp.asarray, (tiny.random_parameters(spec), tiny.random_trained(spec, seed=1)))
     adapted, full = make_losses(config, spec, mesh), make_losses(CONFIG, spec.base, mesh)
 
     def through_the_weights(trained):

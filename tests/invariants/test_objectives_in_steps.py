@@ -63,7 +63,7 @@ CASES = {
 def sequence_logps(spec, parameters, groups):
     """log pi of each response, an unrelated one last [G, A - 1], and of the prompt without its first token [G]: softmax over the logits of plain
     sequences, one a response."""
-    decoder = nnx.merge(abstract_decoder(spec)[0], parameters)
+    decoder = nnx.merge(abstract_decoder(spec)[0], jax.tree.map(jnp.asarray, parameters))
     tokens_BT, is_response_BT = map(jnp.asarray, tiny.plain_sequences(groups))
     hidden_BTD = decoder(tokens_BT, plain_layout(tokens_BT), options=ForwardOptions(kernel="einsum"))
     logps_BTV = jax.nn.log_softmax(decoder.logits(hidden_BTD)[:, :-1], axis=-1)

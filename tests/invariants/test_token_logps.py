@@ -25,7 +25,7 @@ def inputs(V, *, scale=1.0):
     hidden_BSD = (scale * random.normal(size=(B, S, D))).astype(np.float32)
     targets_BS = random.integers(0, V, (B, S)).astype(np.int32)
     targets_BS[0, :2] = 0, V - 1  # the ends of the first and the last chunk
-    return hidden_BSD, random.normal(size=(V, D)).astype(np.float32), targets_BS
+    return tuple(map(jnp.asarray, (hidden_BSD, random.normal(size=(V, D)).astype(np.float32), targets_BS)))
 
 
 @pytest.mark.parametrize(("softcap", "keep"), [(None, False), (None, True), (3.0, False)])
@@ -55,19 +55,25 @@ def test_gradients_agree_with_finite_differences(softcap, keep):
     hidden_BSD, weight_VD, targets_BS = inputs(19, scale=0.5)
     function = partial(token_logps, softcap=softcap, chunk=8, keep=keep)
     with jax.enable_x64(True):
-        check_grads(lambda h, w: function(h, w, targets_BS), (hidden_BSD, weight_VD), order=1, modes=["rev"], eps=1e-2)
+        check_grads(  # hands over NumPy arrays where it takes differences
+            lambda h, w: function(jnp.asarray(h), jnp.asarray(w), targets_BS),
+            (hidden_BSD, weight_VD),
+            order=1,
+            modes=["rev"],
+            eps=1e-2,
+        )
 
 
 def test_logits_of_a_hundred_thousand_stay_exact():
     """When this fails, a confident model gives NaN or 0 instead of its log-probability. With one-hot weights the logits
     are the hidden values themselves: the largest has log-probability 0, one that lies d below it has -d."""
-    hidden_BSD = np.array([[[1e5, -1e5, 0.0], [-1e5, -1e5, -1e5 + 1]]], np.float32)
+    hidden_BSD = jnp.float32([[[1e5, -1e5, 0.0], [-1e5, -1e5, -1e5 + 1]]])
     for target, expected in [(0, [0.0, -1.0]), (1, [-2e5, -1.0]), (2, [-1e5, 0.0])]:
-        targets_BS = np.full((1, 2), target, np.int32)
-        logps_BS = token_logps(hidden_BSD, np.eye(3, dtype=np.float32), targets_BS, chunk=2)
+        targets_BS = jnp.full((1, 2), target, jnp.int32)
+        logps_BS = token_logps(hidden_BSD, jnp.eye(3), targets_BS, chunk=2)
         log_sum = np.array([0.0, np.log1p(2 * np.exp(-1.0))])
         np.testing.assert_allclose(logps_BS[0], np.array(expected) - log_sum, rtol=1e-6, atol=1e-2)
-        gradient = jax.grad(lambda h, t=targets_BS: token_logps(h, np.eye(3, dtype=np.float32), t, chunk=2).sum())
+        gradient = jax.grad(lambda h, t=targets_BS: token_logps(h, jnp.eye(3), t, chunk=2).sum())
         assert np.isfinite(gradient(hidden_BSD)).all()
 
 
@@ -95,7 +101,7 @@ def test_what_is_kept_saves_a_product_and_costs_no_more_than_rounding():
 
     products = [str(jax.make_jaxpr(partial(gradients, keep=keep))(half)).count("dot_general") for keep in (False, True)]
     assert products[0] - products[1] == 1
-    rounded = np.asarray(half, np.float32)
+    rounded = jnp.asarray(half, jnp.float32)
     for kept, computed, true in zip(
         gradients(half, True), gradients(half, False), gradients(rounded, False), strict=True
     ):

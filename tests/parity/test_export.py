@@ -137,7 +137,8 @@ def test_transformers_computes_from_the_export_what_the_trained_parameters_compu
     @jax.jit
     def logits(parameters):
         decoder = nnx.merge(graph, jax.tree.map(lambda x: x.astype(stored).astype(jnp.float32), parameters))
-        return decoder.logits(decoder(tokens_BT, plain_layout(tokens_BT)))
+        tokens = jnp.asarray(tokens_BT)
+        return decoder.logits(decoder(tokens, plain_layout(tokens)))
 
     with torch.no_grad():
         theirs = load(trained.exported)(torch.tensor(tokens_BT)).logits.numpy()

@@ -47,11 +47,11 @@ def our_scores(parameters: dict, spec, tokens_BT: np.ndarray, last_B: np.ndarray
     graph, _ = abstract_decoder(spec)
 
     @jax.jit
-    def scores(parameters):
+    def scores(parameters, tokens_BT):
         decoder = nnx.merge(graph, parameters)
         return decoder.score(decoder(tokens_BT, plain_layout(tokens_BT)))
 
-    scores_BT = scores(parameters)
+    scores_BT = scores(parameters, tokens_BT)
     assert scores_BT.dtype == jnp.float32
     return np.asarray(scores_BT)[np.arange(len(last_B)), last_B]
 

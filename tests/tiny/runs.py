@@ -63,7 +63,8 @@ def make_world(directory: Path) -> World:
 @contextmanager
 def started(arguments: list[str], *, num_devices: int = 8, log: Path) -> Iterator[subprocess.Popen]:
     """A verb in a process of its own, which does not outlive the block."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"  # the last one counts
+    environment = os.environ | {"XLA_FLAGS": flags}
     with log.open("w") as output:
         command = [sys.executable, "-m", "rapo_jax", *arguments]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
