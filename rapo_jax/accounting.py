@@ -117,17 +117,17 @@ def causal_pairs(length: Int[np.ndarray, "*any"], window: int) -> Int[np.ndarray
 
 
 def forward_flops(spec: Spec, work: Work) -> float:
-    """One forward pass, without adapters."""
+    """FLOPs of one forward pass, without adapters."""
     return weight_flops(spec, work) + work.pairs * attention_matmuls(spec)
 
 
 def weight_flops(spec: Spec, work: Work) -> float:
-    """One forward pass through the model's own matrices."""
+    """FLOPs of one forward pass through the model's own matrices, without attention and adapters."""
     return work.tokens * spec.L * sum(layer_matmuls(spec).values()) + work.scored * vocabulary_matmul(spec)
 
 
 def step_flops(spec: Spec, work: Work, *, reference: bool) -> float:
-    """Forward and backward pass of the policy, and the reference's forward pass if the step computes it."""
+    """FLOPs of the policy's forward and backward pass, and of the reference's forward pass if the step computes it."""
     forward = forward_flops(spec, work)
     policy = 3 * forward
     if spec.lora is not None:
@@ -143,7 +143,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     repeats because it keeps no scores: 1 in one fused backward pass, 3 in two separate backward kernels.
     """
     matmuls, adapters, narrow = layer_matmuls(spec), adapter_matmuls(spec), adapter_matmuls(spec, sides="a")
-    if spec.norms == "before":  # the sum with the branch's output is the next layer's input, which is kept
+    if spec.norms == "before":  # its output is only added to the residual, which is kept as the next layer's input
         matmuls["down"] = 0
         adapters |= {name: flops for name, flops in narrow.items() if name == "down"}
     again = {
@@ -153,7 +153,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
         "full": tuple(matmuls),
     }[remat]
     each = sum(matmuls[name] + adapters.get(name, 0.0) for name in again)
-    if again:  # a kept product does not include the output of its adapter's A
+    if again:  # x A of an adapter is recomputed even where its matrix's product is kept
         each += sum(flops for name, flops in narrow.items() if name not in again)
     attention = work.pairs * attention_matmuls(spec) * ((remat in ("mlp", "full")) + scores_again / 2)
     logits = 0.0 if logits_are_kept(remat, spec) else work.scored * vocabulary_matmul(spec)
@@ -181,7 +181,7 @@ def vocabulary_matmul(spec: Spec) -> float:
 
 
 def attention_matmuls(spec: Spec) -> float:
-    """FLOPs per visible pair of one layer, forward: q k and p v in every head."""
+    """FLOPs per visible pair of one layer, forward: the products q k and p v in every head."""
     return 4.0 * spec.N * spec.H
 
 

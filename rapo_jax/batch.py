@@ -4,7 +4,7 @@ A batch holds M microbatches of B rows. In a row each group's prompt is laid out
 responses, and last, where the objective asks for one, a response to another prompt. Attention follows (group, branch),
 rotary embeddings follow position. Scored positions are listed apart from the tokens: the hidden state at `source`
 predicts token `target` for `slot`, because the last prompt token predicts the first token of every response, and because
-only scored positions are multiplied with the vocabulary matrix.
+only scored positions are multiplied by the vocabulary matrix.
 
     tokens    [p p p a a b . .]    one group: prompt ppp, chosen aa, rejected b, two of padding
     group     [1 1 1 1 1 1 0 0]    branch [0 0 0 1 1 2 0 0]    position [0 1 2 3 4 3 0 0]
@@ -21,11 +21,11 @@ from jax import Array
 
 Leaf = TypeVar("Leaf", covariant=True)
 
-# Whose reward is the goal of a group. BEST: the highest goal, of groups that add likelihood and are no preference.
+# Whose reward is the goal of a group. BEST: the highest goal, in groups that only add a likelihood term.
 NO_SIDE, CHOSEN_SIDE, REJECTED_SIDE, BEST_SIDE = 0, 1, 2, 3
 
-# Which tokens of a group are scored: those of its responses (and of the response to another prompt); these and the
-# prompt's except its first; or, for reward models, the last of each response.
+# Which tokens of a group are scored: "responses", those of its responses (and of the response to another prompt);
+# "prompt_too", also the prompt's, except its first; "last", the last token of each response, for reward models.
 Scored = Literal["responses", "prompt_too", "last"]
 
 
@@ -38,7 +38,7 @@ class Batch(Generic[Leaf]):
 
     Branches of a group: 0 is the prompt, 1 to C its responses, branch 1 preferred under the group's goal, and C + 1,
     if there is one, an unrelated response: one that answers another prompt. Missing branches are not scored.
-    `side` is -1 where a row has fewer than P groups: that group counts nowhere. Of the M microbatches the first
+    `side` is -1 where a row has fewer than P groups: such a place is padding. Of the M microbatches the first
     `num_microbatches` are in use; the others are padding and never computed.
     """
 
@@ -96,7 +96,7 @@ assert list(LETTERS) == [f.name for f in fields(Batch)]
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a batch, the same for every step of a run, for which the step is compiled."""
+    """The sizes of a batch, for which the step is compiled; the same for every step of a run."""
 
     M: int
     B: int

@@ -72,7 +72,8 @@ def read_json_lines(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Streams (line number from 1, object) from a JSON Lines file; blank lines are skipped.
 
-    With `drop_torn_line`, a last line without a line feed that is no JSON object is left out: the writer was killed in it.
+    With `drop_torn_line`, a last line that has no line feed and is not a JSON object is skipped: the writer was killed
+    while writing it.
     """
     for number, line in enumerate(_byte_lines(path, remedy=remedy), 1):
         if not line.strip():
@@ -97,7 +98,7 @@ def _byte_lines(path: Path, *, remedy: str) -> Iterator[bytes]:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML that runs no code and has no key twice."""
+    """A YAML loader that executes no code and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -115,7 +116,7 @@ def parse_yaml(text: str, *, said: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f"line {mark.line + 1}: " if mark else ""
         fact = f"{line}{problem or str(error).splitlines()[0]}"
-    except (ValueError, RecursionError) as error:  # a month 13, an integer of thousands of digits, nested too deep
+    except (ValueError, RecursionError) as error:  # month 13, an integer of thousands of digits, nested too deep
         fact = "nested too deep" if isinstance(error, RecursionError) else str(error)
     raise UserError(f"{said} cannot be read as YAML: {fact}.")
 
@@ -123,9 +124,9 @@ def parse_yaml(text: str, *, said: str) -> Any:
 def shaped(value: Any, shape: type[Typed], *, said: str, remedy: str = "", path: str = "") -> Typed:
     """A parsed JSON value as an instance of the dataclass `shape`; nested dataclasses, tuples and mappings included.
 
-    `said` is what the UserError calls the value, `path` leads to it. The error names the field, its value and what was
-    expected. Unknown fields are refused; absent ones take their default. A ValueError that `shape` raises itself becomes a
-    UserError too.
+    `said` is what the UserError calls the value; `path` is the dotted path to a nested value. The error names the
+    field, its value and what was expected. Unknown fields are refused; absent ones take their default. A ValueError
+    that `shape` itself raises becomes a UserError too.
 
     >>> @dataclasses.dataclass
     ... class Point:

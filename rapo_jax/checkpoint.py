@@ -2,7 +2,7 @@
 
 Orbax commits a step by an atomic rename but does not notice a flipped bit. Each step therefore stores a fingerprint of
 every array, computed on the devices and equal on any mesh. A step that cannot be read, or whose fingerprint differs, is
-renamed to corrupt-N, and the one before it is used. What an identity means is for rapo_jax/runs/identity.py.
+renamed to corrupt-N, and the one before it is used. Identities are defined in rapo_jax/runs/identity.py.
 """
 
 import logging
@@ -123,7 +123,7 @@ class Store:
     def save(
         self, step: int, state: Any, *, identity: dict[str, Any], config: dict[str, Any], eval_loss: float | None = None
     ) -> None:
-        """Starts writing in the background. Raises what went wrong with the save before."""
+        """Starts writing in the background. Raises the error of the previous save, if it failed."""
         self.wait()
         meta = {
             "format": FORMAT,
@@ -141,7 +141,7 @@ class Store:
             raise RuntimeError(f"orbax declined to save step {step}; {self.directory} holds {self.steps()}")
 
     def wait(self) -> None:
-        """Waits until the last save is committed. Raises what went wrong with it."""
+        """Waits until the last save is committed. Raises its error if it failed."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -155,8 +155,9 @@ class Store:
     ) -> Restored | None:
         """The newest sound checkpoint as a tree like `abstract` (shapes, dtypes, shardings); None without checkpoints.
 
-        Damaged steps are skipped; `set_aside_after` renames them. With `step`, exactly that one. `accept(identity, step)`
-        is called before arrays are read, and may raise. Raises UserError when there are checkpoints and none is sound.
+        Damaged steps are skipped; `set_aside_after` renames them. With `step`, only that one is read.
+        `accept(identity, step)` is called before arrays are read, and may raise. Raises UserError when there are
+        checkpoints and none is sound.
         """
         steps = self.steps()
         if step is not None and step not in steps:
@@ -200,7 +201,7 @@ class Store:
         return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"])
 
     def _alone(self) -> ocp.Context:
-        """A context without Orbax's barriers, in which the others would wait for a process whose part is damaged."""
+        """An Orbax context without barriers, at which the other processes would wait for one whose part is damaged."""
         context = ocp.Context()
         context.pytree.loading.partial_load = True  # export reads the parameters without the moments
         if jax.process_count() > 1:
@@ -231,7 +232,7 @@ class Store:
         )
 
     def set_aside_after(self, step: int | None) -> list[str]:
-        """Renames every step newer than `step` to corrupt-N, so that saving can continue from `step`; the new names."""
+        """Renames steps newer than `step` to corrupt-N, so that saving can continue from it. Returns the new names."""
         newer = [s for s in self.steps() if step is None or s > step]
         if is_first():
             for s in newer:

@@ -28,7 +28,7 @@ REFUSED = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one verb and exits: 0 done, 1 a plan that does not fit, 2 the user's mistake, 75 interrupted and saved."""
+    """Runs a verb and exits: 0 done, 1 plan does not fit, 2 user's mistake, 13 crash, 75 interrupted and saved."""
     options = parse(arguments)
     code = exit_code_of(options)
     sys.stdout.flush()
@@ -184,7 +184,7 @@ def score(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Prints what a run would need and take on chips that need not be here."""
+    """Prints the memory and the time that a run would take on hardware that need not be present."""
     without_chips(options)
     from rapo_jax.borders import json_text
     from rapo_jax.config.files import load_config
@@ -212,7 +212,7 @@ def keys(options: argparse.Namespace) -> int:
 
 
 def without_chips(options: argparse.Namespace) -> None:
-    """Before JAX starts: makes the CPU its only backend, and keeps libtpu from looking for a TPU that is not here."""
+    """Before JAX starts: makes the CPU its only backend, and keeps libtpu from looking for a TPU that is absent."""
     target = options.topology or options.smallest
     if not (target or options.devices):
         return
@@ -237,7 +237,7 @@ def tpu_is_here() -> bool:
 
 
 def require(config, *keys: str) -> None:
-    """Raises UserError for a key that is not set and that this verb needs."""
+    """Raises UserError for the first of these keys, which the verb needs, that is not set."""
     for key in keys:
         value = config
         for part in key.split("."):

@@ -1,6 +1,6 @@
 """Several processes as one program: joining, agreeing on values, printing once, stopping together.
 
-A single process is a pod of one: everything here works without joining anything.
+With a single process, everything here works without joining.
 """
 
 import signal
@@ -68,7 +68,7 @@ def barrier(name: str) -> None:
 def interruptible() -> Iterator[Callable[[int], bool]]:
     """Catches SIGINT and SIGTERM while active; interrupted(step) returns whether one came, the same on all processes.
 
-    With several processes JAX's own preemption notice is used; its handler must not be replaced.
+    With several processes JAX's own preemption notice (SIGTERM only) is used; its handler must not be replaced.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Interval:
     """The finite numbers between `low` and `high`; each end belongs to it unless it is open.
 
-    `because` says why the ends are where they are, for the message about a number outside.
+    `because` gives the reason for the ends, for the error about a number outside.
     """
 
     low: float = -math.inf
@@ -23,7 +23,7 @@ class Interval:
         return math.isfinite(value) and above and below
 
     def __str__(self) -> str:
-        """Short, for tables: > 0, >= 0, [0, 0.5); nothing for all finite numbers."""
+        """Short, for tables: > 0, >= 0, [0, 0.5); empty for all finite numbers."""
         if math.isinf(self.high):
             return "" if math.isinf(self.low) else f"{'>' if self.low_open else '>='} {self.low:g}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"

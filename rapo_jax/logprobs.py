@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 CHUNK = 16_384  # vocabulary entries at a time, over all shards
-CHUNK_IN_CACHE = 640  # the same for CPUs, where caches are small and loops are cheap
+CHUNK_IN_CACHE = 640  # the same on CPUs, whose caches are small and whose loops are cheap
 ALIGNED = 32  # products whose width is a multiple of it are up to 15 % faster on CPUs
 
 

@@ -1,7 +1,7 @@
-"""Opening a model: from a directory, or from live weights, to something that can be asked questions.
+"""Opening a model, from a directory or from weights in memory, so that it can be prompted.
 
 Training, relabelling, generation, scoring, evaluation and export all open models here, so that they agree on the chat
-template, on how a goal is asked for and on the tokens that end an answer. Opening is not sampling: see rapo_jax/generate.
+template, on how a goal is asked for and on the tokens that end an answer. Sampling is in rapo_jax/generate.
 
 A directory exported by rapo carries a chat template that asks for a goal by itself. Here that goal is taken out again
 (`tokenizer.chat_template` never writes one) and kept as `goal_prompt.baked`, so that no prompt asks twice.
@@ -27,7 +27,7 @@ from rapo_jax.parallel import make_mesh
 
 @dataclass(frozen=True)
 class OpenedTokenizer:
-    """A model's tokenizer and how the model is talked to, without its weights.
+    """A model's tokenizer and how the model is prompted, without its weights.
 
     `tokenizer.chat_template` writes no goal by itself. `stop_tokens` end an answer: those that the directory declares
     and, unless texts are continued raw, the one that ends a turn. `has_own_goal_prompt` is False where the goal prompt
@@ -45,7 +45,7 @@ class OpenedTokenizer:
 class OpenedModel:
     """Weights on a mesh, together with everything in an `OpenedTokenizer`.
 
-    `dtype` is that of the computation; `name` is what messages call the model.
+    `dtype` is that of the computation; `name` is what error messages call the model.
     """
 
     name: str
@@ -66,7 +66,7 @@ def open_tokenizer(
 
     `chat_template` (a preset or a .jinja file; `option` is its name for the user) replaces the directory's own template
     and the goal baked into it. With `raw`, texts are continued as they are: no chat template is needed, and the end of
-    a turn is no stop. Raises UserError where there is no tokenizer or no template, or rapo.json is damaged.
+    a turn does not stop them. Raises UserError where there is no tokenizer or no template, or rapo.json is damaged.
     """
     directory = Path(directory)
     own = read_goal_prompt(directory)
@@ -117,7 +117,7 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> st
 def with_weights(
     opened: OpenedTokenizer, parameters: dict[str, Any], *, spec: Spec, mesh: Mesh, dtype: jnp.dtype | str = "float32"
 ) -> OpenedModel:
-    """A model made of live weights; no disk is touched."""
+    """An OpenedModel of weights that are already in memory; nothing is read from disk."""
     return OpenedModel(
         name=str(opened.directory),
         spec=spec,

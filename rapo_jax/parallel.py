@@ -1,4 +1,4 @@
-"""The mesh, one sharding rule per shape letter, and global arrays made of each process's part.
+"""The mesh, one sharding rule per shape letter, and global arrays assembled from each process's part.
 
 Three axes: `data` replicates parameters and splits rows, `fsdp` splits rows and the model dimension of every matrix,
 `tensor` splits heads, feed-forward and vocabulary.
@@ -56,14 +56,14 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Device
 
 
 def num_row_shards(mesh: Mesh) -> int:
-    """How many shards the rows of a batch have."""
+    """The number of shards of a batch's rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of an array by its shape letters. A dimension that its axes do not divide is not sharded.
+    """The sharding of an array by its shape letters. A dimension that is not divisible by its axes is not sharded.
 
-    Vectors of the model dimension (norms) are replicated: sharding them would save nothing and cost a gather each.
+    Vectors of the model dimension (norms) are replicated: sharding them would save little and cost an all-gather.
     """
     if letters.strip("L") == "D":
         return NamedSharding(mesh, PartitionSpec())
@@ -118,7 +118,7 @@ def global_array(mesh: Mesh, letters: str, local: Shaped[np.ndarray, "..."], *, 
 
 
 def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
-    """A batch of global arrays from this process's rows; `num_rows` rows are in a microbatch of all processes."""
+    """A batch of global arrays from this process's rows; `num_rows` is B, a microbatch's rows over all processes."""
     arrays = {name: np.asarray(getattr(batch, name)) for name in LETTERS}
     return Batch(
         **{name: global_array(mesh, LETTERS[name], array, num_rows=num_rows) for name, array in arrays.items()}

@@ -91,13 +91,13 @@ def relabel(
     Args:
         rewards: of (chosen, rejected, rejected, ...), one number or one per attribute each; None for a row without scores,
             which needs goals=().
-        goals: whose rewards become goals. Every rejected response gives one; equal goals count once.
+        goals: whose rewards become goals. Every rejected response gives one; with several, equal goals count once.
         ties: a tie (all rewards equal) expresses no preference under any goal. "drop" drops it, also without goals, so that
             the baseline trains on the same rows as the method. "keep" ranks the response that set the goal first, as the
             released code does: two contradicting preferences under one goal.
         rejected_goals: the (lowest, highest) reward of a rejected response that becomes a goal (appendix B.3).
         best_goal: adds the chosen response alone under this goal, the term of Algorithm 1 (appendix A.2).
-        num_responses: of the row, where `rewards` is None.
+        num_responses: the number of the row's responses, needed where `rewards` is None.
 
     Raises ValueError where goals are asked for and there are no rewards.
 
@@ -196,7 +196,7 @@ def fit_range(
 
 
 def goal_direction(share: float, *, degrees: float = 45.0) -> tuple[float, float]:
-    """The unit vector (cos t, sin t) in whole hundredths, t from -`degrees` at share 0 to +`degrees` at share 1.
+    """100 (cos t, sin t), rounded to integers; t goes from -`degrees` at share 0 to +`degrees` at share 1.
 
     Directional Preference Alignment asks for a direction instead of scores (Wang et al., "Arithmetic Control of LLMs for
     Diverse User Preferences", 2024) and ranks responses by their reward along it; see `order_along`.

@@ -23,18 +23,18 @@ StepRows = list[list[int]]  # group indices of one step, row by row
 
 ROW_MULTIPLE = 128  # row lengths are multiples of the tile width of accelerators
 MICROBATCH_TOKENS = 4096  # most tokens of an automatic microbatch on each row shard, unless a group is longer
-BALANCED_STEPS = 16  # consecutive steps among which long and short groups are distributed evenly
-NUM_SAMPLED_STEPS = 16  # on which row lengths are compared
-WORTH = 0.01  # a larger microbatch may cost this share of additional padding
+BALANCED_STEPS = 16  # consecutive steps among which long and short groups are spread evenly
+NUM_SAMPLED_STEPS = 16  # steps on which row lengths are compared
+WORTH = 0.01  # additional padding, as a share, that a larger microbatch may cost
 
 
 @dataclass(frozen=True)
 class Group:
-    """A tokenized prompt with its responses, the preferred one first; one that the group lacks is empty.
+    """A tokenized prompt with its responses, the preferred one first; a missing response is empty.
 
     `side` is one of the constants of rapo_jax/batch.py; `rewards` are those under the group's goal, NaN where unknown.
-    `row` is the source's row, for messages. `unrelated` is a response to another prompt, for objectives that estimate a
-    divergence; either all groups of a data set have one or none.
+    `row` is the source's row, for error messages. `unrelated` is a response to another prompt, for objectives that
+    estimate a divergence; either all groups of a data set have one or none.
     """
 
     prompt: Int[np.ndarray, "_"]
@@ -61,13 +61,13 @@ class Group:
 
 
 def group_lengths(groups: Sequence[Group]) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G _"]]:
-    """Tokens of the prompts and of what follows each, in its A - 1 other branches."""
+    """Lengths in tokens of the prompts, and of the A - 1 branches that follow each."""
     prompts = np.array([len(group.prompt) for group in groups])
     return prompts, np.array([[len(tokens) for tokens in group.continuations] for group in groups])
 
 
 def num_branches(groups: Sequence[Group]) -> int:
-    """A, the prompt and what follows it: the same number for all groups of a data set."""
+    """A, the branches of a group (its prompt included): the same for all groups of a data set."""
     return 1 + len(groups[0].continuations)
 
 
@@ -89,11 +89,11 @@ class BatchPlan:
 def shuffled_steps(
     sizes: Int[np.ndarray, "G"], *, batch_size: int, num_steps: int, seed: int
 ) -> list[Int[np.ndarray, "batch"]]:
-    """The groups of each step: consecutive cuts of `batch_size` from one stream of epochs, each freshly shuffled.
+    """The groups of each step: consecutive slices of `batch_size` from a stream of epochs, each freshly shuffled.
 
     A step may span two epochs, so that every step has exactly `batch_size` groups and no group is skipped within a run.
-    Up to BALANCED_STEPS consecutive steps within an epoch then exchange groups until all have about as many tokens: the
-    number of microbatches, and with it the padding, becomes the same in all.
+    Up to BALANCED_STEPS consecutive steps within an epoch then exchange groups until all have about the same number of
+    tokens, so that they need about the same number of microbatches and little padding.
     """
     num_groups = len(sizes)
     num_epochs = -(-num_steps * batch_size // num_groups)
@@ -186,10 +186,10 @@ def choose_rows(
     *,
     num_row_shards: int,
 ) -> tuple[int, int]:
-    """The row length T and the rows of a microbatch on each shard with the least padding for these lengths.
+    """The row length T and the number of rows per microbatch and shard with the least padding for these lengths.
 
-    What is given is kept. It tries multiples of ROW_MULTIPLE and microbatches of at most MICROBATCH_TOKENS on a sample of
-    the steps; among choices within WORTH of the best, the largest microbatch wins, then the shortest row.
+    A value that is given is kept. Multiples of ROW_MULTIPLE and microbatches of at most MICROBATCH_TOKENS are tried on
+    a sample of the steps; among choices within WORTH of the best, the largest microbatch wins, then the shortest row.
     """
     longest = round_up(int(sizes.max()), ROW_MULTIPLE)
     lengths = [row_length] if row_length else range(longest, max(longest, MICROBATCH_TOKENS) + 1, ROW_MULTIPLE)
@@ -285,7 +285,7 @@ def fill_row(batch: Batch[np.ndarray], at: tuple[int, int], groups: Sequence[Gro
 def scored_positions(
     tokens: Int[np.ndarray, "_"], start: int, *, branch: int, before: int, scored: Scored
 ) -> tuple[Sequence[int], Sequence[int] | Int[np.ndarray, "_"]]:
-    """Which hidden states of a branch that starts at `start` predict which tokens; `before` is where its prompt ends."""
+    """(positions of hidden states, tokens they predict) of a branch at `start`; `before` is the prompt's last token."""
     end = start + len(tokens)
     if scored == "last":  # the state at the last token is what a reward model reads; it predicts nothing
         return ([end - 1], [0]) if branch and len(tokens) else ([], [])

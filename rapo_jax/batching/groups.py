@@ -26,11 +26,11 @@ def what_is_scored(config: Config) -> Scored:
 
 
 def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> list[Group]:
-    """Groups with the same number of responses each; what a group lacks is empty.
+    """Groups with the same number of responses each; missing responses are empty.
 
     A labelled response takes the first place if it is desirable, else the second. Where some groups ask for the highest
-    goal (algorithm 1's additional term), weights turn the mean over all groups into the mean over these plus the mean
-    over the others. For objectives with a divergence each group gets an unrelated response.
+    goal (the additional term of Algorithm 1), weights turn the mean over all groups into the mean over these plus the
+    mean over the others. For objectives with a divergence each group gets an unrelated response.
     """
     groups = [as_group(relabelled, encoded, config) for relabelled, encoded in kept]
     num_best = sum(group.side == BEST_SIDE for group in groups)
@@ -75,10 +75,11 @@ def with_empty_responses(group: Group, width: int) -> Group:
 
 
 def with_unrelated(groups: Sequence[Group], prompts: Sequence[tuple[Message, ...]], *, config: Config) -> list[Group]:
-    """Each group with an unrelated response: that of the nearest group before it with another prompt.
+    """Each group with an unrelated response: that of the nearest preceding group with another prompt.
 
-    The group before the first is the last. `prompts` are the records': a group's own tokens hold its goal, and row numbers
-    repeat from source to source. The chosen response is taken where there is one, cut to data.max_length.
+    The search wraps around from the first group to the last. It compares `prompts`, those of the records, because a
+    group's tokens include its goal and row numbers repeat between sources. The chosen response is taken where there is
+    one, truncated to data.max_length.
     """
     added: list[Group] = []
     for n, group in enumerate(groups):

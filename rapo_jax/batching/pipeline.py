@@ -32,8 +32,8 @@ from rapo_jax.errors import UserError
 class Dataset:
     """Tokenized groups in source order, the data report, and fingerprints.
 
-    `source_fingerprint` is a hash of texts and scores as read, `fingerprint` of everything the training step sees. `scales`
-    maps rewards onto the goal scale; the evaluation uses the training's.
+    `source_fingerprint` is a hash of texts and scores as read, `fingerprint` of everything the training step sees.
+    `scales` map rewards onto the goal scale; evaluation data use those of the training data.
     """
 
     groups: list[Group]
@@ -46,7 +46,7 @@ class Dataset:
 def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Prepared:
     """The records of the training or evaluation data, ready for relabelling.
 
-    `scales` are the training's, for the evaluation; None fits them on these records.
+    For evaluation data, `scales` are those of the training data; None fits them on these records.
     """
     return prepare(config, sources_of_part(config, part), part=part, scales=scales)
 
@@ -54,7 +54,7 @@ def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Pr
 def load_dataset(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, path: str, split: str, goal_prompt: GoalPrompt
 ) -> Dataset:
-    """Reads, relabels and tokenizes all of one source, in place of those of the configuration."""
+    """Reads, relabels and tokenizes one whole source, instead of those in the configuration."""
     data = replace(config.data, path=path, split=split, revision="", sources=(), eval_fraction=0.0)
     return load_training(replace(config, data=data), tokenizer, goal_prompt=goal_prompt)
 
@@ -62,7 +62,7 @@ def load_dataset(
 def load_training(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, goal_prompt: GoalPrompt, progress: bool = False
 ) -> Dataset:
-    """data.path or data.sources, without the held-out prompts."""
+    """The training data: data.path or data.sources, without the held-out prompts."""
     return tokenize_records(config, tokenizer, read_part(config, "train"), goal_prompt=goal_prompt, progress=progress)
 
 
@@ -75,9 +75,10 @@ def load_held_out(
     plain: bool = False,
     progress: bool = False,
 ) -> Dataset | None:
-    """data.eval_path, or the prompts held out by data.eval_fraction; None without either. `scales` are the training's.
+    """The evaluation data: data.eval_path, or the prompts held out by data.eval_fraction; None without either.
 
-    Relabelled like the training data or, with `plain`, in the source's own order and without goals.
+    Relabelled like the training data or, with `plain`, in the source's own order of preference and without goals.
+    `scales` are those of the training data.
     """
     if not (config.data.eval_path or config.data.eval_fraction):
         return None

@@ -21,11 +21,11 @@ from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
 TOKENIZED_AT_ONCE = 256  # conversations rendered and tokenized at a time
-MIN_INSTRUCTION_TOKENS = 8  # of a shortened instruction, apart from the assistant's header
+MIN_INSTRUCTION_TOKENS = 8  # that a shortened instruction must keep, not counting the assistant's header
 
 
 class Item(NamedTuple):
-    """A conversation to encode. `goal` is the goal sentence, `row` names the item in messages; `responses` may be empty."""
+    """A conversation to encode. `goal` is the goal sentence, `row` is for error messages; `responses` may be empty."""
 
     row: int
     prompt: tuple[Message, ...]
@@ -174,10 +174,10 @@ def _drop_exchanges(form: ChatFormat, item: Item, budget: int) -> tuple[Message,
 
 
 def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: int) -> list[int] | None:
-    """`budget` tokens of a prompt with one user turn, its head and its tail; None if too little of the tail remains.
+    """The head and the tail of a prompt with one user turn, `budget` tokens in all; None if too short a tail remains.
 
-    The head is everything before the user's own words. If the row's own system turn makes that too long, the head is
-    everything before the system turn's own words, unless the goal comes after them.
+    The head is everything before the user's own text. If the row's own system turn makes that too long, the head is
+    everything before the system turn's own text, unless the goal comes after it.
     """
     text = _prompt_text(form, turns, item.goal)
     encoding = form.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -194,7 +194,7 @@ def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: 
 
 
 def _around(form: ChatFormat, item: Item, turns: Sequence[Message], index: int) -> tuple[str, str]:
-    """The prompt's text before and after one turn's own words, to which a goal sentence does not belong."""
+    """The prompt's text before and after one turn's own text, which does not include a goal sentence."""
     probed = (*turns[:index], Message(turns[index].role, chat.PROBE), *turns[index + 1 :])
     before, _, after = _prompt_text(form, probed, item.goal).partition(chat.PROBE)
     return before, after

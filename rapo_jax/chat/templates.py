@@ -124,10 +124,10 @@ def bake_goal(template: str, text: str, placement: Placement) -> str:
 
 
 def resolve_placement(tokenizer: PreTrainedTokenizerBase, requested: Literal["auto", "system", "user"]) -> Placement:
-    """The turn that carries the goal. "auto" is the system turn if the template, tried on a probe, keeps one, else "user".
+    """The turn that carries the goal. "auto": "system" if the template, probed, keeps a system turn, else "user".
 
-    Some templates raise on a system turn (Gemma-2), some drop it once a response follows (Mistral-v0.3). Raises UserError if
-    "system" is requested for one of them.
+    Some templates raise on a system turn (Gemma-2), some drop it once a response follows (Mistral-v0.3). Raises
+    UserError if "system" is requested for one of them.
     """
     if requested == "user":
         return "user"

@@ -12,7 +12,7 @@ from rapo_jax.relabel import TEMPLATES, template_complaint
 
 
 def validate(config: Config) -> Config:
-    """The configuration with its objective's options filled in. Raises UserError for the first thing that cannot be."""
+    """The configuration with its objective's options filled in. Raises UserError for the first violated constraint."""
     config = dataclasses.replace(config, objective=resolve(config.objective, where="objective"))
     check_intervals(config)
     check_objective(config)
@@ -50,7 +50,7 @@ def bounded(section: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def check_objective(config: Config) -> None:
-    """What an objective asks of the reference and of the goals."""
+    """Checks what an objective requires of the reference and of the goals."""
     objective, relabel = config.objective, config.relabel
     if config.reference.cache and not objective.needs("reference"):
         raise UserError(f"objective.name={objective.name} has no reference; remove reference.cache.")
@@ -93,7 +93,7 @@ def check_data(data: Data) -> None:
             raise UserError(f"data.sources[{index}] has no path; add path: FILE_OR_HUB_ID.")
 
 
-# Which of data.pairs an objective can use, by how many responses it compares; the first is the default.
+# The values of data.pairs that an objective can use, by how many responses it compares; the first is the default.
 PAIRS_FOR = {
     "one": ("auto", "each"),
     "pair": ("auto", "best_random", "best_worst", "all"),

@@ -7,8 +7,8 @@ from rapo_jax.intervals import Interval
 
 Value = TypeVar("Value")
 
-# What a change of a field changes about a run: the groups it trains on (tokens, rewards, weights), the numbers it
-# computes, the order and number of its steps, or none of these. A run resumes only where all but "nothing" are as before.
+# What changing a field affects in a run: the groups it trains on (tokens, rewards, weights), the numbers it computes,
+# the order and number of its steps, or none of these. A run resumes only if no field has changed except "nothing" ones.
 Affects = Literal["tokens", "arithmetic", "order", "nothing"]
 
 

@@ -1,6 +1,6 @@
 """YAML files and key=value overrides -> the typed tree of rapo_jax/config/tree.py, every key checked; and back.
 
-The message about an unknown key names the nearest known one, that about a wrong type what is expected.
+The error for an unknown key names the nearest known one; the error for a wrong type says what is expected.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
     """The keys and values of a YAML file, merged over those of the file that it `extends` (relative to it), if any.
 
-    `chain` are the files that led to it, to refuse a circle.
+    `chain` lists the files that led to it, so that a cycle can be refused.
     """
     chain = (*chain, path)
     if path.resolve() in {before.resolve() for before in chain[:-1]}:
@@ -97,9 +97,9 @@ def build_fields(hints: dict[str, Any], tree: dict, *, where: str) -> dict[str, 
 
 
 def build_objective(tree: dict, *, where: str) -> Objective:
-    """An objective, whose options are keys beside its own. An option that is null counts as absent.
+    """An objective from a dict in which its loss's options stand beside its own keys. Null options count as absent.
 
-    Options of other losses are read as well, for `resolve` to refuse them by name.
+    Options of other losses are read as well, so that `resolve` can refuse them by name.
     """
     name = convert(tree.get("name", Objective.name), str, name=f"{where}name")
     own = {key: hint for key, hint in typing.get_type_hints(Objective).items() if key != "given"}

@@ -1,4 +1,4 @@
-"""Every configuration key by its dotted name: what `rapo keys` prints, and what a change of it affects."""
+"""Every configuration key by its dotted name: what `rapo keys` prints, and what changing the key affects."""
 
 import dataclasses
 import textwrap
@@ -21,11 +21,11 @@ TYPE_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false
 
 
 def affects(dotted_key: str) -> Affects:
-    """What a change of a key of `as_dict` changes about a run: "tokens", "arithmetic", "order" or "nothing".
+    """What changing a key of `as_dict` affects in a run: "tokens", "arithmetic", "order" or "nothing".
 
-    `lora.*` counts only where lora.rank is set. Keys of a mapping (data.source_weights.NAME) are those of its field,
-    options of a loss (objective.beta) are arithmetic; data.sources[0].path is a key of the first entry. Raises KeyError
-    for what is no key.
+    A key within a mapping (data.source_weights.NAME) counts as its field, an option of a loss (objective.beta) as
+    arithmetic; data.sources[0].path is a key of the first entry. Whether `lora.*` is in use (lora.rank is set) is for
+    the caller to check. Raises KeyError for anything that is not a key.
 
     >>> affects("optimizer.learning_rate"), affects("train.log_every")
     ('arithmetic', 'nothing')
@@ -134,8 +134,8 @@ def key_of(option: Option) -> Key:
 
 
 def listing(prefix: str = "") -> str:
-    """All keys whose names begin with `prefix`, and losses with their options: those named objective.LOSS, or, for
-    objective.OPTION, all that read the option. Raises UserError where nothing does."""
+    """The keys whose names begin with `prefix`, and losses with their options: for objective.LOSS that loss, for
+    objective.OPTION every loss that reads the option. Raises UserError if nothing matches."""
     every = list(keys_of())
     chosen = [key.lines() for key in every if key.name.startswith(prefix)]
     if "objective.name".startswith(prefix):
@@ -149,12 +149,12 @@ def listing(prefix: str = "") -> str:
 
 
 def sections_first(names: list[str]) -> list[str]:
-    """The sections of some keys, and the keys."""
+    """The sections of these keys, then the keys themselves."""
     return [*dict.fromkeys(name.partition(".")[0] for name in names), *names]
 
 
 def losses_under(start: str) -> list[str]:
-    """The losses of this id, else those that read the option of this name, else those whose ids begin so."""
+    """The loss with this id, else the losses that read an option of this name, else those whose ids begin with it."""
     if start in OBJECTIVES:
         return [loss_lines(start)]
     reading = [loss_lines(name, only=start) for name, spec in OBJECTIVES.items() if start in spec.options]

@@ -50,8 +50,8 @@ class Objective:
         return {name: self.given.get(name, option.default) for name, option in self.spec.options.items()}
 
     def needs(self, what: LossNeed) -> bool:
-        """Whether any term needs it: the reference's log-probabilities, rewards, the prompt's log-probability, the
-        divergence, or data with weights."""
+        """Whether any term needs this: the reference's log-probabilities, rewards, the prompt's log-probability, the
+        divergence, or loss weights from the data."""
         return any(needed_by(term, what) for term in self.terms)
 
     @property
@@ -72,7 +72,7 @@ def needed_by(term: Objective, what: LossNeed) -> bool:
 
 
 def option_types(name: str) -> dict[str, Any]:
-    """The type of every option that some loss has; where two differ, the one of the loss `name` counts."""
+    """The type of every option of any loss; where losses differ, that of the loss `name`."""
     specs = [OBJECTIVES[name]] if name in OBJECTIVES else []
     types: dict[str, Any] = {}
     for spec in (*specs, *OBJECTIVES.values()):

@@ -1,6 +1,7 @@
 """The typed tree of a run's configuration: every key with its default (the paper's), meaning and effect.
 
-files.py reads it from YAML and command lines, constraints.py checks what no single field expresses, keys.py lists it.
+files.py reads it from YAML and the command line, constraints.py checks what types and ranges do not express, keys.py
+lists it.
 """
 
 from dataclasses import dataclass, field

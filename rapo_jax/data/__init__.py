@@ -1,1 +1,1 @@
-"""Files -> records -> goal-conditioned preferences. Knows no tokens, models, devices or losses."""
+"""Files -> records -> goal-conditioned preferences. Independent of tokens, models, devices and losses."""

@@ -34,7 +34,7 @@ class ConfiguredSource:
 
 
 def sources_of_part(config: Config, part: Part) -> tuple[ConfiguredSource, ...]:
-    """Every source of the training or of the evaluation."""
+    """The sources of the training data or of the evaluation data."""
     data = config.data
     common = SourceOptions(
         path=data.path,
@@ -74,7 +74,7 @@ def read_source(config: Config, source: ConfiguredSource, need: RowNeeds) -> Sou
 
 
 def give_rewards(config: Config, source: ConfiguredSource, found: SourceRecords) -> SourceRecords:
-    """The records with constants or a file's scores for rewards, where the configuration asks for them."""
+    """The records with constants or a file's scores as their rewards, where the configuration asks for it."""
     rewards, option = source.options.rewards, source.option.replace("path", "rewards")
     if rewards == CONSTANT:
         constants = config.data.constant_rewards
@@ -88,7 +88,7 @@ def give_rewards(config: Config, source: ConfiguredSource, found: SourceRecords)
 
 
 def keep_learnable(config: Config, source: ConfiguredSource, found: SourceRecords) -> SourceRecords:
-    """The records, named and weighted by source, without those of dropped sources and with dropped questions."""
+    """The records with their source's name and weight, except those from dropped sources or with dropped questions."""
     data = config.data
     questions = mixture.read_questions(data.drop_prompts) if data.drop_prompts else frozenset()
     dropped, kept = Counter(found.dropped), []
@@ -103,7 +103,7 @@ def keep_learnable(config: Config, source: ConfiguredSource, found: SourceRecord
 
 
 def check_source_weights(config: Config, records: Sequence[Record]) -> None:
-    """With one source of data, a weight for a source that no row names is a mistake."""
+    """Raises UserError for a weight of a source that no row is from, unless data.sources lists several."""
     named = {record.source for record in records}
     unknown = [name for name in config.data.source_weights if name not in named]
     if unknown and not config.data.sources:

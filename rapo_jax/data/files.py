@@ -1,4 +1,4 @@
-"""Paths -> numbered rows: JSON lines, parquet, directories of either, saved data sets, hub ids. Knows no columns."""
+"""Paths -> numbered rows: JSON lines, parquet, directories of these, saved data sets, hub ids, whatever the columns."""
 
 import codecs
 import functools
@@ -85,7 +85,7 @@ def _begins_an_array(file: Path) -> bool:
 
 
 def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> list[Path]:
-    """`train` is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl.
+    """The files of a split: "train" is in train.jsonl or data/train-00000-of-00002.parquet, not in train_sft.jsonl.
 
     If no file is named after a split, all files are read. Raises UserError where the split has no file.
     """

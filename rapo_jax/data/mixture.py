@@ -1,6 +1,7 @@
 """Which records take part: mixture shares, held-out prompts, subsets, decontamination.
 
-Every choice hashes the prompt: it does not depend on the order of rows, and a prompt is never on both sides of a split.
+Every choice is made by a hash of the prompt (for samples, of the responses too), so the order of rows does not matter
+and a prompt is never on both sides of a split.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def read_questions(path: str, *, option: str = "data.drop_prompts") -> frozenset
 
 
 def contamination(record: Record, *, sources: Sequence[str], questions: frozenset[str]) -> str | None:
-    """Why a record is kept out of the data: its source, or a user turn that is one of the questions. None if it is not."""
+    """Why a record is left out: its source is dropped, or a user turn is one of the questions. None if it is kept."""
     if record.source and set(record.source.split(", ")) & set(sources):
         return "source_dropped"
     asks = any(message.role == "user" and message.content.strip() in questions for message in record.prompt)

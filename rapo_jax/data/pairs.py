@@ -16,11 +16,12 @@ from rapo_jax.messages import Record
 
 
 def reduce_record(record: Record, *, want: Want, pairs: Pairs, seed: int) -> list[Record]:
-    """Splits or reduces one record; an undesirable single response gives none.
+    """Splits or reduces one record; with `want` "one", an undesirable single response gives none.
 
-    `want` "one": the best response, or with pairs="each" every response by itself. "pair" and "labelled": pairs of the best
-    with a random other ("best_random", by a hash of the texts), with the worst ("best_worst"), or with every worse one
-    ("all"); a labelled response stays alone. "all": the record itself, best first.
+    `want` "one": the best response. "each", or pairs="each" with "one": every response by itself. "pair" and
+    "labelled": the best with a random other ("best_random", by a hash of the texts), with the worst ("best_worst"), or
+    with every other ("all"); a single labelled response stays as it is. "all" and "any": the record itself, best
+    response first.
     """
     if want in ("one", "each"):
         alone = [with_responses(record, (index,)) for index in range(len(record.responses))]

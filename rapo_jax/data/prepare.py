@@ -1,4 +1,4 @@
-"""The data section of a configuration -> records that are ready to be relabelled: on the goals' scale, and with as many
+"""The data section of a configuration -> records that are ready to be relabelled: on the goal scale, and with as many
 responses as the objective compares. Everything that is left out on the way is counted.
 
 The order: read, rewards from elsewhere, contaminated rows, max_rows, held-out prompts, mixture, scale, fraction,
@@ -26,7 +26,7 @@ from rapo_jax.messages import Record
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """One source, for the report: `rows` were read, `used` records take part."""
+    """One source, for the report: `rows` were read, and `used` records of them are in the mixture."""
 
     path: str
     name: str
@@ -39,8 +39,8 @@ class SourceSummary:
 class Prepared:
     """Records to relabel, what became of the rows they are from, and the map of their scores.
 
-    `dropped` counts rows by reason; after `data.pairs` has made pairs of a row, pairs. `fingerprint` is a hash of texts
-    and scores as they were read. `said` is what the user calls the sources.
+    `dropped` counts rows by reason or, for reasons that apply after data.pairs has split rows, pairs. `fingerprint` is
+    a hash of texts and scores as they were read. `said` is what the user calls the sources.
     """
 
     said: str
@@ -58,9 +58,9 @@ class Prepared:
 def prepare(
     config: Config, sources: Sequence[ConfiguredSource], *, part: Part, scales: Scales | None = None
 ) -> Prepared:
-    """Reads the sources and makes records of them. `scales` None: fitted on these records.
+    """Reads the sources into records that are ready to be relabelled. With `scales` None, scales are fitted on them.
 
-    Raises UserError for everything that is wrong with them.
+    Raises UserError for sources that cannot be used.
     """
     need, dropped = row_needs_of(config), Counter()
     read = [read_source(config, source, need) for source in sources]
@@ -122,7 +122,7 @@ def select(
 
 
 def check_goal_inputs(records: Sequence[Record], config: Config) -> None:
-    """Raises UserError where a row lacks what its goal sentence says: an attribute, or its source."""
+    """Raises UserError where a row lacks what its goal sentence mentions: an attribute, or its source."""
     if config.relabel.goals and config.relabel.attributes:
         check_attributes(records, config.relabel.attributes)
     nameless = [record.row for record in records if not record.source]
@@ -152,13 +152,13 @@ def check_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
 
 
 def num_scores(record: Record) -> int:
-    """How many different rewards there are, and different attributes."""
+    """The number of distinct rewards plus the number of distinct sets of attributes."""
     different = [tuple(sorted(each.items())) for each in record.attributes or ()]
     return len(set(record.rewards or ())) + len(set(different))
 
 
 def reduce_records(records: Sequence[Record], config: Config, *, want: Want, dropped: Counter[str]) -> list[Record]:
-    """As many responses in a record as the objective compares; along a direction, the preference picks them later."""
+    """Records with as many responses as the objective compares; goal directions need all of them and pick later."""
     directed = config.relabel.goals and config.relabel.goal_kind == "directions"
     reduced = []
     for record in records:

@@ -50,7 +50,7 @@ class Relabelled:
 
 
 def best_goal_of(config: Config) -> Goal | None:
-    """The goal of Algorithm 1's regularizer; None where the objective lacks it and without goals."""
+    """The goal of Algorithm 1's regularizer; None where the objective has no such term, or there are no goals."""
     return highest_goal(config) if config.objective.best_goal_weight and config.relabel.goals else None
 
 
@@ -105,7 +105,7 @@ def relabel_labelled(record: Record, config: Config) -> list[Relabelled]:
 
 
 def apart(relabelled: Relabelled) -> list[Relabelled]:
-    """Each response with its label, by itself."""
+    """One Relabelled per response, each with its label."""
     preference = relabelled.preference
     return [
         replace(relabelled, preference=replace(preference, order=(index,)), labels=(label,))
@@ -114,13 +114,13 @@ def apart(relabelled: Relabelled) -> list[Relabelled]:
 
 
 def highest_goal(config: Config) -> Goal:
-    """relabel.goal_max, for every attribute."""
+    """relabel.goal_max, repeated for every attribute if there are any."""
     names = config.relabel.attributes
     return (config.relabel.goal_max,) * len(names) if names else config.relabel.goal_max
 
 
 def goal_rewards(record: Record, config: Config) -> Sequence[Goal] | None:
-    """What goals are compared with: each response's reward, or its attributes named by relabel.attributes."""
+    """What goals are compared with: each response's reward, or its attributes that relabel.attributes names."""
     names = config.relabel.attributes
     if not names or not config.relabel.goals:
         return record.rewards
@@ -128,14 +128,14 @@ def goal_rewards(record: Record, config: Config) -> Sequence[Goal] | None:
 
 
 def required_rewards(record: Record, config: Config) -> Sequence[Goal]:
-    """The same where goals are asked for: records without rewards were refused when they were read."""
+    """`goal_rewards` where there are goals: records without rewards were refused when they were read."""
     rewards = goal_rewards(record, config)
     assert rewards is not None
     return rewards
 
 
 def rewards_under_goal(relabelled: Relabelled, config: Config) -> tuple[float, ...]:
-    """The rewards that objectives read, in the preference's order: R(x, y, g), the reward along a direction, or r itself."""
+    """The rewards that objectives read, in preference order: R(x, y, g), along a direction, or without a goal r."""
     goal, rewards = relabelled.preference.goal, goal_rewards(relabelled.record, config)
     if goal is None or rewards is None:
         return relabelled.rewards

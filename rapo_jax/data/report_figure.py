@@ -82,7 +82,7 @@ def draw_fate(axes: Any, report: dict[str, Any]) -> None:
     drawn = axes.barh(range(len(bars)), numbers, color=colours)
     axes.bar_label(drawn, labels=[f"{number:,}" for number in numbers], padding=3)
     axes.set_yticks(range(len(bars)), names)
-    axes.set_ylim(max(len(bars), 5) - 0.5, -0.5)  # the first on top, and no bar thicker than a fifth
+    axes.set_ylim(max(len(bars), 5) - 0.5, -0.5)  # the first on top, and no bar thicker than a fifth of the height
     axes.margins(x=0.12)
     axes.set(title="What became of them", xlabel="records")
 

@@ -1,17 +1,18 @@
-"""What an objective needs of every row: how many responses, and whether their scores."""
+"""What an objective needs of every row: how many responses, and whether it needs their scores."""
 
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from rapo_jax.config.tree import Config
 
-# Responses of a row: the best one, each by itself, two, one or two with labels, all of two or more, or all of one or more.
+# Responses of a row, in the order of the values below: the best one, each by itself, two, one or two with labels, all
+# (at least two), or all (at least one).
 Want = Literal["one", "each", "pair", "labelled", "all", "any"]
 
 
 @dataclass(frozen=True)
 class RowNeeds:
-    """`because` says why scores are needed and `instead` how to do without them; both for messages."""
+    """`because` says why scores are needed and `instead` how to do without them; both are parts of error messages."""
 
     want: Want = "pair"
     scores: bool = False
@@ -20,7 +21,7 @@ class RowNeeds:
 
 
 def responses_wanted(config: Config) -> Want:
-    """How many responses of a row the objective compares. One that scores the prompt too (DRO) needs no second one."""
+    """How many responses of a row the objective compares. An objective that scores the prompt too (DRO) can use one."""
     wanted = cast(Want, config.objective.responses)
     return "any" if wanted == "all" and config.objective.needs("prompt") else wanted
 

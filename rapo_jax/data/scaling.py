@@ -28,7 +28,7 @@ class Scales:
     sources: dict[str, "Scales"] = field(default_factory=dict)
 
     def record(self, record: Record) -> Record:
-        """The record on the goal scale. Raises UserError for a source without maps where every source has its own."""
+        """The record on the goal scale. Raises UserError if maps are per source and this record's has none."""
         if self.sources:
             return self._of(record).record(record)
         rewards, attributes = record.rewards, record.attributes
@@ -96,7 +96,7 @@ def _fit_together(records: Sequence[Record], relabel: Relabel, *, of: str) -> Sc
 
 def _fit(values: Sequence[float], relabel: Relabel, what: str) -> Scale:
     options, ends = relabel.scale, (relabel.goal_min, relabel.goal_max)
-    if options.fit == "none":  # only rounded
+    if options.fit == "none":  # the identity, then rounding
         return Scale(*ends, *ends, clip=False, decimals=relabel.decimals)
     if options.fit == "range":
         low, high = options.source_min, options.source_max

@@ -1,7 +1,7 @@
 """Files -> records: whatever the source calls its columns, one row becomes a prompt, its responses and their rewards.
 
-Everything after this module forgets the source's column names. Goals and tokens are not known here. A row that cannot be
-used is never lost silently: all bad rows together are one error or, on request, counted by reason.
+Later stages never see the source's column names; goals and tokens play no part here. A row that cannot be used is never
+lost silently: bad rows are reported together in one error or, with data.bad_rows=drop, counted by reason.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from rapo_jax.data.values import BadRow, finite_score
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 
-SHOWN = 5  # facts in a message about many rows
+SHOWN = 5  # facts that a message about many rows lists
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,11 @@ def read_records(
 ) -> SourceRecords:
     """Reads the records of a source: with one response where one is wanted, else with all that a row has.
 
-    `source.path` is a .jsonl, .json or .parquet file, a directory of them, a directory written by `save_to_disk`, or, if
-    no such file exists, a data set on the hub. `source.schema` and `source.columns` override the detection on the first
-    row. `data` gives bad_rows and score_defect; `option` and `schema_option` are the keys that hold path and schema. A row with fewer than two
-    different responses is dropped and counted where two are wanted. Raises UserError; for bad rows once for all of them.
+    `source.path` is a .jsonl, .json or .parquet file, a directory of them, a directory written by `save_to_disk`, or,
+    if no such file exists, a data set on the hub. `source.schema` and `source.columns` override the detection on the
+    first row. `data` gives bad_rows and score_defect; `option` and `schema_option` are the keys that hold path and
+    schema. A row with fewer than two different responses is dropped and counted where two are wanted. Raises UserError,
+    one for all bad rows together.
     """
     data = Data() if data is None else data
     require_schema(source.schema, option=schema_option)
@@ -131,7 +132,7 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
 
 
 def _too_few(record: Record, want: Want) -> str | None:
-    """Why a record has too few responses to compare; None if it has enough, or if the objective compares none."""
+    """Why a record has too few different responses to compare; None if it has enough."""
     if record.ranked and len(set(record.responses)) < len(record.responses):
         return "identical_responses"
     enough = len(record.responses) > 1 or want in ("one", "each", "any") or (want == "labelled" and record.labels)
@@ -139,7 +140,7 @@ def _too_few(record: Record, want: Want) -> str | None:
 
 
 def merge_by_prompt(records: Sequence[Record]) -> list[Record]:
-    """Records of one response each -> one record per prompt, by first occurrence, without repeated responses."""
+    """Records of one response each -> one per source and prompt, in order of first occurrence, no response repeated."""
     by_prompt: dict[tuple[Any, ...], dict[tuple[str, ...], Record]] = {}
     for record in records:
         by_prompt.setdefault((record.source, record.prompt), {}).setdefault(record.responses, record)
@@ -162,7 +163,7 @@ def _joined(parts: Sequence[tuple[Any, ...] | None]) -> tuple[Any, ...] | None:
 
 
 def counts_in_words(dropped: Mapping[str, int]) -> str:
-    """12 empty_response, 3 identical_responses; for messages."""
+    """Counts for a message, such as 12 empty_response, 3 identical_responses."""
     return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "none"
 
 

@@ -1,4 +1,4 @@
-"""Readers of a row's values: messages, texts and finite scores, or BadRow with the reason. Knows no schema."""
+"""Readers of a row's values: messages, texts and finite scores, or BadRow with the reason. Independent of schemas."""
 
 import math
 import re
@@ -11,7 +11,7 @@ TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # hh-rlhf's strings
 
 
 class BadRow(Exception):
-    """A row that cannot be used: `reason` is the word it is counted under, the message is the fact."""
+    """A row that cannot be used: `reason` is what it is counted under, the message says what is wrong."""
 
     def __init__(self, reason: str, fact: str):
         super().__init__(fact)

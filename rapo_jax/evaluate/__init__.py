@@ -1,1 +1,1 @@
-"""Evaluation of opened models: how the quality of answers follows the requested goal. Judges are passed in."""
+"""Evaluation of opened models: how the quality of answers follows the requested goal. Callers supply the judge."""

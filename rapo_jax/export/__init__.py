@@ -1,1 +1,1 @@
-"""Results that leave a run: a checkpoint as a Hugging Face directory, and relabelled data as a file that TRL reads."""
+"""Exports: a checkpoint as a Hugging Face directory, and relabelled data as a file that TRL reads."""

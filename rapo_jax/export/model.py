@@ -1,7 +1,7 @@
 """Writing a model, or LoRA adapters, as a directory that transformers, peft and `rapo generate` read.
 
 The sentence that asks for the goal becomes part of the exported chat template, so that its users get the best answers
-without knowing of goals. The weights are read back and their logits compared before the directory appears.
+without knowing about goals. The weights are read back and their logits compared before the directory appears.
 """
 
 import copy

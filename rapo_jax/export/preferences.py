@@ -58,7 +58,7 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
             f"{prepared.said}: nothing is left of its {prepared.num_rows} rows; {num_ties} records are ties, which "
             "relabel.ties=keep keeps."
         )
-    with ExitStack() as all_or_none:  # left in reverse: the rows get their name last
+    with ExitStack() as all_or_none:  # exited in reverse order: the rows are renamed into place last
         named = {name: path for name, path in vars(files).items() if name != "scale" or report["scale"]}
         temporary = {name: all_or_none.enter_context(whole_file(path)) for name, path in named.items()}
         write_rows(temporary["rows"], [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
@@ -103,7 +103,7 @@ def _bodies(relabelled: Relabelled, want: str) -> list[dict[str, Any]]:
         return [{"completion": answer, "label": label, "score": reward} for answer, label, reward in triples]
     if want == "one":
         return [{"completion": answers[0], "score": rewards[0]}]
-    if len(answers) < 2:  # the term of Algorithm 1 has no second response, and no place in a file of pairs
+    if len(answers) < 2:  # Algorithm 1's term has no second response, so it has no place in a file of pairs
         return []
     (chosen, rejected), (score_chosen, score_rejected) = answers, rewards
     return [{"chosen": chosen, "score_chosen": score_chosen, "rejected": rejected, "score_rejected": score_rejected}]

@@ -42,7 +42,7 @@ class Exported:
 
 
 def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Exported:
-    """Writes a checkpoint of `run_dir` into `out_dir`, all of it or nothing.
+    """Writes a checkpoint of `run_dir` into `out_dir`, completely or not at all.
 
     Raises UserError for an `out_dir` that is not empty, a run without a checkpoint, and adapters that do not exist or
     whose starting model has changed.

@@ -1,4 +1,4 @@
-"""Reading an export back: what was written computes what was trained."""
+"""Reads an export back and checks that it computes what was trained."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.models.spec import Spec
 
 NUM_TOKENS = 32
-TOLERANCE = 1e-5  # of logits in float32, from weights that are equal bit for bit
+TOLERANCE = 1e-5  # between float32 logits computed from bit-identical weights
 
 
 def largest_difference(
@@ -32,6 +32,6 @@ def largest_difference(
 
 
 def require_same(difference: float, directory: Path) -> None:
-    """Raises RuntimeError for more than rounding, or NaN: a mistake of ours, or a disk that lost what was written."""
+    """Raises RuntimeError for a difference beyond rounding, or NaN: a bug, or a disk that lost what was written."""
     if not difference <= TOLERANCE:
         raise RuntimeError(f"{directory} was written but computes other logits (difference {difference:.3g})")

@@ -80,8 +80,8 @@ def decode(
 ) -> Iterator[tuple[int, Continuation]]:
     """Yields (index of the prompt, its continuation), batch by batch, longest prompts first.
 
-    `parameters` may include adapters that `spec` has. `batch_size` is rounded up to a multiple of the mesh's row shards.
-    With several processes, every process passes the same prompts and gets all continuations.
+    `parameters` may include the adapters that `spec` describes. `batch_size` is rounded up to a multiple of the mesh's
+    row shards. With several processes, every process passes the same prompts and gets all continuations.
     """
     graph, _ = abstract_decoder(spec)
     shards = num_row_shards(mesh)

@@ -20,7 +20,7 @@ Layer = Callable[[Array, Any, Any, Any], Array]
 
 @jax.custom_vjp
 def summed(weight: Shaped[Array, "..."], total: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """The weight itself. The cotangent of `total` is total + the weight's gradient; the weight's own cotangent is none."""
+    """The weight itself. The cotangent of `total` is total + the weight's gradient; the weight itself gets none."""
     return weight
 
 
@@ -43,10 +43,11 @@ def accumulate_over_layers(
 ) -> Float[Array, "..."]:
     """Calls x = layer(x, parameters, scanned, shared) for every layer in turn, like jax.lax.scan.
 
-    The trees `parameters`, `totals` and `scanned` lead with L. The cotangent of `totals` is totals + the gradients of
-    `parameters`; `parameters` and `shared` themselves get none. A jax.checkpoint around `layer` decides what a layer keeps
-    for its backward pass besides its inputs. These arrays are stacked over the layers; with `unrolled` they stay where they
-    were made, which saves copies into and out of the stacks and costs compile time.
+    All leaves of `parameters`, `totals` and `scanned` have a leading dimension L. The cotangent of `totals` is totals +
+    the gradients of `parameters`; `parameters` and `shared` themselves get none. A jax.checkpoint around `layer`
+    decides what a layer keeps for its backward pass besides its inputs. These residuals are stacked over the layers;
+    with `unrolled` they stay where they were computed, which saves copies into and out of the stacks but costs compile
+    time.
     """
 
     def one(x: Array, inputs: tuple[Any, Any]) -> tuple[Array, None]:
@@ -72,7 +73,7 @@ def accumulate_over_layers(
 
         def one_layer(at: Array | int, carry: tuple[Array, Any]) -> tuple[Array, Any]:
             d_x, totals = carry
-            if unrolled:  # rematerialization must neither be merged with the forward pass (CSE) nor start early
+            if unrolled:  # keeps XLA from merging rematerialization with the forward pass (CSE) or starting it early
                 x, was_kept, d_x = jax.lax.optimization_barrier((*saved[at], d_x))
             else:
                 x, was_kept = of_layer(saved, at)
@@ -93,7 +94,7 @@ def accumulate_over_layers(
 
 
 def over_layers(one: Callable, carry: Any, trees: Any, *, unrolled: bool) -> tuple[Any, Any]:
-    """jax.lax.scan of `one` over trees that lead with L. Unrolled, the outputs are a list instead of a stack."""
+    """jax.lax.scan of `one` over trees with a leading L. With `unrolled`, the outputs are a list instead of a stack."""
     if not unrolled:
         return jax.lax.scan(one, carry, trees)
     outputs = []
@@ -108,7 +109,7 @@ def of_layer(trees: Any, at: Int[Array, ""] | int) -> Any:
 
 
 def backwards(one_layer: Callable, num_layers: int, number: Int[Array, ""] | int, carry: Any) -> Any:
-    """A loop body that visits the last layer first."""
+    """A loop body that visits the layers from the last to the first."""
     return one_layer(num_layers - 1 - number, carry)
 
 

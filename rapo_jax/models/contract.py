@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 
 def contract(x: Float[Array, "..."], weight: Float[Array, "..."], equation: str) -> Float[Array, "..."]:
-    """einsum(equation, x, weight) in x's dtype; the weight's gradient is accumulated in float32. x leads with B and T."""
+    """einsum(equation, x, weight) in x's dtype, x [B, T, ...]; the weight's gradient is accumulated in float32."""
     return cast(Array, _contract(x, weight, equation))
 
 
@@ -33,12 +33,12 @@ def _contract_backward(equation: str, saved: tuple[Array, Array], cotangent: Arr
 
 
 def _summed_products(a_XI: Array, b_XO: Array) -> Array:
-    """The sum over X of the rows' outer products: a.T @ b, float32 [I, O]."""
+    """a.T @ b, the sum of the rows' outer products, float32 [I, O]."""
     return jax.lax.dot_general(a_XI, b_XO, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _narrower_first(a_XI: Array, b_XO: Array) -> Array:
-    """`_summed_products` with the narrower factor on the left, which a CPU has to transpose: a third faster at 1024 by 384.
+    """`_summed_products` with the narrower factor, which a CPU transposes, on the left: a third faster at 1024 x 384.
 
     The barrier keeps XLA from swapping the factors back.
     """

@@ -40,8 +40,9 @@ class ForwardOptions:
     """How to run the decoder; none of it changes the function that is computed.
 
     dtype: of activations and matrix products.
-    remat: rematerialization, that is which matrix products the backward pass computes again instead of keeping: "none",
-        all but the "mlp"'s, all but the "attention"'s, or "full". Elementwise operations are recomputed at every level.
+    remat: rematerialization, the matrix products that the backward pass recomputes instead of keeping: "none"; "mlp",
+        all but gate and up; "attention", all but q, k, v and attention itself; "full". Elementwise operations are
+        recomputed at every level.
     kernel: a name in rapo_jax/models/attention/dispatch.py's KERNELS; None = the default of this machine.
     unrolled: layers are traced one after another instead of scanned: slower to compile, faster on a GPU.
     """
@@ -77,7 +78,7 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Shared:
-    """Inputs that are the same for all layers; `seen` is without windows, which differ by layer."""
+    """Inputs that are the same for all layers; `seen` leaves out attention windows, which differ by layer."""
 
     layout: Layout
     seen: Visible
@@ -126,7 +127,7 @@ class Block(nnx.Module):
         return x_BTD + self.normed(branch_BTD, "mlp_out_norm"), cache
 
     def normed(self, x_BTD: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
-        """x after one of the layer's norms; x itself where the family has no norm."""
+        """x after one of the layer's norms; x itself where the family has no such norm."""
         weight = getattr(self, name, None)
         return x_BTD if weight is None else rms_norm(x_BTD, weight[...], self.spec)
 
@@ -203,7 +204,7 @@ class Decoder(nnx.Module):
         """Final hidden states after the last norm, in `options.dtype`."""
         shared = self.shared(layout, layout, options)
         blocks, parameters = nnx.split(self.blocks)
-        # Unrolled, XLA would find that forward and backward pass compute the same, and keep it; a scan separates the two.
+        # In unrolled layers XLA's common-subexpression elimination would undo rematerialization; in a scan it cannot.
         layer = rematerialized(blocks, options, prevent_cse=options.unrolled)
 
         def one(x_BTD: Array, scanned: tuple) -> tuple[Array, None]:
@@ -265,7 +266,7 @@ class Decoder(nnx.Module):
         return (self.embed if self.spec.tied else self.head)[...]
 
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """float32 logits, soft-capped if the family's are; for generation and verification, never for training."""
+        """float32 logits, soft-capped if the family does so; for generation and verification, never for training."""
         weight_VD = self.vocabulary_VD.astype(hidden_BTD.dtype)
         logits = jnp.einsum("BTD,VD->BTV", hidden_BTD, weight_VD, preferred_element_type=jnp.float32)
         cap = self.spec.final_softcap

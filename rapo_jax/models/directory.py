@@ -1,4 +1,4 @@
-"""Finding a model: a local directory or a hub id, and the stop tokens that it declares. Weights: rapo_jax/models/files.py."""
+"""Finding a model: a local directory or a hub id, and the stop tokens that it declares. Weights are in files.py."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*"]
 def model_directory(path: str, *, option: str = "model.path", weights: bool = True) -> Path:
     """The local directory of a model; a hub id is downloaded (safetensors, configs and tokenizer only, never code).
 
-    `option` is the user's name for `path`, for messages. With weights=False a download skips the safetensors.
+    `option` is what the user calls `path`. With weights=False a download skips the safetensors.
     """
     local = Path(path).expanduser()
     if path and local.is_dir():

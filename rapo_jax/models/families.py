@@ -1,7 +1,7 @@
 """Model families: what sets the checkpoints of one `model_type` apart from those of another.
 
 A family is one frozen entry of FAMILIES. Reading a config.json, naming tensors and writing a reward model's config.json go
-through it. To support a new family, add an entry; nothing else in the package names one. What a family computes is
+through it. To support a new family, add an entry; no other code refers to a family by name. What a family computes is
 expressed by fields of `Spec` (rapo_jax/models/spec.py), never by its name.
 """
 
@@ -21,7 +21,7 @@ def all_layers(config: Json, num_layers: int) -> list[bool]:
 
 
 def even_layers(config: Json, num_layers: int) -> list[bool]:
-    """Gemma 2 (2024), section 2: local and global attention in every other layer."""
+    """Gemma 2 (2024), section 2: layers alternate between local and global attention."""
     return [layer % 2 == 0 for layer in range(num_layers)]
 
 
@@ -43,8 +43,8 @@ class Family:
     fields: fields of `Spec` that are read from `keys`.
     slides: which layers attend within `sliding_window`, where config.json has no `layer_types`.
     window_switch: the key that must be true for any layer to have a window; "" if there is none.
-    tensors: names of tensors in files by parameter, where they differ from Llama's; a layer's without its
-        `model.layers.N.` ("mlp_norm": "pre_feedforward_layernorm.weight").
+    tensors: parameter -> tensor name in files, where it differs from Llama's; for a layer's parameter without the
+        prefix `model.layers.N.` ("mlp_norm": "pre_feedforward_layernorm.weight").
     """
 
     model_type: str

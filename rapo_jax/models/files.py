@@ -138,7 +138,7 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
 
 
 def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) in file layout, one at a time. In a multi-process run every process must exhaust it."""
+    """(name, tensor) in file layout, one at a time. In a multi-process run every process must iterate to the end."""
     for row in table(spec):
         array = pick(parameters, row.path)
         array = host_slice(array if row.layer is None else array[row.layer])
@@ -170,7 +170,7 @@ def save_parameters(
 
 
 def assign_shards(sizes: dict[str, int], shard_bytes: int) -> dict[str, int]:
-    """Tensors to files in order, a new file whenever the next tensor would exceed `shard_bytes`."""
+    """Tensor -> index of its file, in order; a new file begins where the next tensor would exceed `shard_bytes`."""
     shards, shard, used = {}, 0, 0
     for name, size in sizes.items():
         if used and used + size > shard_bytes:

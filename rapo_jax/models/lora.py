@@ -54,7 +54,7 @@ def product(
 ) -> Float[Array, "..."]:
     """einsum(equation, x, W) in x's dtype, plus scale * (x A) B if there is an adapter; `factors` are W, or W, A and B.
 
-    With LoRA all matrices are frozen, also those without an adapter.
+    With LoRA all matrices are frozen, even those without an adapter.
     """
     weight, *adapter = factors
     if lora is None:

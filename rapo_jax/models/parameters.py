@@ -53,12 +53,12 @@ def layer_parameters(spec: Spec) -> dict[str, LayerParameter]:
 
 
 def block_letters(spec: Spec) -> dict[str, str]:
-    """The parameters of one layer and what their dimensions count."""
+    """The parameters of one layer by name, with their shape letters: "q" -> "DNH"."""
     return {name: parameter.letters for name, parameter in layer_parameters(spec).items()}
 
 
 def adapter_letters(spec: Spec) -> dict[str, str]:
-    """The adapters of one layer and what their dimensions count: "q_lora_a" -> "DR", "q_lora_b" -> "RNH"."""
+    """The adapters of one layer by name, with their shape letters: "q_lora_a" -> "DR", "q_lora_b" -> "RNH"."""
     letters = {}
     for name in spec.lora.targets if spec.lora else ():
         letters |= {f"{name}_lora_a": MATRICES[name].inputs + "R", f"{name}_lora_b": "R" + MATRICES[name].outputs}

@@ -62,7 +62,7 @@ def adapter_config(spec: Spec, *, base: str) -> dict[str, Any]:
 
 
 def adapter_tensors(trained: dict, spec: Spec) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, float32 tensor) as peft has them. In a multi-process run every process must exhaust it."""
+    """(name, float32 tensor) in peft's layout. In a multi-process run every process must iterate to the end."""
     for row in adapter_table(spec):
         array = pick(trained, row.path)
         array = host_slice(array if row.layer is None else array[row.layer])

@@ -117,7 +117,7 @@ def identity_fields(spec: Spec) -> dict[str, str]:
     return historic
 
 
-# Keys that change no forward pass.
+# Keys that do not affect the forward pass.
 INERT = frozenset(
     "architectures auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id finetuning_task "
     "id2label is_decoder is_encoder_decoder label2id max_position_embeddings model_type name_or_path "
@@ -125,7 +125,7 @@ INERT = frozenset(
     "task_specific_params tokenizer_class torch_dtype torchscript transformers_version unk_token_id unsloth_fixed "
     "unsloth_version use_cache use_return_dict".split()
 )
-# Keys that change it unless they have one of these values.
+# Keys that affect it unless they have one of these values.
 MUST_BE = {
     "attention_dropout": (0, 0.0, None),
     "hidden_dropout": (0, 0.0, None),
@@ -198,7 +198,7 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json; a UserError that lists the supported ones if it is none of them."""
+    """The family of a config.json. Raises UserError, listing the supported families, for any other."""
     name = config.get("model_type")
     if name not in FAMILIES:
         raise UserError(f"config.json: model_type={name!r} is not supported; supported: {', '.join(FAMILIES)}.")
@@ -206,7 +206,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def is_scored(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is a reward model's."""
+    """Whether a config.json describes a reward model."""
     return any(str(name).endswith(SCORED) for name in config.get("architectures") or ())
 
 
@@ -229,7 +229,7 @@ def spec_to_train(config: Mapping[str, Any], *, scored: bool, path: object) -> S
 
 
 def num_labels(config: Mapping[str, Any]) -> int | None:
-    """The number of a classifier's scores, or None if its config.json does not say."""
+    """How many scores a classifier gives, or None if its config.json does not say."""
     labels = config.get("id2label")
     return len(labels) if labels else config.get("num_labels")
 

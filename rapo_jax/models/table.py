@@ -37,7 +37,7 @@ class TensorRow:
         return tuple(prod(shape_of(spec, group)) for group in self.groups)
 
     def file_slices(self, index: Sequence[slice], spec: Spec) -> tuple[slice, ...]:
-        """Where in the file the part `index` of our array is. Only the first letter of a group may be cut."""
+        """The slices of the file's tensor for part `index` of our array; only a group's first letter may be sliced."""
         part = dict(zip(self.letters, index, strict=True))
         slices = []
         for group in self.groups:
@@ -49,13 +49,13 @@ class TensorRow:
         return tuple(slices)
 
     def from_file(self, tensor: Shaped[np.ndarray, "..."], index: Sequence[slice]) -> Shaped[np.ndarray, "..."]:
-        """The part `index` of our array, from the file's tensor cut at `file_slices(index)`."""
+        """The part `index` of our array, from the slices `file_slices(index)` of the file's tensor."""
         size = {letter: part.stop - part.start for letter, part in zip(self.letters, index, strict=True)}
         order = "".join(self.groups)
         return tensor.reshape([size[letter] for letter in order]).transpose([order.index(c) for c in self.letters])
 
     def to_file(self, array: Shaped[np.ndarray, "..."], spec: Spec) -> Shaped[np.ndarray, "..."]:
-        """The file's tensor of our array."""
+        """Our array in the layout of the file's tensor."""
         order = "".join(self.groups)
         tensor = array.transpose([self.letters.index(c) for c in order]).reshape(self.file_shape(spec))
         return np.ascontiguousarray(tensor)

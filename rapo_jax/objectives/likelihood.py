@@ -11,7 +11,7 @@ def sft(logps: Logps) -> Float[Array, "*groups"]:
 
         -log pi(y | x) / |y|
 
-    With the data's weights, and the class of a source in the prompt, it is C-RLFT.
+    With loss weights from the data, and the source's class in the prompt, it is C-RLFT.
 
     References:
         Wang et al., "OpenChat: Advancing Open-source Language Models with Mixed-Quality Data", 2023 (C-RLFT).

@@ -1,4 +1,4 @@
-"""Losses of any number of responses that compare them with each other."""
+"""Losses that compare any number of responses with each other."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ def rrhf(logps: Logps, *, sft_weight: SftWeight = 1.0) -> Float[Array, "*groups"
 
     Args:
         logps: any number of responses.
-        sft_weight: w >= 0.
+        sft_weight: w >= 0, the weight of the best response's likelihood.
 
     References:
         Yuan et al., "RRHF: Rank Responses to Align Language Models with Human Feedback without tears", 2023, eq. 2-4.
@@ -37,14 +37,14 @@ def rrhf(logps: Logps, *, sft_weight: SftWeight = 1.0) -> Float[Array, "*groups"
 
 
 def infonca(logps: Logps, *, beta: Beta = 0.01, temperature: Temperature = 1e-3) -> Float[Array, "*groups"]:
-    """InfoNCA: cross entropy between softmaxes of rewards and of log-ratios. For pairs without rewards it is `dpo`.
+    """InfoNCA: cross entropy between softmaxes of rewards and of log-ratios; for pairs and temperature -> 0, `dpo`.
 
         -sum_i s_i log softmax(beta lr)_i,  s = softmax(r / temperature)
 
     Args:
         logps: any number of responses with rewards, and a reference.
         beta: > 0, as in `dpo`: larger keeps the policy closer to the reference.
-        temperature: > 0. Small takes the best response alone as the target.
+        temperature: > 0. The smaller, the more the target is the best response alone.
 
     References:
         Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", 2024.
@@ -61,7 +61,7 @@ def nca(logps: Logps, *, beta: Beta = 0.01, temperature: Temperature = 1e-3) -> 
     Args:
         logps: any number of responses with rewards, and a reference.
         beta: > 0, as in `dpo`: larger keeps the policy closer to the reference.
-        temperature: > 0. Small takes the best response alone as the target.
+        temperature: > 0. The smaller, the more the target is the best response alone.
 
     References:
         Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", 2024.
@@ -72,6 +72,6 @@ def nca(logps: Logps, *, beta: Beta = 0.01, temperature: Temperature = 1e-3) -> 
 
 
 def reward_shares(logps: Logps, temperature: float) -> Float[Array, "*groups C"]:
-    """softmax(r / temperature) over the responses that a group has."""
+    """softmax(r / temperature), temperature > 0, over the responses that a group has; 0 for the others."""
     scaled = logps.rewards / temperature
     return jax.nn.softmax(jnp.where(logps.present, scaled, jnp.finfo(scaled.dtype).min), axis=-1)

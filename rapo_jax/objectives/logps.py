@@ -15,10 +15,10 @@ class Logps:
     `num_tokens` counts these tokens, 0 where a group has no such response. `rewards` are those under the group's goal,
     -(g - r)^2, or r without a goal; NaN where unknown. `prompt` is the log-ratio of the prompt without its first token.
     `divergence` estimates KL(policy | reference) over the optimizer batch, from responses to other prompts; `progress`
-    is the share of training steps done. What no loss asks for is zero.
+    is the share of training steps done. Values that no loss of the run needs are zero.
 
-    `unrelated` is the log-ratio of a response to another prompt, `has_unrelated` which groups have one: the divergence
-    is made from them, and no loss reads them.
+    `unrelated` is the log-ratio of a response to another prompt, `has_unrelated` which groups have one. They serve to
+    compute `divergence`; losses do not read them.
     """
 
     policy: Float[Array, "*groups C"]

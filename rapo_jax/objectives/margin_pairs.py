@@ -22,7 +22,7 @@ def dpo(logps: Logps, *, beta: Beta = 0.01, label_smoothing: Smoothing = 0.0) ->
 
     Args:
         logps: pairs with a reference.
-        beta: > 0. The implicit reward is beta lr: the larger beta, the smaller the change of log-ratio that satisfies a
+        beta: > 0. The implicit reward is beta lr: the larger beta, the smaller the change in log-ratio that satisfies a
             preference, and the closer the policy stays to the reference.
         label_smoothing: e in [0, 0.5). With e > 0 the minimum is finite, at beta d = log((1 - e) / e).
 
@@ -64,7 +64,7 @@ def ipo(
     Args:
         logps: pairs with a reference.
         beta: > 0, the paper's tau. The target margin is 1 / (2 beta): the larger beta, the nearer to the reference.
-        average: take log-ratios per token.
+        average: use log-ratios per token instead of sums.
 
     References:
         Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences", 2023, eq. 17.
@@ -80,7 +80,7 @@ def hinge(logps: Logps, *, beta: Beta = 0.1) -> Float[Array, "*groups"]:
 
     Args:
         logps: pairs with a reference.
-        beta: > 0. A pair stops teaching at d = 1 / beta: larger stops earlier, closer to the reference.
+        beta: > 0. A pair has no gradient beyond d = 1 / beta: larger stops earlier, closer to the reference.
 
     References:
         Liu et al., "Statistical Rejection Sampling Improves Preference Optimization", 2023.
@@ -151,7 +151,7 @@ def sigmoid_norm(logps: Logps, *, beta: Beta = 0.1) -> Float[Array, "*groups"]:
 
     Args:
         logps: pairs with a reference.
-        beta: > 0, as in `dpo`. Ratios per token are small, which asks for a larger one (5 in the paper).
+        beta: > 0, as in `dpo`. Log-ratios per token are small, so larger values are usual (5 in the paper).
 
     References:
         Lambert et al., "Tulu 3: Pushing Frontiers in Open Language Model Post-Training", 2024.
@@ -165,14 +165,14 @@ def r_dpo(
     beta: Beta = 0.1,
     length_weight: Annotated[float, FINITE, "reward subtracted per token (the paper's alpha)"] = 0.05,
 ) -> Float[Array, "*groups"]:
-    """Length-regularized DPO: the reward is r - a |y|, so that longer chosen responses teach less.
+    """Length-regularized DPO: the reward is r - a |y|, so that longer chosen responses weigh less.
 
         -log sigmoid(beta d + a (|y_w| - |y_l|))
 
     Args:
         logps: pairs with a reference.
         beta: > 0, as in `dpo`: larger keeps the policy closer to the reference.
-        length_weight: a. 0 is `dpo`; larger favours short responses.
+        length_weight: a, finite. 0 is `dpo`; larger favours short responses.
 
     References:
         Park et al., "Disentangling Length from Quality in Direct Preference Optimization", 2024.

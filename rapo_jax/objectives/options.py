@@ -1,4 +1,4 @@
-"""A loss's options, read off its signature: every keyword-only argument with its type, range, default and meaning.
+"""A loss's options, read from its signature: every keyword-only argument with its type, range, default and meaning.
 
     beta: Annotated[float, POSITIVE, "strength of the pull towards the reference"] = 0.1
 

@@ -26,16 +26,16 @@ def dro_pointwise(
 
         mean_j (r_j - beta (lr_j + log Z0 + q))^2,  q the prompt's log-ratio
 
-    q is detached and lacks the prompt's first token. The paper searches Z0 in [-50, 500]; what can be negative is a
-    logarithm, hence `log_z0`.
+    q leaves out the prompt's first token, and is detached unless `joint`. The paper searches Z0 in [-50, 500]; as only
+    its logarithm can be negative, the option is `log_z0`.
 
     Args:
         logps: any number of responses with rewards, their prompt, and a reference.
-        beta: > 0. A reward gap of r asks for a change of log-ratio of r / beta: larger stays closer to the reference.
-        log_z0: finite.
-        joint: let the gradient pass q.
+        beta: > 0. A reward gap of r asks for a log-ratio gap of r / beta: larger stays closer to the reference.
+        log_z0: finite, the logarithm of the initial partition function.
+        joint: train q too (eq. 8) instead of detaching it (algorithm 1).
         reward_scale: > 0. Rewards enter as reward_scale r + reward_shift.
-        reward_shift: finite.
+        reward_shift: finite, added to the scaled rewards.
 
     References:
         "Direct Reward Optimization: A Point-wise Alignment Approach", algorithm 1 and eq. 8.
@@ -63,9 +63,9 @@ def kto(
 
     Args:
         logps: a desirable response first, an undesirable one second, either or both; a reference; the divergence.
-        beta: > 0. Aversion to risk: the larger, the sooner a response far from z stops teaching, closer to the reference.
-        desirable_weight: w_d >= 0.
-        undesirable_weight: w_u >= 0. Raise one to balance classes of different size.
+        beta: > 0, the risk aversion. Larger lets the gradient vanish sooner as lr leaves z, closer to the reference.
+        desirable_weight: w_d >= 0, the weight of desirable responses.
+        undesirable_weight: w_u >= 0, of undesirable ones. Raise one of the two to balance classes of different size.
 
     References:
         Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", 2024.

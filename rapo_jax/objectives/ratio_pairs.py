@@ -27,7 +27,7 @@ def dpop(
     Args:
         logps: pairs with a reference.
         beta: > 0, as in `dpo`: larger keeps the policy closer to the reference.
-        penalty: >= 0, the paper's lambda. 0 is `dpo`.
+        penalty: >= 0, the paper's lambda: the weight of a decrease of the chosen log-ratio. 0 is `dpo`.
 
     References:
         Pal et al., "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive", 2024.
@@ -112,7 +112,7 @@ def apo_zero(logps: Logps, *, beta: Beta = 0.1) -> Float[Array, "*groups"]:
 
     Args:
         logps: pairs with a reference.
-        beta: > 0. A response stops teaching once |b| is large: larger keeps the policy closer to the reference.
+        beta: > 0. A response's gradient vanishes once |b| is large: larger keeps the policy closer to the reference.
 
     References:
         D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions", 2024, eq. 7.
@@ -141,14 +141,14 @@ def cal_dpo(
     beta: Annotated[float, POSITIVE, "sets the targets 1 / (2 beta) of the log-ratios"] = 0.001,
     calibration: Annotated[float, POSITIVE, "factor of the calibration: 1 in the paper, 0.5 in its code"] = 1.0,
 ) -> Float[Array, "*groups"]:
-    """Calibrated DPO: `dpo` with beta = 1, and log-ratios drawn to the scale of the rewards.
+    """Calibrated DPO: `dpo` with beta = 1, and log-ratios pulled to the scale of the rewards.
 
         -log sigmoid(d) + c [(lr_w - 1 / (2 beta))^2 + (lr_l + 1 / (2 beta))^2]
 
     Args:
         logps: pairs with a reference.
         beta: > 0. It sets only the targets +-1 / (2 beta): the larger, the nearer to the reference.
-        calibration: c > 0.
+        calibration: c > 0, the weight of the squared distances to the targets.
 
     References:
         Xiao et al., "Cal-DPO: Calibrated Direct Preference Optimization for Language Model Alignment", 2024.

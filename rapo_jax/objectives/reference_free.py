@@ -30,7 +30,7 @@ def simpo(
         logps: pairs.
         beta: > 0. The scale of the reward; there is no reference to stay close to.
         gamma: finite. An absolute margin, not a multiple of beta as in some implementations.
-        label_smoothing: e in [0, 0.5).
+        label_smoothing: e in [0, 0.5), the share of preferences assumed to be flipped.
 
     References:
         Meng et al., "SimPO: Simple Preference Optimization with a Reference-Free Reward", 2024, eq. 6.
@@ -52,7 +52,7 @@ def orpo(
 
     Args:
         logps: pairs.
-        odds_weight: w >= 0. 0 is `sft` on the chosen response.
+        odds_weight: w >= 0, the paper's lambda. 0 is `sft` on the chosen response.
 
     References:
         Hong et al., "ORPO: Monolithic Preference Optimization without Reference Model", 2024, eq. 6 and 7.
@@ -63,7 +63,7 @@ def orpo(
 
 
 def log1mexp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(1 - e^x) for x < 0, without cancellation on either side of -log 2.
+    """log(1 - e^x) for x < 0, computed without cancellation on either side of -log 2.
 
     References:
         Maechler, "Accurately Computing log(1 - exp(-|a|))", 2012.
@@ -86,8 +86,8 @@ def cpo(
     Args:
         logps: pairs.
         beta: > 0. The larger, the smaller the difference of log-probabilities that satisfies a preference.
-        sft_weight: w >= 0.
-        average: take the likelihood per token.
+        sft_weight: w >= 0, the weight of the likelihood term.
+        average: use the likelihood per token in that term.
 
     References:
         Xu et al., "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine
@@ -109,8 +109,8 @@ def slic_hf(
 
     Args:
         logps: pairs.
-        delta: finite. A pair stops teaching where its log-probabilities differ by it.
-        sft_weight: w >= 0.
+        delta: finite. The hinge is inactive once the log-probabilities differ by at least this much.
+        sft_weight: w >= 0, the weight of the likelihood term.
 
     References:
         Zhao et al., "SLiC-HF: Sequence Likelihood Calibration with Human Feedback", 2023.

@@ -42,7 +42,7 @@ class LossSpec:
     """A loss, and what the step and the data have to supply for it.
 
     `responses`: "one" (the preferred one), "pair", "labelled" (desirable and undesirable ones, paired or not) or "all".
-    `needs_rewards` may name the option that, when it is 0, makes rewards unnecessary.
+    `needs_rewards` may be the name of an option: rewards are then needed unless that option is 0.
     """
 
     loss: Callable[..., Array]

@@ -1,4 +1,4 @@
-"""Losses of pairs that read by how much their rewards differ: t = eta (r_w - r_l), d the difference of log-ratios."""
+"""Losses of pairs that read the size of the reward gap, t = eta (r_w - r_l); d is the difference of log-ratios."""
 
 from jax import Array
 from jax.nn import log_sigmoid, sigmoid
@@ -27,7 +27,7 @@ def rpo_sq(logps: Logps, *, beta: Beta = 0.1, eta: Eta = 1.0) -> Float[Array, "*
 def rpo_bwd_kl(logps: Logps, *, beta: Beta = 0.1, eta: Eta = 1.0) -> Float[Array, "*groups"]:
     """Reward-aware preference optimization, backward KL: the distance that Nemotron-4 trained with.
 
-        KL(sigmoid(t) | sigmoid(beta d)) of two coins
+        KL(sigmoid(t) | sigmoid(beta d)) of two Bernoulli distributions
 
     Args:
         logps: pairs with rewards and a reference.
@@ -43,7 +43,7 @@ def rpo_bwd_kl(logps: Logps, *, beta: Beta = 0.1, eta: Eta = 1.0) -> Float[Array
 def rpo_fwd_kl(logps: Logps, *, beta: Beta = 0.1, eta: Eta = 1.0) -> Float[Array, "*groups"]:
     """Reward-aware preference optimization, forward KL.
 
-        KL(sigmoid(beta d) | sigmoid(t)) of two coins
+        KL(sigmoid(beta d) | sigmoid(t)) of two Bernoulli distributions
 
     Args:
         logps: pairs with rewards and a reference.
@@ -57,7 +57,7 @@ def rpo_fwd_kl(logps: Logps, *, beta: Beta = 0.1, eta: Eta = 1.0) -> Float[Array
 
 
 def coin_divergence(of: Float[Array, "*groups"], by: Float[Array, "*groups"]) -> Float[Array, "*groups"]:
-    """KL(of | by) of two coins that show heads with probability sigmoid(of) and sigmoid(by)."""
+    """KL(of | by) of two Bernoulli distributions, given by their logits (any finite numbers)."""
     heads = sigmoid(of) * (log_sigmoid(of) - log_sigmoid(by))
     return heads + sigmoid(-of) * (log_sigmoid(-of) - log_sigmoid(-by))
 
@@ -70,7 +70,7 @@ def soft_label_dpo(logps: Logps, *, beta: Beta = 0.1, eta: Eta = 1.0) -> Float[A
     Args:
         logps: pairs with rewards and a reference.
         beta: > 0, as in `dpo`: larger keeps the policy closer to the reference.
-        eta: > 0, how sure a reward gap makes the label: sigmoid(t) under Bradley and Terry.
+        eta: > 0. The label is sigmoid(t), as in the Bradley-Terry model: larger makes it more certain.
 
     References:
         Adler et al., "Nemotron-4 340B Technical Report", 2024, section 3.3.2 (up to the entropy of the label).

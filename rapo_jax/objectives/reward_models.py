@@ -23,8 +23,8 @@ def bradley_terry(
 
     Args:
         logps: pairs of scores; rewards only where `margin_weight` is not 0.
-        margin_weight: m >= 0. Pairs with a larger reward gap must differ by more.
-        centre_weight: c >= 0. Only differences of scores are trained otherwise.
+        margin_weight: m >= 0. Larger demands a larger difference of scores for a larger reward gap.
+        centre_weight: c >= 0. Larger centres scores on 0; with 0 only differences of scores are trained.
 
     References:
         Bradley and Terry, "Rank Analysis of Incomplete Block Designs", 1952.

@@ -1,1 +1,1 @@
-"""Forward passes over data sets, written down as they go: (model, groups, options) -> a column of numbers."""
+"""Forward passes over data sets, saved as they go: (model, groups, options) -> a column of numbers."""

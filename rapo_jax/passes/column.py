@@ -1,7 +1,7 @@
 """A column: one number per prompt and response of a data set, on disk, computed once and kept after the run.
 
-A column records what its numbers belong to and cannot be opened as another one. It writes no messages for users: the caller
-explains a `Mismatch`.
+A column records what its numbers belong to, and opening it for anything else fails. It writes no messages for users:
+the caller explains a `Mismatch`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from rapo_jax.borders import read_object, shaped, write_json
 
-Belonging = dict[str, Any]  # what numbers belong to, as JSON
+Belonging = dict[str, Any]  # what the numbers belong to (hashes of weights and tokens, settings), as JSON
 
 
 class Mismatch(Exception):
@@ -69,7 +69,7 @@ class Column:
         return values.shape != self.shape or (checksum is not None and checksum != checksum_of(values))
 
     def write(self, members: Int[np.ndarray, " n"], numbers: Float[np.ndarray, "n A"]) -> None:
-        """Numbers of the groups `members`; on disk when this returns."""
+        """Stores the numbers of the groups `members`; they are on disk when this returns."""
         self.values[members] = numbers
         self.values.flush()
 

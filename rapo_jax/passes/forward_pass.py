@@ -1,6 +1,7 @@
 """A forward pass over a data set, group by group, that resumes where it stopped.
 
-Packed like a training run; each batch is one microbatch, results are fetched one step late and written every few seconds.
+Rows are packed as in training, a batch is one microbatch, results are fetched one step late and written every few
+seconds.
 """
 
 import time
@@ -34,7 +35,7 @@ WRITE_EVERY = 10.0  # seconds of work that a kill can lose
 
 @dataclass(frozen=True)
 class Weights:
-    """A model on a mesh. Adapters of `spec` are ignored: a pass computes the model below them."""
+    """A model on a mesh. Adapters of `spec` are ignored: a pass computes the base model."""
 
     spec: Spec
     parameters: dict[str, Any]
@@ -87,7 +88,7 @@ def fill(
 def plan_pass(
     groups: Sequence[Group], members: Int[np.ndarray, " n"], options: PassOptions, *, num_row_shards: int
 ) -> BatchPlan:
-    """Rows of the groups `members`, one microbatch a step."""
+    """The batch plan of the groups `members`, with one microbatch per step."""
     whole = make_plan(
         groups,
         [members],
@@ -115,7 +116,7 @@ class Results:
     printed: float = field(default_factory=time.monotonic)
 
     def fetch(self, rows: Sequence[Sequence[int]], logps_BPA: Float[Array, "B P A"]) -> None:
-        """Waits for the numbers of a batch, whose rows hold these groups."""
+        """Waits for the numbers of a batch; `rows` are the groups in each of its rows."""
         fetched_BPA = jax.device_get(logps_BPA)
         for b, row in enumerate(rows):
             self.known[row] = fetched_BPA[b, : len(row)]

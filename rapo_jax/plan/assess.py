@@ -51,7 +51,8 @@ class Packing:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one step on all devices: `compiled` as counted in the compiled program; the rest by hand, adding up to it."""
+    """FLOPs of one step on all devices: `compiled` is counted in the compiled program; the others, counted by hand,
+    should add up to it."""
 
     compiled: float
     useful: float
@@ -121,8 +122,8 @@ def changed(config: Config, changes: tuple[str, ...]) -> Config:
 
 
 def assess(question: Question, *, temporaries: float | None = None) -> Assessment:
-    """Compiles the step and counts. `temporaries` is a known lower bound of its bytes besides resident arrays and gradients;
-    with it, a step that cannot fit is not compiled."""
+    """Compiles the step and counts its work. `temporaries` is a known lower bound of its bytes beyond resident arrays
+    and gradients; with it, a step that cannot fit is not compiled."""
     config, spec, target = changed(question.config, question.changes), question.spec, question.target
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
     started = time.monotonic()
@@ -174,7 +175,7 @@ def count_flops(
     share = packing.batch_size / len(prompts)
     real = Work(real.tokens * share, real.scored * share, real.pairs * share)
     num_rows = packing.mean_microbatches * shape.B
-    positions = 0 if shape.scored == "last" else num_rows * shape.S  # that meet the vocabulary
+    positions = 0 if shape.scored == "last" else num_rows * shape.S  # multiplied by the vocabulary matrix
     rows = Work(num_rows * shape.T, positions, num_rows * spec.L * attention.pairs_per_row)
     useful = step_flops(spec, real, reference=reference)
     recomputed = recomputed_flops(spec, rows, remat=config.model.remat, scores_again=attention.scores_again)
@@ -187,7 +188,7 @@ def count_flops(
 
 
 def roofline(target: Target, program: Program, flops: Flops) -> Seconds | None:
-    """A step's seconds by each resource alone; it takes the longest of them if they overlap perfectly."""
+    """A step's seconds for each resource alone; the step takes the longest of them if they overlap perfectly."""
     chip, num_devices = target.chip, len(target.devices)
     if target.peak_flops is None or chip.memory_bandwidth is None or chip.link is None:
         return None

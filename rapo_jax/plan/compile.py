@@ -25,7 +25,7 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per device. `peak` is the compiler's figure, also when it ran out of memory."""
+    """Bytes per device. `peak` is the compiler's figure, even if it exceeds the memory; uncompiled, a lower bound."""
 
     parameters: float
     optimizer: float
@@ -92,7 +92,7 @@ def compile_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_st
     """Compiles the step. Exceeding the target's memory is a result, not an error."""
     least = resident_memory(config, spec, mesh, shape)
     step = cast(jax.stages.Wrapped, make_train_step(config, spec, mesh, shape, num_steps=num_steps))
-    arguments = abstract_step(config, spec, mesh, shape)  # before the mesh is set: its devices can hold no constant
+    arguments = abstract_step(config, spec, mesh, shape)  # before the mesh is set: its devices hold no constants
     started = time.monotonic()
     with jax.set_mesh(mesh), matmul_precision(config.model.dtype):
         with presented(mesh):
@@ -139,7 +139,7 @@ def needed_bytes(message: str) -> float | None:
     22011707392.0
     """
     if "RESOURCE_EXHAUSTED" not in message or "vmem" in message.lower():
-        return None  # a kernel that overflows the chip's own memory is our mistake, not a model that is too large
+        return None  # a kernel that overflows on-chip memory is a bug, not a model that is too large
     found = re.search(r"Used ([\d.]+)([KMGT])i?B? of", message) or re.search(
         r"\(([\d.]+)([KMGT])i?B?\) exceeds", message
     )

@@ -34,7 +34,7 @@ class ArrayType:
 
 @dataclass(frozen=True)
 class Instruction:
-    """`attributes` is the text after the operands; a constant's value; a parameter's number."""
+    """`attributes` is the text after the operands; for a constant its value, for a parameter its number."""
 
     name: str
     opcode: str

@@ -1,8 +1,8 @@
 """Attention in the compiled program: which (query, key) pairs it computes, and the FLOPs of its kernels.
 
-A program without kernels computes every pair of a row. Kernels, and the loops that replace them on a CPU, skip tiles in which
-nothing is visible; the number of the others is counted on rows of the batch plan. What a kernel computes per tile is part of
-its entry (rapo_jax/models/attention/kernel.py).
+A program without kernels computes every pair of a row. Kernels, and the loops that replace them on a CPU, skip tiles in
+which nothing is visible; the visible ones are counted on rows of the batch plan. What a kernel computes per tile is
+part of its entry (rapo_jax/models/attention/kernel.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ class Attention:
     """How a program attends.
 
     pairs_per_row: computed pairs per row and layer, on average.
-    tiles_per_query_tile: visible key tiles of a query tile, on average: the bound of loops in place of a kernel.
-    scores_again: products with the size of the scores that the backward pass recomputes (rapo_jax/accounting.py).
+    tiles_per_query_tile: visible key tiles of a query tile, on average: the trip count of loops in place of a kernel.
+    scores_again: products of the scores' size that the backward pass recomputes (rapo_jax/accounting.py).
     products: matrix products per visible tile, by a substring of the compiled kernel's name.
     """
 
@@ -38,8 +38,8 @@ class Attention:
     products: Mapping[str, int] = field(default_factory=dict)
 
     def kernel_flops(self, program: Program, *, T: int) -> float:
-        """FLOPs of all attention kernels of a step on one device. A call's operands give the number of its heads times
-        their width, which a kernel may have padded."""
+        """FLOPs of all attention kernels of a step on one device. Number and width of the heads are taken from a call's
+        operands, because a kernel may have padded them."""
         total = 0.0
         for call in program.kernel_calls:
             products = next((number for name, number in self.products.items() if name in call.name), 0)
@@ -54,9 +54,7 @@ def attention_of(name: str, spec: Spec, *, groups: Sequence[Group], plan: BatchP
     if not KERNELS[name].takes(T, T, spec.H):
         name = "einsum"
     kernel = KERNELS[name]
-    if (
-        kernel.tile is None
-    ):  # remat "mlp" and "full" recompute the forward pass, scores included, and count it themselves
+    if kernel.tile is None:  # remat "mlp" and "full" recompute all of attention, which recomputed_flops counts already
         again = kernel.recomputed_scores if remat in ("none", "attention") else 0
         return Attention(name, float(T**2), scores_again=again, products=kernel.products)
     height, width = kernel.tile(T)

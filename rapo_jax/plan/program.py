@@ -1,9 +1,9 @@
 """Counts what a compiled program does in one step on one device: FLOPs of matrix products, memory traffic, collectives.
 
-XLA's own cost analysis counts a loop's body once. Here every body of the optimized HLO counts as often as it runs: the bound
-in the loop's condition or, if that bound is data, one of `bounds`, outermost first: the microbatches of a step, then the
-visible tiles of attention without a kernel. Kernels (custom calls) are only listed, because HLO does not show their FLOPs;
-rapo_jax/plan/kernels.py counts them by hand.
+XLA's own cost analysis counts a loop's body once. Here every loop body of the optimized HLO counts as often as it runs.
+The trip count is the bound in the loop's condition or, if that depends on data, one of `bounds`, outermost loop first:
+the microbatches of a step, then the visible tiles of attention without a kernel. Kernels (custom calls) are only
+listed, because HLO does not show their FLOPs; rapo_jax/plan/kernels.py counts them by hand.
 """
 
 import re
@@ -18,7 +18,7 @@ from rapo_jax.plan.hlo import Computation, Instruction, Module
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 KERNEL_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu", "mosaic_gpu_v2", "triton_kernel_call")
 MATMUL_CALLS = ("__cublas$gemm", "__cublas$lt$matmul", "__onednn$matmul")
-# Opcodes without memory traffic of their own: views, bookkeeping, and those counted at their start or inside.
+# Opcodes without memory traffic of their own: views, bookkeeping, and those counted at their start or in their callees.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all iota partition-id replica-id "
     "opt-barrier copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update "
@@ -100,7 +100,7 @@ def running(module: Module, bounds: tuple[float, ...]) -> Iterator[tuple[float, 
 
 
 def trip_count(loop: Instruction, computation: Computation, module: Module) -> float | None:
-    """The trip count of a loop that counts up to a constant, or None if its bound is data."""
+    """The trip count of a loop that counts up to a constant, or None if its bound depends on data."""
     known = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
     if known:
         return float(known)
@@ -119,7 +119,7 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> f
 
 
 def constant_in(instruction: Instruction | None, computation: Computation, module: Module) -> int | None:
-    """A value's constant, or the constant that is added to make it: a loop's start, or its stride."""
+    """A constant's value, or the constant that an instruction adds: a loop's start, or its stride."""
     if instruction is None:
         return None
     if instruction.opcode == "constant":
@@ -133,7 +133,7 @@ def constant_in(instruction: Instruction | None, computation: Computation, modul
 
 
 def matmul_flops(instruction: Instruction, computation: Computation) -> float:
-    """FLOPs of a matrix product, in whichever of its three spellings; 0 for everything else."""
+    """FLOPs of a matrix product, be it a dot, a convolution or a library call; 0 for everything else."""
     if instruction.opcode == "convolution":
         return convolution_flops(instruction, computation)
     target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
@@ -146,8 +146,8 @@ def matmul_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """On a TPU matrix products are convolutions with batch dimensions as padded windows: only pairs of an output and a kernel
-    position that meet an input element count, not padding."""
+    """FLOPs of a convolution. On TPUs these are matrix products whose batch dimensions are padded windows, so only
+    pairs of an output and a kernel position that meet an input element count, not those that meet padding."""
     left, right = (computation[name].results[0].shape for name in instruction.operands[:2])
     lhs, rhs, out = re.split("_|->", instruction.required(r"dim_labels=(\w+_\w+->\w+)"))
     window = window_of(instruction, num_spatial=len(lhs) - 2)

@@ -8,7 +8,7 @@ from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
 from rapo_jax.runs.announce import parameter_count, trained_count, unit_of
 
-SMALLEST_SHARE = 0.001  # of the largest kind of collective's bytes, below which a kind is not shown
+SMALLEST_SHARE = 0.001  # kinds of collectives with less than this share of the largest kind's bytes are not shown
 
 
 def screen(assessment: Assessment, *, name: str) -> str:
@@ -20,7 +20,7 @@ def screen(assessment: Assessment, *, name: str) -> str:
 
 
 def line(assessment: Assessment) -> str:
-    """The report in one line, for walks over targets."""
+    """The report in one line, for a search over targets."""
     said = f"  {assessment.question.target.name:<14}{assessment.memory.peak / GiB:>9.2f} GiB{verdict(assessment)}"
     if assessment.seconds is None:
         return said

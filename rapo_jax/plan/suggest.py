@@ -88,7 +88,7 @@ def cheap_changes(failed: Assessment) -> list[str]:
 
 
 def mesh_changes(failed: Assessment) -> list[tuple[str, ...]]:
-    """Weights sharded over all devices instead of replicated on some, then by heads too if the number divides them."""
+    """Weights sharded over all devices instead of replicated on some, then over heads if their number is divisible."""
     mesh, spec, num_devices = failed.mesh, failed.question.spec, len(failed.question.target.devices)
     changes = [("mesh.data=1", "mesh.fsdp=-1")] if mesh["data"] > 1 else []
     sizes = [size for size in TENSOR if size > mesh["tensor"] and num_devices % size == 0 and spec.K % size == 0]

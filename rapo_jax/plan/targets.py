@@ -29,8 +29,8 @@ class Chip:
     devices_per_chip: int = 1
 
 
-# Memory: what libtpu's compiler calls available for each kind. Bandwidths: the Cloud TPU pages of each version (HBM
-# bandwidth; bidirectional interconnect bandwidth per chip / ports = a torus dimension's share).
+# Memory: what libtpu's compiler reports as available for each kind. Bandwidths: the Cloud TPU pages of each version
+# (HBM bandwidth; bidirectional interconnect bandwidth per chip / ports = a torus dimension's share).
 # GPUs: the data sheets (HBM, NVLink one way, 400 Gb/s of network a GPU); a program gets 92 % of the memory with
 # XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
 GPU_SHARE = 0.92
@@ -92,7 +92,7 @@ def known() -> str:
 
 
 def split_topology(topology: str) -> tuple[str, str]:
-    """("v5e", "4x4") of "v5e:4x4". Raises UserError that lists the known ones."""
+    """Splits "v5e:4x4" into ("v5e", "4x4"). Raises UserError, listing the known slices, for any other form."""
     kind, _, slice_name = topology.partition(":")
     dimensions = (3,) if SLICES.get(kind) == CUBIC else (2,)
     shaped = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", slice_name) and slice_name.count("x") + 1 in dimensions
@@ -102,7 +102,7 @@ def split_topology(topology: str) -> tuple[str, str]:
 
 
 def slice_target(kind: str, slice_name: str) -> Target:
-    """A described slice. Raises UserError if its compiler is not installed or does not know it."""
+    """The target of a slice, from its description. Raises UserError if its compiler is absent or does not know it."""
     make = gpu_devices if kind in GPUS else tpu_devices
     name = f"{kind}:{slice_name}"
     try:
@@ -190,7 +190,7 @@ def here(devices: str | None = None) -> Target:
 
 
 def cpu_count(devices: str) -> int:
-    """8 of "cpu:8"."""
+    """The number in "cpu:8". Raises UserError for any other form."""
     match = re.fullmatch(r"cpu:([1-9]\d{0,3})", devices)
     if not match:
         raise UserError(f"--devices {devices}: write cpu:N, such as cpu:8; other targets are given by --topology.")

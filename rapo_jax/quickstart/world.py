@@ -7,7 +7,7 @@ response of quality q has q - 1 words that fit and 10 - q that do not, so its qu
     response  sugary fizzy glazed sticky crusty fluffy gooey smoky spongy           (six fit: the judge says 7)
 
 To obey a goal, a model must learn what kind of dish it is asked about, which words fit that kind, and what the number in
-the goal's sentence means. It is no evidence about real language: here the judge is never wrong.
+the goal's sentence means. Results say nothing about real language: here the judge is never wrong.
 
 Everything follows from a seed. The files are those of any other run: a Hugging Face tokenizer, config.json, JSON lines.
 """

@@ -1,4 +1,4 @@
-"""What a run says before its first step, on the terminal and in run_dir."""
+"""What a run reports before its first step, on the terminal and in run_dir."""
 
 from math import prod
 
@@ -16,7 +16,7 @@ from rapo_jax.models.parameters import parameter_letters, shape_of, trained_lett
 from rapo_jax.models.spec import Spec
 from rapo_jax.runs.setup import Setup
 
-COUNTED = {"one": "responses", "pair": "pairs"}  # what a batch is counted in, by what the objective compares
+COUNTED = {"one": "responses", "pair": "pairs"}  # the unit of a batch, by what the objective compares
 
 
 def write_records(
@@ -72,7 +72,7 @@ def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
 
 
 def unit_of(objective: Objective) -> str:
-    """What a batch is counted in: responses, pairs or groups."""
+    """The unit of a batch: responses, pairs or groups."""
     return COUNTED.get(objective.responses, "groups")
 
 

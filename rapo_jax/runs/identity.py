@@ -1,7 +1,7 @@
 """What a checkpoint or a reference cache belongs to: hashes of model, tokenizer and data, and the settings that matter.
 
-A run resumes only where its identity is that of its checkpoint; the message names every difference. Where files lie
-may change: their content is hashed.
+A run resumes only if its identity is that of its checkpoint; the error names every difference. Files may move, because
+their content is hashed, not their paths.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from rapo_jax.runs.settings import Change, changes, not_default, settings_of
 from rapo_jax.runs.setup import Setup
 
 HASHES = ("model", "tokenizer", "data")
-# The settings that a reference cache belongs to, by how their keys begin: what makes tokens, and the arithmetic. Other
-# keys that affect tokens (of columns, schemas, sources) are left to the hash of the tokens.
+# Prefixes of the settings that a reference cache belongs to: those that shape the tokens, and the arithmetic. Other
+# keys that affect tokens (columns, schemas, sources) are covered by the hash of the tokens.
 OF_REFERENCES = ("data.max_", "data.chat_template", "relabel.", "model.dtype", "scored")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """SHA-256 of the starting weights, of the tokenizer, of rows and scores as read, of all that the step sees; settings
-    by dotted key. `given` names the settings that are not at their defaults; None where a record does not say."""
+    """SHA-256 of the starting weights, of the tokenizer, of rows and scores as read, and of all that the step sees;
+    settings by dotted key. `given` names those that are not at their defaults; None where a record does not say."""
 
     model: str
     tokenizer: str
@@ -74,7 +74,7 @@ def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity
 def reference_identity(run: Identity, data: pipeline.Dataset, config: Config) -> Identity:
     """What the reference's log-probabilities of these groups belong to: weights, tokens and arithmetic.
 
-    The settings say what changed when the tokens did.
+    The settings serve to explain why the tokens differ.
     """
     kept = of_references(run.settings | {"scored": what_is_scored(config)})
     return replace(run, data=data.source_fingerprint, tokens=data.fingerprint, settings=kept)

@@ -1,7 +1,7 @@
 """The settings of a run by dotted key, and how two runs' settings differ.
 
 An absent setting means its default, so that a run resumes under a later version that has more keys. Where values come
-from is rapo_jax/config/; what a change of a key affects is declared with its field.
+from is rapo_jax/config/; what changing a key affects is declared with its field.
 """
 
 import functools

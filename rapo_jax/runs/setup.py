@@ -41,7 +41,7 @@ class Setup:
 
 
 def set_up(config: Config) -> Setup:
-    """Resolves mesh, model and tokenizer. Raises UserError for the first that cannot be."""
+    """Resolves mesh, model and tokenizer. Raises UserError for the first that cannot be resolved."""
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     model_dir = model_directory(config.model.path)
     spec = spec_of(config, model_dir)

@@ -1,6 +1,6 @@
 """Training a run from a configuration, from the start or from its last checkpoint.
 
-Composes the other rooms; the loop is rapo_jax/train/loop.py. Nothing is written before everything has been checked.
+Composes the other packages; the loop is rapo_jax/train/loop.py. Nothing is written before everything has been checked.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def train_or_resume(config: Config) -> Trained:
     setup = set_up(config)
     attention_kernel(config, setup.mesh)  # raises for a kernel that does not exist or does not run here
     if setup.spec.scored:
-        padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what cannot be exported is not trained either
+        padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what could not be exported is not trained
     refuse_foreign_directory(setup.run_dir)
     inputs = read_inputs(setup)
     parameters = starting_parameters(setup)
@@ -96,7 +96,7 @@ def train_or_resume(config: Config) -> Trained:
 
 
 def refuse_foreign_directory(run_dir: Path) -> None:
-    """Raises UserError for a run_dir that holds something else than a run."""
+    """Raises UserError for a run_dir that holds something other than a run."""
     if not run_dir.exists():
         return
     is_empty = run_dir.is_dir() and not any(run_dir.iterdir())
@@ -164,7 +164,7 @@ def evaluation_of(
 
 
 def step_costs(data: pipeline.Dataset, plan: BatchPlan, setup: Setup) -> Callable[[int], Cost]:
-    """step (from 0) -> what it has to compute, by the definitions of rapo_jax/accounting.py."""
+    """Step (from 0) -> its useful work, as rapo_jax/accounting.py defines it."""
     B, T = plan.shape.B, plan.shape.T
     in_step = reference_is_resident(setup.config)
 

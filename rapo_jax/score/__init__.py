@@ -1,1 +1,1 @@
-"""Responses in, numbers out."""
+"""Responses in, rewards out."""

@@ -23,7 +23,8 @@ Encode = Callable[[list[Item]], list[Encoded | None]]
 def read_all(config: Config) -> list[Record]:
     """Every usable row of data.path with all its responses.
 
-    Rows that training leaves out are included: it leaves them out after reading the scores, by settings that may change.
+    Rows that training would drop are included, because training drops them after reading the scores, by settings that
+    may change.
     """
     if config.data.sources:
         raise UserError("data.sources: scores are made for one source at a time; give data.path=... in its place.")
@@ -34,7 +35,7 @@ def read_all(config: Config) -> list[Record]:
 
 
 def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:
-    """The records as groups of one width. Raises UserError for rows that do not fit data.max_length."""
+    """The records as groups of equally many responses. Raises UserError for rows that do not fit data.max_length."""
     data = config.data
     tokenizer = open_tokenizer(tokenizer_of, chat_template=data.chat_template).tokenizer
 
@@ -66,9 +67,9 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
 
 
 def one_by_one(item: Item, encode: Encode) -> Encoded | None:
-    """A row whose responses are encoded one at a time; training drops it because two of them are the same tokens.
+    """A row with each response encoded alone, for rows that are dropped because two responses have the same tokens.
 
-    None where the prompt does not fit, or is cut differently beside different responses.
+    None if the prompt does not fit, or is truncated differently for different responses.
     """
     alone = [each for each in encode([item._replace(responses=(text,)) for text in item.responses]) if each is not None]
     if len(alone) < len(item.responses) or any(not np.array_equal(each.prompt, alone[0].prompt) for each in alone):

@@ -83,7 +83,7 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
 def refuse_output(out: Path, *, goes_on: bool) -> None:
     """Raises UserError for an output that is not a .jsonl file, or that exists.
 
-    A resumed pass may have been stopped after writing the first of its two files, the one about the origin.
+    Where a pass resumes, the file about the origin may exist: it is written first.
     """
     if out.suffix != ".jsonl":
         raise UserError(f"--out={out}: scores are JSON lines; give a name that ends with .jsonl.")

@@ -29,7 +29,7 @@ class Forward:
 
 
 def forward_of(config: Config, spec: Spec, mesh: Mesh) -> Forward:
-    """The options of a run on a mesh, whose machines need not be here."""
+    """The options of a run on a mesh, whose devices need not be present."""
     return Forward(
         dtype=jnp.dtype(config.model.dtype),
         num_vocabulary_shards=mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
@@ -55,8 +55,8 @@ def response_logps(
 ) -> tuple[Float[Array, "B P A"], Float[Array, "B P A"]]:
     """Summed log-probability and number of scored tokens of every branch of one microbatch, float32.
 
-    Unscored branches have zero of both; for a reward model, scores take the place of log-probabilities. With `totals`,
-    running sums of gradients, the gradient of the result with respect to them is the sums with this microbatch added; see
+    Both are zero for unscored branches; for a reward model, scores take the place of log-probabilities. `totals` are
+    running sums of gradients: the gradient with respect to them is the sums with this microbatch's gradients added; see
     rapo_jax/models/accumulate.py.
     """
     layer_totals = None

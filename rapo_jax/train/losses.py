@@ -40,7 +40,7 @@ class Losses(Protocol):
 def make_logps(config: Config, spec: Spec, mesh: Mesh) -> Callable[..., Logps]:
     """(parameters, reference, rows) -> the losses' inputs for one microbatch, except `divergence` and `progress`.
 
-    With LoRA the parameters are adapters over the reference, which is the policy without them.
+    With LoRA the parameters are adapters, and the reference is the policy without them.
     """
     forward = forward_of(config, spec, mesh)
     (graph, _), (reference_graph, _) = abstract_decoder(spec), abstract_decoder(spec.base)
@@ -153,7 +153,7 @@ def mean_divergence(total: Float[Array, ""], number: Float[Array, ""]) -> Float[
 def make_divergence(
     config: Config, spec: Spec, mesh: Mesh, shape: Shape
 ) -> Callable[[dict, dict, Batch[Array]], Float[Array, ""] | None]:
-    """(parameters, reference, batch) -> the divergence over all microbatches of a batch, by a forward pass of its own.
+    """(parameters, reference, batch) -> the divergence over all microbatches of a batch, from a separate forward pass.
 
     None where no loss reads it, and where there is a single microbatch, from which `make_losses` estimates it.
     """

@@ -1,4 +1,4 @@
-"""What a step reports: sums over groups on the device, means and names for the reader. A metric is one entry of METRICS.
+"""What a step reports: sums over groups on the device, from them named means. A metric is one entry of METRICS.
 
 Names are those that users of TRL know. `rewards/*` are the implicit rewards beta * (log pi - log pi_ref), without the
 reference for objectives that have none, or a reward model's scores; an accuracy counts strictly larger chosen rewards.
@@ -63,7 +63,7 @@ class Microbatch:
 
     @property
     def everywhere(self) -> Bool[Array, "B P"]:
-        """That every group has a value."""
+        """A mask for metrics that every group has."""
         return jnp.ones(self.loss_BP.shape, bool)
 
     @property
@@ -137,7 +137,7 @@ def accuracies(groups: Microbatch) -> Values:
 
 
 def prompt_rewards(groups: Microbatch) -> Values:
-    """Together with the responses' rewards, what DRO's mean is fitted to."""
+    """beta q, where DRO fits beta (lr + log Z0 + q) to the reward (rapo_jax/objectives/pointwise.py)."""
     return groups.objective.options["beta"] * groups.logps.prompt, groups.everywhere
 
 

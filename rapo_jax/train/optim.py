@@ -13,9 +13,9 @@ from rapo_jax.models.spec import Spec
 
 
 def learning_rate(config: Optimizer, *, num_steps: int) -> Callable[[Num[Array, ""]], Float[Array, ""]]:
-    """Step (from 0) -> learning rate: linear warmup from 0 over ceil(warmup_ratio * num_steps), then the schedule to 0.
+    """Step (from 0) -> learning rate: linear warmup from 0 over ceil(warmup_ratio * num_steps), then the schedule.
 
-    The first step of a warmup has rate 0, as in transformers' get_cosine_schedule_with_warmup.
+    "cosine" and "linear" decay to 0. The first step of a warmup has rate 0, as in transformers.
     """
     num_warmup = math.ceil(config.warmup_ratio * num_steps)
 
@@ -34,13 +34,16 @@ def learning_rate(config: Optimizer, *, num_steps: int) -> Callable[[Num[Array, 
 
 
 def adamw(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
-    """AdamW's update before the learning rate (Loshchilov and Hutter, 2019, algorithm 2). Norms and biases do not decay."""
+    """AdamW's update, not yet scaled by the learning rate (Loshchilov and Hutter, 2019, algorithm 2).
+
+    Norms and biases do not decay.
+    """
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype)
     if config.weight_decay == 0:
         return adam
     decays: dict = {}
     for path, letters in trained_letters(spec).items():
-        is_head = path == ("score_head",)  # in transformers a matrix with one row
+        is_head = path == ("score_head",)  # decays: in transformers it is a matrix with one row
         is_matrix = len(letters.removeprefix("L")) > 1 or is_head
         place(decays, path, is_matrix and not path[-1].endswith("bias"))
     return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))

@@ -1,7 +1,8 @@
-"""The frozen policy that the trained one is compared with, resident as weights.
+"""The frozen reference model, with its weights resident on the devices.
 
-They have the compute dtype and are sharded like the policy's. With LoRA they are also the base under the adapters, its
-only copy, and resident whatever the objective. Log-probabilities computed beforehand are in rapo_jax/passes/.
+They have the compute dtype and are sharded like the policy's. With LoRA they are also the only copy of the weights
+under the adapters, and therefore resident whatever the objective. Reference log-probabilities computed in advance:
+rapo_jax/passes/.
 """
 
 import jax
@@ -24,7 +25,7 @@ def weights_are_resident(config: Config) -> bool:
 
 
 def frozen_copy(parameters: dict, spec: Spec, mesh: Mesh, *, dtype: jnp.dtype) -> dict:
-    """A copy of the weights in the compute dtype, which survives the donation of the originals.
+    """A copy of the weights in the compute dtype, which outlives the originals, whose buffers are donated.
 
     With LoRA the originals are never donated, so weights that already have that dtype are returned without a copy.
     """

@@ -99,7 +99,7 @@ def random_parameters(spec: Spec, mesh: Mesh, *, seed: int) -> dict:
 
 
 def trainable(parameters: dict, spec: Spec, mesh: Mesh, *, seed: int) -> dict:
-    """The parameters that a run trains, at their start: the weights or, with LoRA, adapters without effect, float32."""
+    """The initial parameters that a run trains, float32: the weights or, with LoRA, adapters without effect yet."""
     if spec.lora is None:
         return parameters
     adapters = {path: letters for path, letters in trained_letters(spec).items() if path[0] == "blocks"}

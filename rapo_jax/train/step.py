@@ -138,12 +138,12 @@ def make_logps_step(forward: Forward, spec: Spec, mesh: Mesh, shape: Shape) -> L
 
 
 def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
-    """Those of the frozen weights that a step takes; {} where it takes none."""
+    """Shardings of the frozen weights that a step takes; {} where it takes none."""
     return parameter_shardings(spec, mesh) if weights_are_resident(config) else {}
 
 
 def batch_shardings(mesh: Mesh, shape: Shape) -> Batch[NamedSharding]:
-    """Rows over (data, fsdp), all else replicated."""
+    """Shardings of a batch: rows over (data, fsdp), all else replicated."""
     sizes = {letter: getattr(shape, letter) for letter in "MBTSPCA"}
     return Batch(
         **{name: sharding(mesh, letters, tuple(sizes[c] for c in letters)) for name, letters in LETTERS.items()}

@@ -28,7 +28,7 @@ def read_helpsteer(values: Mapping[str, Any], columns: Columns, _: ReadOptions) 
 
 
 def _marked_turns(text: str) -> tuple[Message, ...]:
-    """The turns between the marks; the first is the user's and bears none."""
+    """The turns between the marks; the first is the user's and has no mark."""
     first, *rest = TURN_MARK.split(text)
     turns = zip(rest[::2], rest[1::2], strict=True)
     return (Message("user", first), *(Message(speaker.lower(), content) for speaker, content in turns))

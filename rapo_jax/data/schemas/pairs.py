@@ -41,7 +41,7 @@ def read_pair(values: Mapping[str, Any], columns: Columns, _: ReadOptions) -> Pa
 
 
 def wants_single(first: FirstRow) -> bool:
-    """Whether the objective takes single responses, and the row is not a pair that it could take apart."""
+    """Whether the objective takes single responses, and the row is not a pair that could be split."""
     has_rejected = first.first_of([first.columns.rejected, "rejected"])
     return first.want == "one" or (first.want in ("each", "any") and not has_rejected)
 

@@ -1,4 +1,4 @@
-"""The registry of schemas, and which of them the rows of a source have: decided once, on the first row."""
+"""The registry of schemas, and the choice of one for a source, made once, from its first row."""
 
 from dataclasses import fields, replace
 
@@ -13,7 +13,7 @@ from rapo_jax.data.schemas.schema import FirstRow, Schema
 from rapo_jax.data.schemas.ultrafeedback import ULTRAFEEDBACK
 from rapo_jax.errors import UserError, nearest
 
-# The most general first. Detection asks from the last to the first, so that an added schema is asked before all others.
+# The most general first. Detection goes from the last to the first, so that an added schema is tried before all others.
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema
     for schema in (SINGLE, PAIRS, LABELS, LISTS, NUMBERED, HELPSTEER, NECTAR, SAMPLED, ULTRAFEEDBACK)
@@ -48,7 +48,7 @@ def resolve_schema(first: FirstRow, name: str, need: RowNeeds) -> tuple[Schema, 
 
 
 def detect(first: FirstRow) -> Schema:
-    """The schema that the named columns mean, else the most special one that knows the row."""
+    """The schema implied by the columns that the user named, else the most specific one that recognizes the row."""
     specific_first = list(reversed(SCHEMAS.values()))
     for schema in specific_first:
         if schema.named(first):

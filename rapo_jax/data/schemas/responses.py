@@ -11,7 +11,7 @@ Turns = tuple[Message, ...]
 
 
 class Candidate(NamedTuple):
-    """One of several responses: `name` for messages, `value` a text, [message] or a conversation."""
+    """One of several responses: `name` is for error messages, `value` a text, [message] or a conversation."""
 
     name: str
     value: Any
@@ -57,7 +57,7 @@ def attributes_column(values: Mapping[str, Any], name: str, num_responses: int) 
 
 
 def several(given: Turns | None, candidates: Iterable[Candidate]) -> Parsed:
-    """A record of the candidates that can be used; empty ones and repetitions are left out and noted."""
+    """A record of the usable candidates; empty and repeated ones are left out and noted."""
     kept, notes, prompts = {}, [], set()
     for candidate in candidates:
         if not _last_text(candidate.value).strip():
@@ -88,7 +88,7 @@ def several(given: Turns | None, candidates: Iterable[Candidate]) -> Parsed:
 
 
 def _last_text(value: Any) -> str:
-    """The text of a response or of a conversation's last turn; "" for None, "?" for what is refused later."""
+    """The text of a response or of a conversation's last turn; "" for None, "?" for what `split` will refuse."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         value = value[-1].get("content")
     return value if isinstance(value, str) else "" if value is None else "?"

@@ -1,6 +1,6 @@
-"""The type of a schema: how it is detected, which columns it needs, how a row is read, and its part of messages and reports.
+"""The type of a schema: how it is detected, which columns it needs, how a row is read, what messages and reports say.
 
-Knows no schema by name; the entries are in rapo_jax/data/schemas/registry.py.
+No schema is named here; the entries are in rapo_jax/data/schemas/registry.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def named_columns(columns: Columns) -> str:
 def usual_columns(schema: "Schema", first: FirstRow) -> Columns:
     """The columns that the user named, else the schema's usual ones. Raises UserError where a response or prompt is absent.
 
-    An absent column of scores is no error here: it becomes "".
+    An absent column of scores is not an error here: it becomes "".
     """
     usual, given = schema.usual, first.columns
     named = {role.name: getattr(given, role.name) or getattr(usual, role.name) for role in fields(Columns)}
@@ -90,12 +90,14 @@ def usual_columns(schema: "Schema", first: FirstRow) -> Columns:
 class Schema:
     """One shape of rows.
 
-    Detection asks `named` (do the columns that the user named mean this schema?) of every schema first, then `detects`.
-    `read` turns a row's values into a record, or raises BadRow. `usual` names the columns where the user names none, for
-    the default `resolve`; those of the fields in `inside` are no columns, but keys within each response.
+    Detection first calls `named` (do the columns that the user named imply this schema?) of every schema, then
+    `detects`. `read` turns a row's values into a record, or raises BadRow. `usual` names the columns where the user
+    names none, for the default `resolve`; those of the fields in `inside` are not columns but keys within each
+    response.
 
     `meaning` continues the sentence "its rows have ...". `scores_sought` and `scores_knob` complete the message about
-    absent scores; `scores_from` says in the report where rewards come from. With `merges_prompts` the rows of one prompt become one record.
+    absent scores; `scores_from` says in the report where rewards come from. With `merges_prompts` the rows of one
+    prompt become one record.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Attention over rows with shared prompts: one rule of who sees whom (layout), one kernel per kind of hardware."""
+"""Attention over rows with shared prompts: one rule of what sees what (layout), one kernel per kind of hardware."""

@@ -1,4 +1,4 @@
-"""Attention for CPUs: computes only the tiles of the mask in which something is visible, and never a [T, U] array of scores.
+"""Attention for CPUs: computes only tiles of the mask in which something is visible, never a [T, U] array of scores.
 
 Rows with shared prompts are mostly masked: the future, other groups, siblings. The softmax is accumulated tile by tile,
 forward and backward (Milakov and Gimelshein, 2018; Dao et al., "FlashAttention", 2022, algorithms 1 and 4).
@@ -70,7 +70,7 @@ def _attend(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap):
 
 
 def _forward(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap):
-    """Algorithm 1: for each query tile a running maximum, sum and mixture over its key tiles. X = TILE * G queries."""
+    """Algorithm 1: an online softmax over the key tiles of each query tile. X = TILE * G queries."""
     B, K, T, G, H = q_BKTGH.shape
     X = TILE * G
     order, counts = schedule
@@ -101,7 +101,7 @@ def _forward(q_BKTGH, k_BKUH, v_BKUH, mask_BTU, schedule, scale, softcap):
 
 
 def _backward(scale, softcap, residuals, cotangent_BKTGH):
-    """Algorithm 4, one query tile at a time; the gradients of keys and values are summed as [B, K, H, U]."""
+    """Algorithm 4, one query tile at a time; the gradients of keys and values are accumulated as [B, K, H, U]."""
     q_BKTGH, k_BKUH, v_BKUH, mask_BTU, (order, counts), out_BKTGH, normalizer_BKTG = residuals
     B, K, T, G, H = q_BKTGH.shape
     X = TILE * G
@@ -172,6 +172,6 @@ def _tile_size(T: int) -> tuple[int, int]:
     return TILE, TILE
 
 
-# XLA compiles the tiles to ordinary products inside loops, so no custom call has to be counted by name. One fused backward
-# pass repeats the scores once.
+# XLA compiles the tiles to ordinary products inside loops, so there is no custom call to count by name. The single
+# backward pass recomputes the scores once.
 TILES = Kernel(attend_tiles, tile_schedule, takes=_takes, platforms=("cpu",), tile=_tile_size, recomputed_scores=1)

@@ -90,7 +90,7 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention by the kernel that `visible` is prepared for.
 
-    Every device attends for its own rows and heads; nothing is communicated.
+    Every device computes the attention of its own rows and heads, without communication.
     """
     N, K = q_BTNH.shape[2], k_BUKH.shape[2]
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from rapo_jax.models.attention.kernel import Kernel, Schedule
 from rapo_jax.models.attention.tiles import visible_tiles
 
-GPU_MULTIPLE = 128  # rows must be multiples of it, and so of every tile below
+GPU_MULTIPLE = 128  # row lengths must be multiples of it, and thereby of every tile below
 LOWEST = float(jnp.finfo(jnp.float32).min)
 LOG2_E = 1.4426950408889634  # kernels exponentiate with base 2, as the hardware does
 
@@ -58,7 +58,7 @@ def attend_triton(
 
 
 def triton_schedule(mask_BTU: Bool[Array, "B T U"]) -> Schedule:
-    """The kernels' inputs that follow from the mask: it and its transpose as int8, and the visible tiles of each kernel."""
+    """The kernels' inputs that follow from the mask: it and its transpose as int8, and each kernel's visible tiles."""
     mask_BUT = mask_BTU.swapaxes(1, 2)
     by_query, for_queries = (visible_tiles(mask_BTU, height=t.queries, width=t.keys) for t in (FORWARD, FOR_QUERIES))
     by_key = visible_tiles(mask_BUT, height=FOR_KEYS.keys, width=FOR_KEYS.queries)
@@ -100,7 +100,7 @@ def _forward(q_BTNH, k_BUKH, v_BUKH, schedule, scale, softcap, interpret):
 def _forward_kernel(
     q_ref, k_ref, v_ref, mask_ref, order_ref, count_ref, out_ref, normalizer_ref, *, scale, softcap, width
 ):
-    """One head of a tile of queries: a running maximum, sum and mixture over the tiles of keys."""
+    """One head of a tile of queries: an online softmax over the tiles of keys."""
     q_XH = q_ref[...]
 
     def tile(n: Array, carry):
@@ -133,7 +133,7 @@ def _backward(scale, softcap, interpret, residuals, cotangent_BTNH):
 
 
 def _gradient_of_queries(*inputs: Array, interpret: bool, **options) -> Array:
-    """`inputs` are those of the kernel, [B, T, N, H] and [B, U, K, H] and what belongs to them."""
+    """`inputs` are the kernel's: q [B, T, N, H]; k and v [B, U, K, H]; arrays derived from them and from the mask."""
     q_BTNH, k_BUKH = inputs[:2]
     (B, T, N, H), (U, K), tiles = q_BTNH.shape, k_BUKH.shape[1:3], FOR_QUERIES
     by_query = pl.BlockSpec((None, tiles.queries, None, H), lambda i, n, b: (b, i, n, 0))
@@ -178,7 +178,7 @@ def _gradient_of_queries_kernel(
 
 
 def _gradients_of_keys(*inputs: Array, interpret: bool, **options) -> tuple[Array, Array]:
-    """`inputs` are those of the kernel, the mask transposed."""
+    """`inputs` are the kernel's, with the mask transposed."""
     q_BTNH, k_BUKH = inputs[:2]
     (B, T, N, H), (U, K), tiles = q_BTNH.shape, k_BUKH.shape[1:3], FOR_KEYS
     by_key = pl.BlockSpec((None, tiles.keys, None, H), lambda j, k, b: (b, j, k, 0))
@@ -229,8 +229,8 @@ def _gradients_of_keys_kernel(
 
 
 def _walked(height: int, length: int, width: int) -> list[pl.BlockSpec]:
-    """Blocks of a mask [B, ., length] for program i: its `height` rows, the numbers of their tiles of `width`, and how many
-    of those to visit."""
+    """Block specs for program i on a mask [B, ., length]: its `height` rows, the order in which to visit their tiles of
+    `width`, and how many to visit."""
     return [
         pl.BlockSpec((None, height, length), lambda i, _, b: (b, i, 0)),
         pl.BlockSpec((None, None, length // width), lambda i, _, b: (b, i, 0)),
@@ -239,7 +239,7 @@ def _walked(height: int, length: int, width: int) -> list[pl.BlockSpec]:
 
 
 def _scores(products: Array, mask: Array, *, scale: float, softcap: float | None) -> tuple[Array, Array | float]:
-    """Masked scores in units of log2(e), and their derivative with respect to the scaled products."""
+    """Masked scores times log2(e), for exp2, and the derivative of the soft-cap (1 without one)."""
     if softcap is None:
         return jnp.where(mask != 0, products * (scale * LOG2_E), LOWEST), 1.0
     share = jnp.tanh(products * (scale / softcap))
@@ -278,5 +278,5 @@ TRITON = Kernel(
         "attention_dq": 3,  # q k, do v, ds k
         "attention_dkv": 4,  # q k, do v, p do, ds q
     },
-    recomputed_scores=3,  # the two backward kernels share nothing: q k twice, do v once more
+    recomputed_scores=3,  # the two backward kernels share nothing: both recompute q k, and do v is computed twice
 )

@@ -24,8 +24,8 @@ class Kernel:
     attend: (q_BTNH, k_BUKH, v_BUKH, *, mask_BTU, scale, softcap) -> out_BTNH; with a schedule also `schedule`. It is
         called on each device's own rows and heads. Arrays that its backward pass needs and that remat may keep carry the
         checkpoint_name "attention_out".
-    schedule: mask_BTU -> arrays that are computed once per mask rather than once per layer; all lead with B.
-    takes: whether T queries and U keys per row, in heads of width H, are a shape it accepts; otherwise einsum attends.
+    schedule: mask_BTU -> arrays with a leading dimension B, computed once per mask rather than once per layer.
+    takes: (T, U, H) -> whether it accepts T queries and U keys per row, in heads of width H; if not, einsum is used.
     platforms: where model.attention=auto picks it.
     portable: whether it also runs on other platforms.
 
@@ -35,7 +35,7 @@ class Kernel:
         computes every pair of a row.
     products: matrix products per visible tile, by a substring of the compiled kernel's name; empty for a kernel that XLA
         compiles to ordinary products.
-    recomputed_scores: how many products with the size of the scores the backward pass repeats because no scores are kept.
+    recomputed_scores: how many products of the scores' size the backward pass recomputes because no scores are kept.
     """
 
     attend: Callable[..., Array]

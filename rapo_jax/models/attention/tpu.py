@@ -1,4 +1,4 @@
-"""Attention for TPUs: JAX's splash attention with the mask as data.
+"""Attention for TPUs: JAX's splash attention, with the mask passed as an array.
 
 It skips blocks in which nothing is visible, which is most blocks of a row with shared prompts, and names the arrays that
 its backward pass needs "attention_out".
@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 
 from rapo_jax.models.attention.kernel import Kernel
 
-SPLASH_MULTIPLE = 128  # the TPU kernel takes rows of multiples of this
-MAX_BLOCK = 512  # queries or keys that it takes at a time
+SPLASH_MULTIPLE = 128  # row lengths must be multiples of it
+MAX_BLOCK = 512  # queries or keys per block, at most
 
 
 def attend_splash(
@@ -95,5 +95,5 @@ SPLASH = Kernel(
         "splash_mqa_dq": 3,  # q k, do v, ds k
         "splash_mqa_dkv": 4,  # q k, do v, p do, ds q
     },
-    recomputed_scores=3,  # the two backward kernels share nothing: q k twice, do v once more
+    recomputed_scores=3,  # the two backward kernels share nothing: both recompute q k, and do v is computed twice
 )
