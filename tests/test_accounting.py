@@ -1,4 +1,4 @@
-"""The definitions of speed, counted by eye and against the rule of who sees whom."""
+"""The definitions of speed, counted by hand and against the attention mask."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +21,13 @@ from rapo_jax.models.lora import adapted_spec
 from tests.tiny import random_groups, tiny_spec
 
 
-def test_a_group_by_eye():
+def test_the_work_of_a_group_counted_by_hand():
     """Prompt of 2, responses of 2 and 1: the prompt's pairs are 1 + 2, the responses' 3 + 4 and 3; two layers."""
     work = real_work(np.array([2]), np.array([[2, 1]]), windows=(100, 100))
     assert work == Work(tokens=5, scored=3, pairs=2 * (1 + 2 + 3 + 4 + 3))
 
 
-def test_a_window_hides_what_is_far():
+def test_a_window_hides_distant_tokens():
     """With a window of 2 every token but the first sees itself and the one before, along its own branch."""
     assert causal_pairs(np.array([1, 2, 5]), 2).tolist() == [1, 3, 9]
     work = real_work(np.array([2]), np.array([[2, 1]]), windows=(2,))
@@ -35,8 +35,8 @@ def test_a_window_hides_what_is_far():
 
 
 @pytest.mark.parametrize("window", [3, 8, 2**30])
-def test_pairs_are_those_that_attention_lets_see(window):
-    """Breaks: MFU counts pairs that nobody computes, or forgets some."""
+def test_the_counted_pairs_are_those_that_the_mask_allows(window):
+    """When this fails, MFU counts pairs that nobody computes, or omits some."""
     groups = random_groups(5)
     prompts = np.array([len(g.prompt) for g in groups])
     responses = np.array([[len(r) for r in g.responses] for g in groups])
@@ -48,7 +48,7 @@ def test_pairs_are_those_that_attention_lets_see(window):
     assert real_work(prompts, responses, (window,)).pairs == int(visible.sum()) - 6  # padding sees itself
 
 
-def test_flops_by_eye():
+def test_flops_counted_by_hand():
     """D 32, N 4, K 2, H 16, F 48, V 96: see tests/tiny/families.py."""
     spec = tiny_spec("llama3")
     layer = 2 * (spec.D * spec.N * spec.H * 2 + spec.D * spec.K * spec.H * 2 + 3 * spec.D * spec.F)
@@ -57,7 +57,7 @@ def test_flops_by_eye():
     assert forward_flops(spec, Work(tokens=0, scored=0, pairs=1)) == 4 * spec.N * spec.H
 
 
-def test_a_step_is_a_forward_two_backward_and_the_references_forward():
+def test_a_step_costs_three_forward_passes_and_the_references():
     spec, work = tiny_spec("llama3"), Work(tokens=10, scored=6, pairs=90)
     forward = forward_flops(spec, work)
     assert step_flops(spec, work, reference=True) == 4 * forward
@@ -65,7 +65,7 @@ def test_a_step_is_a_forward_two_backward_and_the_references_forward():
 
 
 def test_frozen_matrices_have_no_weight_gradient_and_adapters_do():
-    """Breaks: MFU of a LoRA run counts work that nobody does."""
+    """When this fails, the MFU of a LoRA run counts work that nobody does."""
     spec, work = tiny_spec("llama3"), Work(tokens=10, scored=6, pairs=90)
     adapted = adapted_spec(spec, rank=3, alpha=None, targets=["q", "down"], rslora=False)
     attention = 90 * 4 * spec.N * spec.H

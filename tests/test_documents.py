@@ -67,13 +67,13 @@ COMMANDS = [(name, command) for name, text in SOURCES.items() for command in dic
 
 
 def test_the_readme_is_short_enough_to_be_read():
-    """Breaks: a first visitor leaves before the two commands. Detail belongs in the README of a directory."""
+    """When this fails, a first visitor leaves before the two commands. Details belong in a directory's README."""
     assert len(DOCUMENTS["README.md"].split()) <= 1300
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_relative_link_leads_somewhere(name):
-    """Breaks: a reader follows a link to a file that was moved."""
+    """When this fails, a reader follows a link to a file that was moved."""
     links = re.findall(r"\]\(([^)#]+)\)", DOCUMENTS[name])
     missing = [link for link in links if "://" not in link and not (ROOT / name).parent.joinpath(link).exists()]
     assert not missing
@@ -81,14 +81,14 @@ def test_every_relative_link_leads_somewhere(name):
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_configuration_that_is_named_exists(name):
-    """Breaks: the command for a row of the paper's tables names no file."""
+    """When this fails, the command for a row of the paper's tables names no file."""
     named = re.findall(r"configs/[\w./{},-]+?\.yaml", DOCUMENTS[name])
     missing = [path for each in named for path in expand(each) if not (ROOT / path).is_file()]
     assert not missing
 
 
 def test_every_configuration_is_in_the_list():
-    """Breaks: a configuration that nobody finds."""
+    """When this fails, there is a configuration that nobody finds."""
     text = DOCUMENTS["configs/README.md"]
     listed = {path for each in re.findall(r"configs/[\w./{},-]+?\.yaml", text) for path in expand(each)}
     listed |= {f"configs/{link}" for link in re.findall(r"\]\(([\w-]+\.yaml)\)", text)}
@@ -97,7 +97,7 @@ def test_every_configuration_is_in_the_list():
 
 
 def test_every_room_is_in_the_architecture():
-    """Breaks: a reader of the code looks for a room that moved, or finds one that nobody explains."""
+    """When this fails, a reader of the code looks for a room that moved, or finds one that nobody explains."""
     table = DOCUMENTS["rapo_jax/README.md"].partition("## Rooms")[2].partition("## One pair")[0]
     rooms = {path.stem for path in (ROOT / "rapo_jax").iterdir() if not path.name.startswith("_")} - {"README", "py"}
     assert {name.rstrip("/") for name in re.findall(r"`(\w+/?)`", table)} == rooms
@@ -105,7 +105,7 @@ def test_every_room_is_in_the_architecture():
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[command for _, command in COMMANDS])
 def test_every_command_can_be_typed(name, command):
-    """Breaks: a command copied from a document ends in a usage message."""
+    """When this fails, a command copied from a document ends in a usage message."""
     options = parse(words(command))
     if (ROOT / getattr(options, "config", "none")).is_file():
         load_config(ROOT / options.config, options.overrides)
@@ -113,7 +113,7 @@ def test_every_command_can_be_typed(name, command):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_key_that_is_set_exists(name):
-    """Breaks: an override copied from a document is refused as unknown."""
+    """When this fails, an override copied from a document is refused as unknown."""
     for key in KEY.findall(SOURCES[name]):
         section, _, rest = key.partition(".")
         assert affects(key)
@@ -121,7 +121,7 @@ def test_every_key_that_is_set_exists(name):
 
 
 def test_the_commands_were_found():
-    """A pattern that finds nothing would make the tests above pass."""
+    """When this fails, a pattern finds nothing and the tests above pass without checking anything."""
     assert {words(command)[0] for _, command in COMMANDS} >= {
         "relabel",
         "train",

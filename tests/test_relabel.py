@@ -28,7 +28,7 @@ grades = st.integers(1, 20).map(lambda half: half / 2)  # 0.5, 1, ... 10: scores
 
 
 def test_a_pair_becomes_two_preferences_and_the_second_is_reversed():
-    """Breaks: the whole method. Without the reversed pair the model never learns what a low goal asks for."""
+    """When this fails, the method is lost: without the reversed pair no model learns what a low goal asks for."""
     assert relabel((9, 6)) == [
         Preference(goal=9, goal_of="chosen", order=FORWARD),
         Preference(goal=6, goal_of="rejected", order=BACKWARD),
@@ -36,7 +36,7 @@ def test_a_pair_becomes_two_preferences_and_the_second_is_reversed():
 
 
 def test_scores_win_over_labels_when_they_contradict():
-    """Breaks: rows whose "chosen" scores lower (label noise) would teach that 3 is closer to 8 than 8 is."""
+    """When this fails, rows whose "chosen" scores lower (label noise) teach that 3 is closer to 8 than 8 is."""
     assert relabel((3, 8)) == [
         Preference(goal=3, goal_of="chosen", order=FORWARD),
         Preference(goal=8, goal_of="rejected", order=BACKWARD),
@@ -57,7 +57,7 @@ def test_the_response_nearer_to_the_goal_is_preferred(goal, order):
 
 @given(rewards, rewards)
 def test_at_its_own_reward_a_response_is_never_the_rejected_one(chosen, rejected):
-    """Breaks: at some scale of scores (overflow, underflow) pairs would be turned round."""
+    """When this fails, scores of some magnitude overflow or underflow, and their pairs are reversed."""
     assert prefer(chosen, (chosen, rejected)) != BACKWARD
     assert prefer(rejected, (chosen, rejected)) != FORWARD
     if abs(chosen - rejected) > 1e-100:
@@ -78,7 +78,7 @@ def test_only_distances_matter_not_where_the_scale_begins(goal, first, second, s
 
 @given(grades, grades, st.lists(st.sampled_from(SIDES), unique=True), st.sampled_from(["drop", "keep"]))
 def test_every_preference_asks_for_the_reward_of_the_response_it_prefers(chosen, rejected, goals, ties):
-    """Breaks: a goal of 6 beside a preferred response of 9 is a wrong label, whatever the goals and ties asked for."""
+    """When this fails, some setting of goals and ties mislabels pairs, such as preferring a 9 under a goal of 6."""
     pair = (chosen, rejected)
     found = relabel(pair, goals=goals, ties=ties)
     assert [p.goal_of for p in found] == ([] if chosen == rejected and ties == "drop" else goals or [None])
@@ -91,8 +91,8 @@ def test_every_preference_asks_for_the_reward_of_the_response_it_prefers(chosen,
 # Ties.
 
 
-def test_a_tie_says_nothing_and_is_dropped_with_and_without_goals():
-    """Breaks: a baseline that keeps the ties trains on other rows than the method it is compared with."""
+def test_a_tie_is_dropped_with_and_without_goals():
+    """When this fails, a baseline that keeps ties trains on other rows than the method it is compared with."""
     assert relabel((7, 7)) == []
     assert relabel((7, 7), goals=()) == []
 
@@ -146,14 +146,14 @@ def test_every_response_is_first_at_its_own_reward(scores):
     assert {p.goal for p in relabel(scores)} == (set(scores) if len(set(scores)) > 1 else set())
 
 
-def test_equal_rewards_of_many_are_one_goal():
+def test_equal_rewards_of_several_responses_give_one_goal():
     assert [(p.goal, p.goal_of, p.order) for p in relabel((9, 6, 6, 9))] == [
         (9, "chosen", (0, 3, 1, 2)),
         (6, "rejected", (1, 2, 0, 3)),
     ]
 
 
-def test_without_rewards_many_keep_their_order():
+def test_without_rewards_many_responses_keep_their_order():
     assert relabel(None, goals=(), num_responses=4) == [Preference(None, None, (0, 1, 2, 3))]
 
 
@@ -185,7 +185,7 @@ def test_the_goal_of_several_attributes_is_a_goal_for_each():
     assert relabel(((8, 3), (8, 3))) == []
 
 
-def test_limits_look_at_the_mean_of_the_attributes():
+def test_limits_apply_to_the_mean_of_the_attributes():
     assert [p.goal for p in relabel(((8, 3), (5, 6)), rejected_goals=(5.6, 10))] == [(8, 3)]
     assert len(relabel(((8, 3), (5, 6)), rejected_goals=(5.5, 10))) == 2
 
@@ -213,7 +213,7 @@ def test_a_scale_is_a_line_through_its_ends():
     assert Scale(low=1, high=10)(7.3) == 7.3  # from a scale to itself nothing changes, not even in the last digit
 
 
-def test_a_scale_of_zero_width_is_none():
+def test_a_scale_of_zero_width_is_refused():
     with pytest.raises(ValueError, match="zero width"):
         Scale(low=2, high=2)
 
@@ -242,53 +242,53 @@ def test_the_ends_of_a_scale_can_leave_outliers_out():
     ],
 )
 def test_a_whole_score_has_no_decimal_point(score, text):
-    """Breaks: "8.0" is other tokens than "8", so a model trained on one does not know the other."""
+    """When this fails, goals are written "8.0", other tokens than the "8" that a trained model knows."""
     assert format_score(score) == text
 
 
-def test_the_papers_sentence_stands_here_word_for_word():
-    """Breaks: comparisons with the paper, and every exported model that was trained with the old words."""
+def test_the_papers_sentence_is_reproduced_word_for_word():
+    """When this fails, runs are not comparable with the paper, and models exported with the old words read others."""
     assert goal_text(8.0) == (
         "You are an assistant that generates responses for the instruction while implicitly achieving the following "
         "target score (on a scale of 1-10, where 1 is lowest and 10 is highest): Overall score: 8."
     )
 
 
-def test_the_released_codes_sentence_stands_here_word_for_word():
+def test_the_released_codes_sentence_is_reproduced_word_for_word():
     assert goal_text(7.5, template="released_code") == (
         "You are an assistant that generates responses for the instruction while implicitly achieving the following "
         "target scores (on a scale of 1-10, where 1 is lowest and 10 is highest):\nOverall score: 7.5."
     )
 
 
-def test_the_scale_follows_goal_max():
+def test_the_sentence_names_goal_max_as_the_end_of_the_scale():
     assert "(on a scale of 1-5, where 1 is lowest and 5 is highest)" in goal_text(4, goal_max=5.0)
 
 
-def test_a_template_of_ones_own_is_filled_in_and_its_other_braces_stay():
+def test_a_custom_template_is_filled_in_and_its_other_braces_stay():
     assert goal_text(3, template="{goal} of {goal_max} {stars} {}") == "3 of 10 {stars} {}"
     assert goal_text(9.5, template="Score={goal}") == "Score=9.5"
 
 
 @pytest.mark.parametrize("template", ["Score: {score}", "papr", ""])
 def test_a_template_without_a_goal_is_an_error_that_names_the_presets(template):
-    """Breaks: a misspelt preset would be said to the model as it is, at every goal the same."""
+    """When this fails, a misspelt preset is taken as the prompt's text, the same at every goal."""
     with pytest.raises(ValueError, match=r"has no \{goal\}; write one with \{goal\} or name one of: paper, released"):
         goal_text(8, template=template)
 
 
 @given(grades, grades, st.sampled_from([*TEMPLATES, "Score {goal}"]))
-def test_two_goals_never_sound_the_same(first, second, template):
+def test_two_goals_never_read_the_same(first, second, template):
     same = goal_text(first, template=template) == goal_text(second, template=template)
     assert same == (first == second)
 
 
-def test_a_scale_that_does_not_begin_at_one_is_said_so():
+def test_a_scale_that_does_not_begin_at_one_is_stated():
     text = goal_text(0.5, goal_min=0, goal_max=1)
     assert "(on a scale of 0-1, where 0 is lowest and 1 is highest): Overall score: 0.5." in text
 
 
-def test_several_attributes_are_a_line_each():
+def test_each_of_several_attributes_has_a_line():
     text = goal_text((8, 7.5), attributes=("instruction_following", "wit"))
     assert text.endswith("target scores (on a scale of 1-10, where 1 is lowest and 10 is highest):\n"
                          "Instruction following: 8\nWit: 7.5")  # fmt: skip
@@ -296,12 +296,12 @@ def test_several_attributes_are_a_line_each():
     assert goal_text((3, 4), template="{wit}/{a}", attributes=("a", "wit")) == "4/3"
 
 
-def test_attributes_without_a_place_are_an_error():
+def test_a_template_without_a_place_for_every_attribute_is_an_error():
     with pytest.raises(
         ValueError, match=r"has no \{goals\} and no \{wit\}; write one with \{goals\} or name one of: paper"
     ):
         goal_text((3, 4), template="{a}: {goal}", attributes=("a", "wit"))
 
 
-def test_a_source_is_said_as_it_is_and_not_read_as_a_template():
+def test_a_source_is_inserted_as_it_is_and_not_read_as_a_template():
     assert goal_text(None, template="As {source}, of {goal_max}.", source="{goal}") == "As {goal}, of 10."

@@ -68,8 +68,8 @@ def test_held_out_prompts_are_relabelled_like_the_others_or_left_plain(config, t
     assert not {group.row for group in held.groups} & {group.row for group in train.groups}
 
 
-def test_the_evaluation_is_on_the_scale_of_the_training(config, tokenizer, tmp_path):
-    """Breaks: the same score would be another goal in the evaluation than in training."""
+def test_evaluation_uses_the_reward_scale_of_training(config, tokenizer, tmp_path):
+    """When this fails, the same score means one goal in training and another in evaluation."""
     (tmp_path / "eval.jsonl").write_text(json.dumps(ROWS[0] | {"score_chosen": 3.25, "score_rejected": 0}) + "\n")
     made = config({"eval_path": str(tmp_path / "eval.jsonl")}, relabel={"scale": {"fit": "minmax"}})
     train, held = load(made, tokenizer)
@@ -78,8 +78,8 @@ def test_the_evaluation_is_on_the_scale_of_the_training(config, tokenizer, tmp_p
     assert held.report["scores"] == {"chosen": {"5": 1}, "rejected": {"1": 1}}
 
 
-def test_what_is_read_is_one_thing_and_what_is_made_of_it_another(config, tokenizer):
-    """Breaks: a run that is resumed with another scale would be told that its data changed."""
+def test_another_scale_changes_the_fingerprint_of_the_groups_but_not_of_their_source(config, tokenizer):
+    """When this fails, resuming a run with another scale reports that its data changed."""
     first, second = (train_on(config(relabel={"goal_max": m, "scale": {"fit": "minmax"}}), tokenizer)
                      for m in (10, 100))  # fmt: skip
     assert first.source_fingerprint == second.source_fingerprint
@@ -99,14 +99,14 @@ def unrelated_of(rows_of_sources, tokenizer, tmp_path):
     return [tokenizer.decode(group.unrelated, skip_special_tokens=True) for group in groups]
 
 
-def test_prompts_of_two_sources_are_two_also_where_their_rows_have_one_number(tokenizer, tmp_path):
-    """Breaks: a mixture is refused as a single row, or KTO's divergence is never of answers from the other source."""
+def test_rows_of_different_sources_are_different_prompts_even_with_the_same_number(tokenizer, tmp_path):
+    """When this fails, a mixture is refused as one row, or KTO takes no unrelated responses from other sources."""
     sources = [[{"prompt": f"Q{n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."}] for n in (1, 2, 3)]
     assert unrelated_of(sources, tokenizer, tmp_path) == ["Yes 3.", "Yes 1.", "Yes 2."]
 
 
-def test_rows_with_one_prompt_give_no_answers_to_each_other(tokenizer, tmp_path):
-    """Breaks: KTO's divergence is of answers to the prompt itself, and takes what was learnt for drift."""
+def test_an_unrelated_response_never_answers_the_same_prompt(tokenizer, tmp_path):
+    """When this fails, KTO estimates its divergence on answers to the prompt itself and mistakes learning for drift."""
     prompts = ["Q1?", "Q1?", "Q2?", "Q1?"]
     rows = [{"prompt": p, "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n, p in enumerate(prompts, 1)]
     assert unrelated_of([rows], tokenizer, tmp_path) == ["Yes 3.", "Yes 3.", "Yes 2.", "Yes 3."]
@@ -116,8 +116,8 @@ def test_rows_with_one_prompt_give_no_answers_to_each_other(tokenizer, tmp_path)
         unrelated_of([[rows[0]], [rows[1]]], tokenizer, tmp_path)
 
 
-def test_an_unrelated_response_is_hashed_as_the_third_response_that_it_was():
-    """Breaks: a KTO run that an earlier version began would be told that its tokens changed, and could not go on."""
+def test_an_unrelated_response_is_hashed_as_the_third_response_of_earlier_versions():
+    """When this fails, a KTO run that an earlier version began is told that its tokens changed, and cannot resume."""
     tokens = [np.arange(n, dtype=np.int32) for n in (3, 2, 4, 5)]
     nan = float("nan")
     group = Group(tokens[0], (tokens[1], tokens[2]), (8.0, nan), NO_SIDE, 0, unrelated=tokens[3])

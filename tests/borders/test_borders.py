@@ -51,7 +51,7 @@ def refusal(read, *arguments, **options) -> str:
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_what_cannot_be_opened_is_refused_by_name(read, tmp_path):
+def test_a_file_that_cannot_be_opened_is_named(read, tmp_path):
     assert "absent.json cannot be read (No such file" in refusal(read, tmp_path / "absent.json")
     assert f"{tmp_path} cannot be read (Is a directory)" in refusal(read, tmp_path)
     assert "cannot be read" in refusal(read, tmp_path / "a\0b")
@@ -64,8 +64,8 @@ def test_a_file_that_is_not_utf8_is_refused(read, tmp_path):
     assert "codec can't decode" in refusal(read, path)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
-    """Breaks: a file saved by a Windows editor would be damaged JSON."""
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
+    """When this fails, a file saved by a Windows editor is refused as damaged JSON."""
     path = tmp_path / "marked.json"
     path.write_text('{"n": 1}', encoding="utf-8-sig")
     assert borders.read_text(path) == '{"n": 1}'
@@ -91,7 +91,7 @@ def test_json_that_cannot_be_parsed_is_refused(read, text, fact, tmp_path):
 
 @pytest.mark.parametrize("read", [borders.read_object, every_line])
 @pytest.mark.parametrize(("text", "kind"), [("[1]", "a list"), ("3", "3"), ("null", "null"), ('"x"', "a text")])
-def test_json_that_is_no_object_is_refused_where_one_is_needed(read, text, kind, tmp_path):
+def test_json_that_is_not_an_object_is_refused_where_one_is_needed(read, text, kind, tmp_path):
     (tmp_path / "value.json").write_text(text)
     assert f"holds {kind} where a JSON object is expected" in refusal(read, tmp_path / "value.json")
 
@@ -108,15 +108,15 @@ def test_json_lines_are_numbered_as_an_editor_numbers_them(tmp_path):
 
 
 def test_json_lines_are_read_one_by_one(tmp_path):
-    """Breaks: a data set larger than memory could not be read, and an error far down would hide the rows before it."""
+    """When this fails, a data set larger than memory cannot be read, and an error far down hides the rows before it."""
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n')
     lines = borders.read_json_lines(tmp_path / "rows.jsonl")
     assert next(lines) == (1, {"a": 1})
     assert "rows.jsonl line 2 is not JSON" in refusal(next, lines)
 
 
-def test_only_a_last_line_without_a_line_feed_can_be_torn(tmp_path):
-    """Breaks: a run killed while it writes metrics.jsonl could not resume, or damage inside the file would pass unseen."""
+def test_only_an_unterminated_last_line_is_dropped_as_torn(tmp_path):
+    """When this fails, a run killed while writing metrics.jsonl cannot resume, or damage within it goes unseen."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [row["step"] for _, row in borders.read_json_lines(path, drop_torn_line=True)] == [1, 2]
@@ -203,8 +203,8 @@ def write_half_and_fail(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("before", [None, "old"])
-def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(write, before, tmp_path):
-    """Breaks: a full disk or a kill would replace a good file by half of one."""
+def test_a_write_that_fails_halfway_leaves_the_old_file_and_nothing_else(write, before, tmp_path):
+    """When this fails, a full disk or a kill replaces a good file with half of one."""
     path = tmp_path / "file.json"
     if before is not None:
         path.write_text(before)

@@ -1,4 +1,4 @@
-"""Cutting to length: the goal, the end of the instruction and every response survive; what was cut is counted."""
+"""Truncation: the goal, the end of the instruction and every response survive; what was cut is counted."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ def test_one_long_turn_loses_its_middle(tokenizer):
     assert (report.rows_with_prompt_cut, report.turns_cut) == (1, 0)
 
 
-def test_the_oldest_exchanges_go_first_and_the_goal_moves_to_what_remains(tokenizer):
+def test_the_oldest_exchanges_are_cut_first_and_the_goal_moves_to_what_remains(tokenizer):
     prompt = (Message("system", "S"), *conversation("11111", "22222", "33333", "44444", "55555"))
     whole = "<bos><s>S<e><u>Score: 9.\n\n11111<e><a>22222<e><u>33333<e><a>44444<e><u>55555<e><a>"
     encoded, report = encode_one(tokenizer, prompt, ("AB",), goal=GOAL, max_length=400, max_prompt_length=300)
@@ -116,7 +116,7 @@ def test_the_oldest_exchanges_go_first_and_the_goal_moves_to_what_remains(tokeni
     assert (report.turns_cut, report.prompt_tokens_cut, report.rows_with_prompt_cut) == (2, 14, 1)
 
 
-def test_turns_go_before_the_middle_of_the_last_one(tokenizer):
+def test_earlier_turns_are_cut_before_the_middle_of_the_last_one(tokenizer):
     prompt = conversation("1" * 20, "2" * 20, "0123456789" * 3)
     encoded, report = encode_one(tokenizer, prompt, ("AB",), goal=GOAL, max_length=33, max_prompt_length=30)
     single, _ = encode_one(tokenizer, prompt[2:], ("AB",), goal=GOAL, max_length=33, max_prompt_length=30)
@@ -150,7 +150,7 @@ def test_a_row_whose_goal_leaves_no_room_for_the_instruction_is_dropped_and_coun
     assert (encoded, report.num_encoded, report.dropped) == (None, 0, {"goal_does_not_fit": 1})
 
 
-def test_without_a_goal_the_system_turn_is_kept_if_it_leaves_room_and_else_cut(tokenizer):
+def test_without_a_goal_the_system_turn_is_kept_if_it_leaves_room_and_otherwise_cut(tokenizer):
     prompt = (Message("system", "7" * 20), Message("user", "0123456789" * 2))
     encoded, _ = encode_one(tokenizer, prompt, ("AB",), max_length=42, max_prompt_length=39)
     assert texts(tokenizer, encoded)[0] == "<bos><s>" + "7" * 20 + "<e><u>" + ("0123456789" * 2)[-13:] + "<e><a>"
@@ -212,7 +212,7 @@ def test_a_prompt_limit_that_leaves_no_room_for_a_response_is_refused(tokenizer)
         encode_all(tokenizer, [], placement="user", max_length=512, max_prompt_length=512)
 
 
-def test_the_bulk_path_gives_what_rendering_and_tokenizing_one_conversation_gives(build_tokenizer):
+def test_batched_encoding_equals_rendering_and_tokenizing_each_conversation(build_tokenizer):
     tokenizer = build_tokenizer(TEMPLATE_PRESETS["chatml"], None, "<|im_end|>", ["<|im_start|>"])
     encoded, _ = encode_one(
         tokenizer, HI, ("Yes",), goal=GOAL, placement="system", max_length=200, max_prompt_length=100

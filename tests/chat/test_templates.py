@@ -76,7 +76,7 @@ def test_auto_asks_the_template_whether_it_takes_a_system_turn(tokenizers, name,
     assert resolve_placement(tokenizers[name], "user") == "user"
 
 
-def test_a_template_that_loses_the_system_turn_takes_the_goal_from_the_user(build_tokenizer):
+def test_a_template_that_drops_the_system_turn_gets_the_goal_in_the_user_turn(build_tokenizer):
     drops = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
     shows_it_only_before_an_answer = (
         "{% for m in messages if m.role != 'system' %}"
@@ -211,7 +211,7 @@ def test_a_token_that_merges_across_the_boundary_is_split_there_and_counted(buil
     assert (report.boundary_retokenized, encoded[0].boundary_retokenized) == (2, 2)
 
 
-def test_a_response_tokenized_apart_gets_no_space_from_sentencepiece(sentencepiece_like):
+def test_sentencepiece_adds_no_space_to_a_response_tokenized_separately(sentencepiece_like):
     tokenizer = sentencepiece_like
     encoded, report = encode(tokenizer, Item(1, (USER("tell"),), None, ("no", "lies")), placement="user")
     assert tokenizer.convert_ids_to_tokens(encoded[0].prompt) == ["<s>", "▁", "t", "e", "l", "l", ":"]
@@ -292,7 +292,7 @@ def test_a_baked_goal_keeps_the_white_space_that_starts_a_template(tokenizers, s
 
 
 @pytest.mark.parametrize("placement", ["system", "user"])
-def test_a_baked_goal_reaches_macros_and_templates_that_rebind_messages_themselves(tokenizers, placement):
+def test_a_baked_goal_reaches_macros_and_templates_that_rebind_messages(tokenizers, placement):
     template = (
         "{%- macro last() %}{{ messages[-1].content }}{% endmacro %}\n"
         "{%- if messages[0].role == 'system' %}{% set head = messages[0].content %}{% set messages = messages[1:] %}"
@@ -343,7 +343,7 @@ def test_a_directory_without_a_tokenizer_is_an_error(tmp_path, present):
         load_tokenizer(str(tmp_path), chat_template="plain")
 
 
-def test_what_cannot_be_loaded_is_told_with_the_knob(saved, tmp_path):
+def test_what_cannot_be_loaded_is_named_with_the_setting_to_change(saved, tmp_path):
     with pytest.raises(UserError, match="absent: no such directory"):
         load_tokenizer(str(tmp_path / "absent"), chat_template=None)
     with pytest.raises(

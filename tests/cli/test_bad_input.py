@@ -1,5 +1,5 @@
-"""Every mistake a user can make at the command line: one message with the fact, the constraint and the knob, exit code 2,
-no traceback, and nothing lost that was there before."""
+"""Every mistake at the command line is answered with one message that has the fact, the constraint and the setting to
+change; exit code 2, no traceback, and nothing lost that was there before."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def run(world):
 
 @pytest.fixture
 def place(world, tmp_path, monkeypatch):
-    """An empty directory to make mistakes in; it is the current one. The world must be the same afterwards."""
+    """An empty current directory to make mistakes in. The world must be unchanged afterwards."""
     before = contents(world)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -88,7 +88,7 @@ def with_row(**change):
         (["export", "run", "out", "--goal", "nan"], "argument --goal: nan is out of range; it must be a finite number"),
     ],
 )
-def test_a_command_that_is_none_is_answered_with_how_to_write_it(capsys, arguments, message):
+def test_a_malformed_command_is_answered_with_its_usage(capsys, arguments, message):
     assert rapo(*arguments) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("usage: rapo") and message in printed and "Traceback" not in printed
@@ -132,8 +132,8 @@ def test_a_command_that_is_none_is_answered_with_how_to_write_it(capsys, argumen
         ),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(world, place, refused, override, message):
-    """Breaks: hours into a run, or after its directory was made, is too late."""
+def test_an_impossible_setting_is_refused_before_anything_is_written(world, place, refused, override, message):
+    """When this fails, the mistake surfaces hours into a run, or after its directory was made."""
     assert refused("train", *settings(world, "new"), override) == message
     assert not any(place.iterdir())
 
@@ -146,7 +146,7 @@ def test_sft_with_the_rejected_responses_goal_is_refused(world, place, refused):
     )
 
 
-def test_a_config_that_is_not_there_is_named(place, refused):
+def test_a_missing_config_is_named(place, refused):
     assert refused("train", "none.yaml") == "none.yaml does not exist; CONFIG must be a YAML file (examples: configs/)."
     assert refused("train", place) == f"{place} is a directory; CONFIG must be a YAML file (examples: configs/)."
 
@@ -155,7 +155,7 @@ def test_a_config_that_is_not_there_is_named(place, refused):
 
 
 @pytest.mark.parametrize("option", ["data.path", "data.eval_path"])
-def test_data_that_is_not_there_is_named_with_its_option(world, place, refused, option):
+def test_missing_data_is_named_with_its_option(world, place, refused, option):
     message = refused("train", *settings(world, "new"), f"{option}=none.jsonl")
     assert message.startswith(f"{option}=none.jsonl: no such file or directory, and no data set that can be loaded")
     assert f"with {option.replace('path', 'split')}=" in message
@@ -170,7 +170,7 @@ def test_a_line_that_is_not_json_is_named(world, place, refused):
     )
 
 
-def test_a_missing_column_is_answered_with_those_that_are_there(world, place, refused):
+def test_a_missing_column_is_answered_with_the_existing_ones(world, place, refused):
     write_rows(place / "some.jsonl", [{"question": "Hi", "chosen": "Good", "answer": "Bad"}])
     assert refused("train", *settings(world, "new"), "data.path=some.jsonl") == (
         "data.path=some.jsonl has the columns 'question', 'chosen', 'answer'; needed: chosen and rejected. "
@@ -178,8 +178,8 @@ def test_a_missing_column_is_answered_with_those_that_are_there(world, place, re
     )
 
 
-def test_data_without_scores_are_told_both_ways_out(world, place, refused):
-    """Breaks: the most frequent first mistake; without the message people give up or invent scores."""
+def test_data_without_scores_is_refused_with_both_remedies(world, place, refused):
+    """When this fails, people give up or invent scores: this is the most frequent first mistake."""
     write_rows(place / "some.jsonl", NO_SCORES)
     message = refused("train", *settings(world, "new"), "data.path=some.jsonl")
     assert message.startswith(
@@ -248,19 +248,19 @@ SET = {"prompt": "Hi", "responses": ["A", "B", "C"], "rewards": [3, 1, 2]}
         (SET, ["data.schema=nectar"], "data.schema=nectar needs answers. Name them with data.columns.*."),
     ],
 )
-def test_responses_that_cannot_be_compared_are_told_the_ways_out(world, place, refused, row, overrides, message):
+def test_responses_that_cannot_be_compared_are_refused_with_remedies(world, place, refused, row, overrides, message):
     write_rows(place / "some.jsonl", [{key: value for key, value in row.items() if value is not ...}])
     assert message in refused("train", *settings(world, "new"), "data.path=some.jsonl", *overrides)
     assert [path.name for path in place.iterdir()] == ["some.jsonl"]
 
 
-def test_an_enormous_score_is_a_score(world, place):
-    """Breaks: squared distances overflow; the row would end the run with a traceback."""
+def test_an_enormous_score_is_accepted(world, place):
+    """When this fails, squared distances overflow and one row ends the run with a traceback."""
     write_rows(place / "some.jsonl", with_row(score_chosen=1e300))
     assert rapo("relabel", *settings(world, "new"), "data.path=some.jsonl", "--out", "out.jsonl") == 0
 
 
-def test_data_of_which_nothing_is_left_says_where_it_went(world, place, refused):
+def test_when_no_row_is_left_the_message_says_why_rows_were_dropped(world, place, refused):
     lengths = ["data.max_length=40", "data.max_prompt_length=20"]
     assert refused("train", *settings(world, "new"), *lengths) == (
         f"data.path={world / 'pairs.jsonl'}: nothing is left of its 12 rows, which gave 24 preferences; dropped: 24 "
@@ -269,7 +269,7 @@ def test_data_of_which_nothing_is_left_says_where_it_went(world, place, refused)
 
 
 def test_an_evaluation_row_that_does_not_fit_is_found_before_training(world, place, refused):
-    """Breaks: the end of the first epoch would be the first to see it, with hours of training not saved."""
+    """When this fails, the row is found at the end of the first epoch, with hours of training not saved."""
     write_rows(place / "some.jsonl", with_row(prompt="x" * 100))
     message = refused("train", *settings(world, "new"), "data.eval_path=some.jsonl", "rows.length=96")
     assert message.startswith(
@@ -282,7 +282,7 @@ def test_an_evaluation_row_that_does_not_fit_is_found_before_training(world, pla
 
 
 @pytest.mark.parametrize("verb", ["train", "relabel", "generate"])
-def test_a_model_that_is_not_there_is_named(world, place, refused, verb):
+def test_a_missing_model_is_named(world, place, refused, verb):
     arguments = {
         "train": ["train", *settings(world, "new"), "model.path=nowhere"],
         "relabel": ["relabel", *settings(world, "new"), "model.path=nowhere", "--out", "out.jsonl"],
@@ -295,7 +295,7 @@ def test_a_model_that_is_not_there_is_named(world, place, refused, verb):
     assert not any(place.iterdir())
 
 
-def test_a_tokenizer_without_chat_template_is_told_the_choices(world, place, refused):
+def test_a_tokenizer_without_chat_template_is_refused_with_the_choices(world, place, refused):
     write_model(place / "base", chat_template=None)
     assert refused("train", *settings(world, "new"), "model.path=base") == (
         "base: its tokenizer has no chat template; choose one with data.chat_template=plain|chatml|zephyr|FILE.jinja."
@@ -307,7 +307,7 @@ def test_a_tokenizer_without_chat_template_is_told_the_choices(world, place, ref
 
 
 def test_a_reward_model_whose_padding_would_end_its_texts_is_refused_before_training(world, place, refused):
-    """Breaks: days of training end in weights that `rapo export` will not write."""
+    """When this fails, days of training end in weights that `rapo export` refuses to write."""
     objective = ["objective.name=bradley_terry", "objective.beta=null", "relabel.goals=[]"]
     assert refused("train", *settings(world, "new"), *objective) == (
         "all special tokens of the tokenizer end a turn, and transformers finds the end of a text by its "
@@ -320,7 +320,7 @@ def test_a_reward_model_whose_padding_would_end_its_texts_is_refused_before_trai
 
 
 def test_a_run_dir_that_is_not_ours_is_left_alone(world, place, refused):
-    """Breaks: someone's thesis is in that directory."""
+    """When this fails, a run writes into the directory that holds someone's thesis."""
     (place / "thesis").mkdir()
     (place / "thesis" / "chapter.tex").write_text("...")
     message = "run_dir=thesis exists and is not a run of rapo_jax; choose another run_dir."
@@ -338,7 +338,7 @@ def test_a_checkpoints_directory_that_is_not_ours_is_left_alone(world, place, re
     assert contents(place) == {place / "other" / "checkpoints" / "model.pt": b"..."}
 
 
-def test_a_run_dir_within_a_file_is_no_crash(world, place, refused):
+def test_a_run_dir_inside_a_file_is_refused(world, place, refused):
     (place / "file").write_text("...")
     assert refused("train", *settings(world, "file/run")).startswith("cannot write or read there: [Errno 20] Not a dir")
 
@@ -372,8 +372,8 @@ def changes(world, place):
 
 @pytest.mark.slow
 def test_resuming_with_something_changed_names_it_and_changes_nothing(world, run, changes, refused, capsys):
-    """Breaks: half a run of one thing and half of another, under one name. `place` holds that no file is touched; and
-    when the change is undone, the run goes on as if nothing had been."""
+    """When this fails, one run is half of one experiment and half of another. `place` checks that no file is touched;
+    once the change is undone, the run resumes as if nothing had happened."""
     for overrides, changed in changes.values():
         assert refused("train", *settings(world, run), *overrides) == (
             f"{run} was trained up to step 2 with something else; changed: {changed}. Undo the change, or "
@@ -384,8 +384,8 @@ def test_resuming_with_something_changed_names_it_and_changes_nothing(world, run
 
 
 @pytest.mark.slow
-def test_what_changes_no_update_may_change_on_resuming(world, run, place, capsys):
-    """Breaks: a finished or interrupted run could not be moved, watched more closely or looked at on another machine."""
+def test_settings_that_affect_no_update_may_change_on_resuming(world, run, place, capsys):
+    """When this fails, a run cannot be moved, logged at other steps or continued on another machine."""
     shutil.copytree(run, place / "run")
     shutil.copytree(world / "model", place / "moved")
     overrides = ["run_dir=run", "model.path=moved", "train.log_every=5", "rows.length=128", "mesh.data=2"]
@@ -397,7 +397,7 @@ def test_what_changes_no_update_may_change_on_resuming(world, run, place, capsys
 
 
 @pytest.mark.slow
-def test_an_export_never_writes_into_a_directory_with_something_in_it(run, place, refused):
+def test_an_export_never_writes_into_a_nonempty_directory(run, place, refused):
     (place / "out").mkdir()
     (place / "out" / "mine").write_text("...")
     assert refused("export", run, "out") == (
@@ -407,7 +407,7 @@ def test_an_export_never_writes_into_a_directory_with_something_in_it(run, place
 
 
 @pytest.mark.slow
-def test_an_export_of_what_is_no_run_says_so(world, run, place, refused):
+def test_exporting_something_that_is_not_a_run_is_refused(world, run, place, refused):
     message = "is not a run directory of rapo_jax (it has no config.yaml)."
     assert refused("export", "nowhere", "out") == f"nowhere {message}"
     assert refused("export", world / "model", "out") == f"{world / 'model'} {message}"
@@ -423,7 +423,7 @@ def test_an_export_of_what_is_no_run_says_so(world, run, place, refused):
 
 
 @pytest.mark.slow
-def test_an_export_of_a_step_that_is_not_there_lists_those_that_are(run, place, refused):
+def test_exporting_a_missing_step_lists_the_existing_ones(run, place, refused):
     assert refused("export", run, "out", "--step", "7") == (f"{run / 'checkpoints'} has no step 7; it has: 2.")
     assert not any(place.iterdir())
 
@@ -438,7 +438,7 @@ def test_adapters_of_a_run_without_any_are_not_exported(run, place, refused):
 
 @pytest.mark.slow
 def test_an_export_with_a_model_of_another_shape_is_not_called_damage(run, changes, place, refused):
-    """Breaks: "restore the files from a backup" for checkpoints that are sound."""
+    """When this fails, users are told to restore sound checkpoints from a backup."""
     shutil.copytree(run, place / "run")
     changed = RUN.replace("model: {", "model: {path: other_shape, ")
     (place / "run" / "config.yaml").write_text(changed)
@@ -451,7 +451,7 @@ def test_an_export_with_a_model_of_another_shape_is_not_called_damage(run, chang
 # Relabel and generate.
 
 
-def test_relabel_never_writes_over_a_file(world, place, refused):
+def test_relabel_never_overwrites_a_file(world, place, refused):
     (place / "out.jsonl").write_text("...")
     assert refused("relabel", *settings(world, "new"), "--out", "out.jsonl") == (
         "out.jsonl exists; nothing was written. Choose another --out."
@@ -460,7 +460,8 @@ def test_relabel_never_writes_over_a_file(world, place, refused):
 
 
 def test_relabel_takes_overrides_after_its_options_too(world, place, capsys):
-    """Breaks: `rapo relabel CONFIG --out FILE relabel.goals=[]`, as one types it, was "unrecognized arguments"."""
+    """When this fails, `rapo relabel CONFIG --out FILE relabel.goals=[]`, as people type it, is refused for
+    "unrecognized arguments"."""
     assert rapo("relabel", *settings(world, "new"), "--out", "out.jsonl", "relabel.goals=[]") == 0
     assert capsys.readouterr().out == "out.jsonl: rows 12, dropped 0, ties 0, no goal 12\n"
 
@@ -487,7 +488,7 @@ def test_relabel_takes_overrides_after_its_options_too(world, place, capsys):
         ),
     ],
 )
-def test_prompts_that_are_none_are_named(world, place, refused, row, message):
+def test_an_invalid_prompt_is_named_with_its_line(world, place, refused, row, message):
     write_rows(place / "prompts.jsonl", [row])
     assert refused("generate", world / "model", "--prompts", "prompts.jsonl", "--out", "out.jsonl") == message
     assert [path.name for path in place.iterdir()] == ["prompts.jsonl"]
@@ -523,8 +524,8 @@ def test_a_number_out_of_range_is_refused_with_its_range(world, place, refused, 
 # What is not the user's mistake.
 
 
-def test_an_error_of_ours_keeps_its_traceback(world, place, capsys, monkeypatch):
-    """Breaks: bugs would be reported as "rapo: KeyError" and could not be found."""
+def test_a_bug_of_ours_keeps_its_traceback(world, place, capsys, monkeypatch):
+    """When this fails, bugs are reported as "rapo: KeyError" and cannot be found."""
 
     def broken(config):
         raise KeyError("ours")

@@ -1,4 +1,4 @@
-"""What a newcomer reads first is there and names what is there."""
+"""What a newcomer reads first is complete and names only what exists."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ VERBS = {
 
 
 @pytest.mark.parametrize("script", ["launch/quickstart.sh", "tests/run.sh"])
-def test_the_readme_names_the_scripts_that_are_there(script):
-    """Breaks: the first two commands that anyone types."""
+def test_the_readme_names_existing_scripts(script):
+    """When this fails, the first two commands that anyone types do not work."""
     assert script in (ROOT / "README.md").read_text()
     assert (ROOT / script).is_file()
 
@@ -44,8 +44,8 @@ def test_the_help_of_a_verb_names_its_arguments(capsys, verb):
         assert name in printed
 
 
-def test_every_verb_that_can_be_typed_does_something():
-    """Breaks: a verb is offered by --help, takes its arguments, and ends in a traceback."""
+def test_every_verb_has_an_implementation():
+    """When this fails, --help offers a verb that takes its arguments and ends in a traceback."""
     (verbs,) = (action.choices for action in parser()._actions if action.dest == "name")
     assert list(verbs) == list(cli.VERBS) == list(VERBS)
 

@@ -128,7 +128,7 @@ def make_runs() -> None:
 
 
 def keep_what_is_needed() -> None:
-    """Of a whole run its metrics, of one that was stopped its newest checkpoint; no path of this machine."""
+    """Keeps the metrics of whole runs and the newest checkpoint of stopped ones, without this machine's paths."""
     here = str(Path.cwd())
     for kind in KINDS:
         metrics = Path(kind, "whole", "metrics.jsonl").read_text()

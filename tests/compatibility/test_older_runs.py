@@ -33,7 +33,7 @@ def unpacked(tmp_path_factory):
 
 @pytest.fixture
 def older(unpacked, monkeypatch):
-    """The directory that all paths in the archive are relative to, as the current one; one device, as they were made on."""
+    """The directory that the archive's paths are relative to, made current; one device, as when the runs were made."""
     monkeypatch.chdir(unpacked)
     monkeypatch.setattr("rapo_jax.runs.setup.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     return unpacked
@@ -47,10 +47,10 @@ def metrics_of(path: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_of_an_older_version_goes_on_as_if_nothing_had_happened(kind, older, capsys):
-    """When this fails, whoever updates in the middle of a run loses it: it is refused, or goes on with other data, another
-    model or other arithmetic. On the machine that made the archive and with all of XLA's optimizations the remaining
-    metrics are the same bit for bit; other processors round otherwise."""
+def test_a_run_of_an_older_version_resumes_as_if_nothing_had_happened(kind, older, capsys):
+    """When this fails, whoever updates in the middle of a run loses it: it is refused, or continues with other data,
+    another model or other arithmetic. On the machine that made the archive, with all of XLA's optimizations, the
+    remaining metrics are bit-identical; other processors round differently."""
     settings = json.loads((older / kind / "settings.json").read_text())
     cache_before = {path.name: path.stat().st_mtime_ns for path in (older / "cache").iterdir()}
     assert tiny.rapo("train", "run.yaml", *settings, f"run_dir={kind}/half") == DONE, capsys.readouterr().err

@@ -41,8 +41,9 @@ def refusal(load):
 
 
 def test_the_defaults_are_the_papers(load):
-    """Breaks: `rapo train` without a setting would no longer be the published method. Appendix B.1: AdamW, 5e-7,
-    cosine with 10% warmup, 128 pairs a step, one epoch, 1024 tokens of which 512 of prompt; beta 0.01 as in its scripts."""
+    """When this fails, `rapo train` without settings is no longer the published method. Appendix B.1: AdamW, 5e-7,
+    cosine with 10% warmup, 128 pairs a step, one epoch, 1024 tokens of which 512 are prompt; beta 0.01 as in its
+    scripts."""
     config = load()
     assert (config.objective.name, config.objective.options) == ("dpo", {"beta": 0.01, "label_smoothing": 0.0})
     optimizer = config.optimizer
@@ -92,7 +93,7 @@ def test_an_override_is_read_as_yaml(load, override, value):
 
 @pytest.mark.parametrize("number", ["5e-7", "5E-7", "5.0e-7", "0.0000005", "'5e-7'"])
 def test_numbers_in_scientific_notation_are_numbers(load, number):
-    """Breaks: YAML 1.1 reads 5e-7, as everyone writes it, as a text."""
+    """When this fails, 5e-7, as everyone writes it, is read as a string, which is YAML 1.1's rule."""
     assert load(f"optimizer: {{learning_rate: {number}}}").optimizer.learning_rate == 5e-7
 
 
@@ -111,7 +112,7 @@ def test_numbers_in_scientific_notation_are_numbers(load, number):
     ],
 )
 def test_a_misspelt_name_is_refused_with_the_nearest_known_one(refusal, override, message):
-    """Breaks: a misspelt knob that is ignored is a run with other settings than its author believes."""
+    """When this fails, a misspelt key is ignored, and a run has other settings than its author believes."""
     assert refusal("", override) == message
 
 
@@ -190,12 +191,12 @@ def test_a_value_cannot_be_used_as_a_section(refusal):
     ],
 )
 def test_a_value_out_of_range_is_refused(refusal, overrides, message):
-    """Breaks: a NaN learning rate compares false with everything, and would be found after the model was loaded."""
+    """When this fails, a NaN learning rate, which compares false with everything, is found after loading the model."""
     assert refusal("", *overrides) == message
 
 
 def test_options_that_the_objective_does_not_read_are_refused(refusal):
-    """Breaks: a sweep over beta that does nothing."""
+    """When this fails, someone runs a sweep over a beta that does nothing."""
     overrides = ["objective.name=sft", "relabel.goals=[]", "objective.beta=0.5", "objective.label_smoothing=0.1"]
     assert refusal("", *overrides) == (
         "objective.name=sft does not read objective.beta=0.5, objective.label_smoothing=0.1; remove it or set it to null (it reads no options)."
@@ -203,12 +204,12 @@ def test_options_that_the_objective_does_not_read_are_refused(refusal):
 
 
 def test_an_empty_override_is_an_empty_string(load):
-    """Breaks: a command line could not remove the evaluation of the configuration that it starts from."""
+    """When this fails, a command line cannot remove the evaluation that its configuration file asks for."""
     assert load("data: {eval_path: some.jsonl}", "data.eval_path=").data.eval_path == ""
 
 
 def test_an_option_set_to_null_takes_its_default_whichever_loss_reads_it(load):
-    """Breaks: a file that extends another could not unset an option that its own loss does not read."""
+    """When this fails, a file that extends another cannot unset an option that its own loss does not read."""
     objective = load("objective: {name: hinge, beta: null, gamma: null, shift_end: null}").objective
     assert objective.options == {"beta": 0.1}
     assert load("", "objective.name=dpo_shift", "objective.shift_end=null").objective.options["shift_end"] is None
@@ -291,8 +292,8 @@ def test_an_impossible_objective_is_refused(refusal, objective, message):
         ("{template: 'As {source}: {goal}'}", "relabel.template names {source}"),
     ],
 )
-def test_the_best_goals_term_needs_a_highest_goal(load, refusal, relabel, why):
-    """Breaks: the exported chat template would ask for something that is not the highest goal."""
+def test_the_best_goal_term_needs_a_highest_goal(load, refusal, relabel, why):
+    """When this fails, the exported chat template asks for something other than the highest goal."""
     assert refusal(f"{{relabel: {relabel}, objective: {{best_goal_weight: 0.1}}}}") == (
         f"objective.best_goal_weight=0.1 asks for the highest goal, but {why}; name the goals or remove the weight."
     )
@@ -302,7 +303,7 @@ def test_the_best_goals_term_needs_a_highest_goal(load, refusal, relabel, why):
 
 @pytest.mark.parametrize("goals", ["[chosen, rejected]", "[rejected]"])
 def test_sft_has_no_rejected_response_to_take_a_goal_from(refusal, goals):
-    """Breaks: the option would be accepted and ignored."""
+    """When this fails, the option is accepted and ignored."""
     assert refusal("", "objective.name=sft", f"relabel.goals={goals}") == (
         f"objective.name=sft trains on one response and has no rejected one to take a goal from, but "
         f"relabel.goals={goals}; set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] (no goals)."
@@ -315,14 +316,14 @@ def test_sft_takes_goals_of_the_chosen_response_or_none(load):
 
 
 def test_a_duplicate_key_is_refused_with_its_line(refusal):
-    """Breaks: YAML silently takes the last one."""
+    """When this fails, the last value of the key silently wins, as YAML has it."""
     message = refusal("seed: 1\nmodel:\n  path: a\n  path: b\n")
     assert re.fullmatch(r".*run\.yaml cannot be read as YAML: line 4: path is given twice\.", message)
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system [echo]", "!!python/name:os.system", "!Config {}"])
 def test_yaml_runs_no_code(refusal, tag):
-    """Breaks: a config from the internet would be a program."""
+    """When this fails, a configuration from the internet can run any program."""
     assert re.search(
         r"run\.yaml cannot be read as YAML: line 1: could not determine a constructor for the tag",
         refusal(f"seed: {tag}"),
@@ -352,7 +353,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
 
 
-# The record that a run keeps of it.
+# The configuration that a run records.
 
 
 def changed(load):
@@ -369,8 +370,8 @@ def changed(load):
     )
 
 
-def test_a_written_configuration_reads_as_itself(load, tmp_path):
-    """Breaks: export reads config.yaml of the run directory, and users start their next run from it."""
+def test_a_written_configuration_reads_back_unchanged(load, tmp_path):
+    """When this fails, `rapo export`, and users' next runs, read wrong settings from a run's config.yaml."""
     for config in (load(), changed(load)):
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert load_config(tmp_path / "config.yaml") == config
@@ -391,7 +392,7 @@ def test_numbers_and_strings_survive_writing(tmp_path_factory, number, text):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
 def test_every_file_in_configs_loads_and_begins_with_its_command(path):
-    """Breaks: the first thing that a new user tries."""
+    """When this fails, the first command that a new user tries does not work."""
     load_config(path)
     comment = path.read_text().split("\n\n")[0]
     lines = [line for line in comment.splitlines() if line.startswith("#")]
@@ -434,7 +435,7 @@ def test_a_file_is_looked_for_beside_the_one_that_extends_it(extended):
     assert (config.seed, config.run_dir) == (2, "r")
 
 
-def test_a_circle_is_reported_with_all_its_files(extended, tmp_path):
+def test_circular_inheritance_is_reported_with_all_files(extended, tmp_path):
     with pytest.raises(UserError) as caught:
         extended(run="extends: other.yaml", other="extends: run.yaml")
     files = [tmp_path / f"{name}.yaml" for name in ("run", "other", "run")]

@@ -1,4 +1,4 @@
-"""What the configuration says about itself: every key has a meaning, and says what a change of it affects."""
+"""What the configuration says about itself: every key has a meaning, and says what changing it affects."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def leaves(tree, before=""):
 
 
 def test_every_key_of_a_resolved_configuration_says_what_it_affects():
-    """Breaks: a resumed run would accept a change of what it trains on, or refuse one of how often it logs."""
+    """When this fails, a resumed run accepts a change of its training data, or refuses one of how often it logs."""
     config = from_dict({"objective": {"name": "kto"}, "data": {"source_weights": {"web": 0.5}}})
     said = {key: affects(key) for key in leaves(as_dict(config))}
     assert said["data.source_weights.web"] == said["relabel.scale.fit"] == "tokens"
@@ -30,7 +30,7 @@ def test_every_key_of_a_resolved_configuration_says_what_it_affects():
 
 
 @pytest.mark.parametrize("name", ["optimizer.rate", "optimizer", "data.columns", "seeds"])
-def test_only_a_key_affects_anything(name):
+def test_the_effect_of_a_name_that_is_not_a_key_is_an_error(name):
     with pytest.raises(KeyError):
         affects(name)
 
@@ -39,7 +39,7 @@ def test_only_a_key_affects_anything(name):
 
 
 def test_every_key_is_listed_with_its_meaning_in_80_columns():
-    """Breaks: a key can be set and nowhere be read about."""
+    """When this fails, a key can be set but is documented nowhere."""
     text = listing()
     assert max(map(len, text.splitlines())) <= 80
     for key in leaves(as_dict(from_dict({}))):
@@ -57,8 +57,8 @@ def test_every_loss_is_listed_with_its_options_and_its_paper():
     assert text.startswith("objective.name = dpo")
 
 
-def test_a_prefix_chooses():
-    """Breaks: who looks for one loss reads all of them."""
+def test_a_prefix_selects_keys():
+    """When this fails, someone looking for one loss has to read all of them."""
     assert listing("objective.dpo") == (
         "objective.name=dpo\n"
         "    Direct preference optimization; with label smoothing, conservative DPO.\n"

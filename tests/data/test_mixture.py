@@ -1,4 +1,4 @@
-"""Which records take part: shares, held-out prompts, forbidden prompts. Never by chance, never by order."""
+"""Which records take part: shares, held-out prompts, forbidden prompts; neither chance nor order decides."""
 
 import json
 from dataclasses import replace
@@ -19,8 +19,8 @@ def record(question, row=1, **more):
 RECORDS = [record(f"Question {n}", n) for n in range(1, 401)]
 
 
-def test_a_prompt_is_held_out_wherever_it_stands():
-    """Breaks: a prompt on both sides makes the evaluation a test of memory."""
+def test_a_prompt_is_held_out_wherever_it_occurs():
+    """When this fails, a prompt is on both sides and the evaluation measures memorization."""
     held = [one for one in RECORDS if mixture.is_held_out(one, 0.25, seed=0)]
     assert 70 < len(held) < 130
     for one in held:
@@ -33,8 +33,8 @@ def test_a_larger_fraction_holds_out_the_same_prompts_and_more():
     assert small != {one.row for one in RECORDS if mixture.is_held_out(one, 0.1, seed=1)}
 
 
-def test_half_of_the_prompts_is_another_half_than_the_held_out_one():
-    """Breaks: with one hash for both, training on half of the prompts would hold out none of the other half."""
+def test_the_fraction_trained_on_is_drawn_independently_of_the_held_out_one():
+    """When this fails, one hash decides both, and training on half of the prompts holds out none of the other half."""
     half = {one.row for one in RECORDS if mixture.is_within(one, 0.5, seed=0)}
     held = {one.row for one in RECORDS if mixture.is_held_out(one, 0.5, seed=0)}
     assert 150 < len(half) < 250 and 60 < len(half & held) < 140
@@ -49,7 +49,7 @@ def test_a_sample_is_the_same_in_any_order(order, number):
     assert len(taken) == min(number, 40)
 
 
-def test_a_sample_keeps_its_order():
+def test_a_sample_keeps_the_order_of_its_records():
     rows = [one.row for one in mixture.sample(RECORDS, 50, seed=0)]
     assert rows == sorted(rows)
 
@@ -68,7 +68,7 @@ def test_shares_are_exact_and_no_row_is_taken_twice(sizes, weights, expected):
     assert mixture.mixture_sizes(sizes, weights) == expected
 
 
-def test_sources_and_questions_that_must_not_be_learnt(tmp_path):
+def test_records_of_excluded_sources_and_questions_are_dropped(tmp_path):
     (tmp_path / "list.txt").write_text("  What is true?  \n\n")
     (tmp_path / "list.jsonl").write_text(json.dumps({"question": "What is true?", "id": 1}) + "\n")
     for name in ("list.txt", "list.jsonl"):
@@ -80,7 +80,7 @@ def test_sources_and_questions_that_must_not_be_learnt(tmp_path):
         assert mixture.contamination(record("What is true", source="truthful"), **found) is None
 
 
-def test_a_list_of_questions_that_is_none_is_named(tmp_path):
+def test_a_missing_or_invalid_list_of_questions_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"data.drop_prompts=nowhere.txt: no such file"):
         mixture.read_questions("nowhere.txt")
     (tmp_path / "list.jsonl").write_text('{"text": "Hi"}\n')

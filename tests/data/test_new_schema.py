@@ -60,7 +60,7 @@ def test_a_registered_schema_is_detected_or_chosen_and_read(path, schema):
     assert found.records[1].rewards == (8.0, 2.0)
 
 
-def test_a_registered_schema_refuses_other_rows_like_any_other(path, tmp_path):
+def test_a_registered_schema_refuses_bad_rows_like_any_other(path, tmp_path):
     (tmp_path / "odd.jsonl").write_text(json.dumps({"question": "Q", "answers": "A"}) + "\n")
     with pytest.raises(UserError, match="line 1: answers is 'A', not votes by answer"):
         read_file(str(tmp_path / "odd.jsonl"), schema="votes")

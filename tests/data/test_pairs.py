@@ -37,11 +37,11 @@ def test_all_pairs_the_best_with_every_other():
 
 @given(st.integers(1, 10**6))
 def test_the_random_partner_depends_on_the_texts_not_on_the_row(row):
-    """Breaks: with a random state the pairs would depend on the number of processes, as in the released code."""
+    """When this fails, pairs depend on the number of processes, as with the random state of the released code."""
     assert reduced(replace(MANY, row=row))[0].responses == reduced(MANY)[0].responses
 
 
-def test_the_random_partners_are_all_others_alike_and_another_seed_chooses_others():
+def test_random_partners_are_drawn_evenly_and_change_with_the_seed():
     records = [replace(MANY, prompt=(Message("user", f"Question {n}"),)) for n in range(300)]
     partners = [reduced(record)[0].responses[1] for record in records]
     count = Counter(partners)
@@ -49,7 +49,7 @@ def test_the_random_partners_are_all_others_alike_and_another_seed_chooses_other
     assert partners != [reduced(record, seed=1)[0].responses[1] for record in records]
 
 
-def test_the_sources_own_pair_stands_whatever_its_scores():
+def test_a_pair_from_the_source_is_kept_whatever_its_scores():
     for pairs in ("auto", "best_worst", "all"):
         assert reduced(PAIR, pairs=pairs) == [PAIR]
 
@@ -58,12 +58,12 @@ def test_two_responses_that_nobody_ranked_are_ranked_by_score():
     assert reduced(replace(PAIR, ranked=False))[0].responses == ("B", "A")
 
 
-def test_all_responses_stand_best_first_and_equal_ones_in_their_order():
+def test_all_responses_are_sorted_best_first_and_ties_keep_their_order():
     (record,) = reduced(MANY, want="all")
     assert (record.responses, record.rewards, record.ranked) == (("B", "D", "A", "C"), (9.0, 9.0, 3.0, 1.0), True)
 
 
-def test_one_response_is_the_best_or_each():
+def test_a_single_response_is_the_best_one_or_each_in_turn():
     assert [record.responses for record in reduced(MANY, want="one")] == [("B",)]
     assert [record.rewards for record in reduced(MANY, want="one", pairs="each")] == [(3.0,), (9.0,), (1.0,), (9.0,)]
     assert reduced(PAIR, want="one")[0].responses == ("A",)
@@ -83,7 +83,7 @@ def test_attributes_go_with_their_responses():
     assert record.responses == ("D", "A")  # without rewards the mean of the attributes decides
 
 
-def test_responses_that_nothing_tells_apart_are_an_error_with_the_ways_out():
+def test_responses_that_nothing_tells_apart_are_refused_with_the_remedies():
     with pytest.raises(UserError) as caught:
         reduced(replace(MANY, rewards=None))
     assert str(caught.value) == (
@@ -93,7 +93,7 @@ def test_responses_that_nothing_tells_apart_are_an_error_with_the_ways_out():
 
 
 @pytest.mark.parametrize(("chosen", "agree"), [(3, False), (4, True), (5, True)])
-def test_fine_grained_scores_may_equal_those_of_the_rejected(chosen, agree):
+def test_fine_grained_scores_may_equal_those_of_the_rejected_response(chosen, agree):
     marks = ({"wit": chosen, "truth": 4.0}, {"wit": 4.0, "truth": 4.0})
     assert fine_grained_agree(replace(PAIR, attributes=marks)) == agree
     assert fine_grained_agree(PAIR)

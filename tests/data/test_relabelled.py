@@ -1,4 +1,4 @@
-"""The paper's rule applied to records, for objectives of one response, of two, of labelled ones and of all."""
+"""The paper's rule applied to records, for objectives of one response, of two, of labelled responses and of all."""
 
 import math
 
@@ -23,7 +23,7 @@ OBJECTIVE = {"any": "dro_pointwise", "one": "sft", "pair": "dpo", "labelled": "k
 
 
 def relabel(record, want="pair", pairs="auto", **options):
-    """What an objective that compares so many responses is told of a record."""
+    """The preferences of one record for an objective that wants these responses."""
     tree = {"relabel": options, "data": {"pairs": pairs}, "objective": {"name": OBJECTIVE[want]}}
     return relabel_records([record], from_dict(tree))[0]
 
@@ -33,26 +33,26 @@ def told(found):
 
 
 def sentence_of(found, config):
-    """What a prompt says of this preference's goal and source."""
+    """What a prompt says about this preference's goal and source."""
     prompt = configured_goal_prompt(config.relabel, placement="system", chat_template="")
     return prompt.sentence(found.preference.goal, source=found.record.source)
 
 
-def test_a_pair_becomes_two_goals_with_its_weight():
+def test_a_pair_becomes_two_preferences_with_its_weight():
     found = relabel(PAIR)
     assert told(found) == [(9, "chosen", "AB"), (6, "rejected", "BA")]
     assert [(one.rewards, one.weight, one.labels) for one in found] == [((9, 6), 0.5, None), ((6, 9), 0.5, None)]
 
 
 def test_the_highest_goal_joins_the_goals_and_leaves_plain_data_plain():
-    """Breaks: an evaluation that is called plain would ask for a score of 10 in a third of its rows."""
+    """When this fails, an evaluation called plain asks for a score of 10 in a third of its rows."""
     config = from_dict({"objective": {"name": "dpo", "best_goal_weight": 0.5}})
     assert told(relabel_records([PAIR], config)[0]) == [(9, "chosen", "AB"), (6, "rejected", "BA"), (10, "best", "A")]
     assert told(relabel_records([PAIR], without_goals(config))[0]) == [(None, None, "AB")]
 
 
-def test_a_term_that_the_data_cannot_give_is_refused():
-    """Breaks: a weight that is asked for, and that nothing reads, because no response was chosen over another."""
+def test_a_loss_term_that_the_data_cannot_supply_is_refused():
+    """When this fails, a weight is set but nothing reads it, because no response was chosen over another."""
     config = from_dict({"objective": {"name": "kto", "best_goal_weight": 0.5}})
     alone = Record(1, HI, ("A",), (9.0,), labels=(True,))
     with pytest.raises(
@@ -76,8 +76,8 @@ def test_the_papers_ablations_are_settings(options, expected):
     assert ["".join(one.responses) for one in relabel(PAIR, **options)] == expected
 
 
-def test_a_goal_that_is_filtered_away_is_not_a_tie():
-    """Breaks: the report would call rows equal that the user filtered."""
+def test_a_goal_that_is_filtered_out_is_not_a_tie():
+    """When this fails, the report counts rows as ties that the user's limits left out."""
     config = from_dict({"relabel": {"goals": ["rejected"], "rejected_goals": {"min": 7}}})
     assert relabel_records([PAIR], config) == ([], 0)
     assert relabelled.num_limited([PAIR], config) == 1
@@ -96,8 +96,8 @@ def test_one_response_is_asked_for_at_its_own_reward():
     assert told(relabel(own, "one", goals=[])) == [(None, None, "A")]
 
 
-def test_a_tie_says_something_where_each_response_is_learnt_from_by_itself():
-    """Breaks: an objective of absolute rewards would lose every row whose responses are equally good."""
+def test_a_tie_is_kept_where_each_response_is_learnt_from_by_itself():
+    """When this fails, an objective of absolute rewards loses every row whose responses are equally good."""
     tied = Record(1, HI, ("A", "B"), (7.0, 7.0))
     assert told(relabel(tied, "any")) == [(7, "chosen", "AB")]
     assert told(relabel(tied, "any", goals=[])) == [(None, None, "AB")]
@@ -114,14 +114,14 @@ def test_what_is_preferred_under_a_goal_is_desirable():
     ]
 
 
-def test_pairs_can_be_told_apart_into_single_responses():
+def test_pairs_can_be_split_into_single_labelled_responses():
     found = relabel(PAIR, "labelled", pairs="each")
     assert [(one.preference.goal, one.responses, one.labels) for one in found] == [
         (9, ("A",), (True,)), (9, ("B",), (False,)), (6, ("B",), (True,)), (6, ("A",), (False,))
     ]  # fmt: skip
 
 
-def test_a_single_label_stands_without_goals():
+def test_a_single_label_is_kept_without_goals():
     for label in (True, False):
         (one,) = relabel(Record(1, HI, ("A",), None, labels=(label,)), "labelled", goals=[])
         assert (one.responses, one.labels, one.preference.goal) == (("A",), (label,), None)
@@ -134,8 +134,8 @@ def test_a_single_undesirable_response_is_wrong_at_the_highest_goal_and_right_at
     assert relabel(good, "labelled", goals=["rejected"]) == []
 
 
-def test_an_undesirable_response_of_the_highest_reward_contradicts_itself():
-    """Breaks: one response right and wrong under one goal."""
+def test_an_undesirable_response_of_the_highest_reward_is_dropped():
+    """When this fails, one response is both desirable and undesirable under one goal."""
     bad = Record(1, HI, ("A",), (10.0,), labels=(False,))
     assert relabel(bad, "labelled") == []
     assert relabel_records([bad], from_dict({"objective": {"name": "kto"}})) == ([], 1)
@@ -187,8 +187,8 @@ def test_another_prompt_has_another_direction():
 # Classes.
 
 
-def test_a_class_can_be_said_in_place_of_a_goal():
-    """C-RLFT: the condition is where a response is from, and its loss is weighted by that."""
+def test_a_source_can_take_the_place_of_a_goal():
+    """C-RLFT: the prompt says where a response is from, and its loss is weighted by that."""
     options = {"goals": [], "template": "Answer as {source} would."}
     (found,) = relabel(PAIR, **options)
     assert sentence_of(found, from_dict({"relabel": options})) == "Answer as gpt4 would."
@@ -204,7 +204,7 @@ def test_a_class_can_be_said_in_place_of_a_goal():
         ("rrhf", "all", False), ("dro_pointwise", "any", True),
     ],
 )  # fmt: skip
-def test_an_objective_says_what_it_wants_of_a_row(name, wanted, rewards):
+def test_an_objective_declares_which_responses_and_rewards_it_needs(name, wanted, rewards):
     config = from_dict({"objective": {"name": name}, "relabel": {"goals": []}})
     assert responses_wanted(config) == wanted
     assert rewards_wanted(config) == rewards

@@ -33,7 +33,7 @@ def test_a_file_gives_rewards_by_row_whatever_its_order(write):
     assert [record.rewards for record in with_scores(RECORDS, scores, num_rows=3)] == [(0.5, -1), (1, 2)]
 
 
-def test_a_first_line_or_a_file_beside_it_tells_what_produced_them(write, tmp_path):
+def test_a_first_line_or_a_file_beside_it_says_what_produced_the_rewards(write, tmp_path):
     lines = [{"row": 1, "rewards": [0, 1]}]
     path = write({"kind": "implicit_reward", "beta": 0.01}, *lines)
     assert origin_in_words(read_scores(path)) == f"{path} (kind implicit_reward, beta 0.01)"
@@ -53,7 +53,7 @@ def test_a_file_may_give_named_scores(write):
 
 
 def test_a_file_of_another_data_set_is_refused_with_what_does_not_fit(write):
-    """Breaks: scores of other responses would silently become the goals of these."""
+    """When this fails, scores of other responses silently become the goals of these."""
     scores = read_scores(write({"row": 1, "rewards": [1, 2, 3]}, {"row": 9, "rewards": [1, 2]}))
     message = refusal(with_scores, RECORDS, scores, num_rows=3)
     assert message.splitlines()[0].endswith("scores.jsonl does not belong to this data; score it anew.")
@@ -75,12 +75,12 @@ def test_a_file_of_another_data_set_is_refused_with_what_does_not_fit(write):
         ({"row": 3, "rewards": [1, 2]}, "line 2: row 3 has scores already"),
     ],
 )
-def test_a_line_that_is_no_score_is_named(write, line, fact):
+def test_a_line_that_is_not_a_score_is_named(write, line, fact):
     message = refusal(read_scores, write({"row": 3, "rewards": [1, 2]}, line))
     assert fact in message and 'each must be like {"row": 3, "rewards": [0.2, 1.7]}' in message
 
 
-def test_a_file_that_is_not_there_is_told_the_choices():
+def test_a_missing_file_is_refused_with_the_choices():
     message = refusal(read_scores, "nowhere.jsonl")
     assert message == "data.rewards=nowhere.jsonl: no such file; it must be constant, or a .jsonl file of scores."
 

@@ -1,4 +1,4 @@
-"""Rewards of any range on the goals' scale, by a map that is fitted once."""
+"""Rewards of any range are mapped to the goals' scale, by a map that is fitted once."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_without_a_scale_rewards_stay_what_they_are():
     assert scaled([(12, -6.25)]) == [(12, -6.25)]
 
 
-def test_extremes_become_the_ends():
+def test_extreme_rewards_become_the_ends_of_the_scale():
     fit = ScaleFit(fit="minmax")
     assert scaled([(0.2, 0.1), (0.0, 0.05)], scale=fit) == [(10, 5.5), (1, 3.2)]
     assert scaled([(0.2, 0.1), (0.0, 0.05)], scale=fit, goal_max=100.0) == [(100, 50.5), (1, 25.8)]
@@ -45,7 +45,7 @@ def test_the_scales_of_the_papers_ablation(top, expected):
     assert scaled([(7.5, 8.0)], scale=fit, goal_max=top) == [expected]
 
 
-def test_what_lies_beyond_the_ends_becomes_an_end_or_goes_on():
+def test_rewards_beyond_the_ends_are_clipped_or_extrapolated():
     fit = {"fit": "range", "source_min": 0.0, "source_max": 4.0}
     assert scaled([(-1, 6)], scale=ScaleFit(**fit)) == [(1, 10)]
     assert scaled([(-1, 6)], scale=ScaleFit(**fit, clip=False)) == [(-1.2, 14.5)]
@@ -61,14 +61,14 @@ def test_outliers_do_not_squeeze_the_rest_with_quantiles_or_deviations():
     assert mean[1] == (5.5, 5.5)
 
 
-def test_rounding_alone_changes_no_scale():
+def test_rounding_alone_does_not_rescale():
     assert scaled([(7.5955, 1.0712)], decimals=1) == [(7.6, 1.1)]
     assert scaled([(12.34, 7.5)], decimals=0) == [(12, 8)]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20), st.sampled_from(["minmax", "quantile", "zscore"]))
 def test_a_scale_keeps_the_order_and_stays_within_its_ends(rewards, how):
-    """Breaks: a pair turned round by a map, or a goal that is off the scale the sentence names."""
+    """When this fails, a map reverses a pair, or a goal is off the scale that the sentence names."""
     low, high = fit_range(rewards, how)
     if not high > low:
         return
@@ -99,7 +99,7 @@ def test_every_attribute_has_a_map_of_its_own(tmp_path):
 
 
 def test_sources_of_different_ranges_have_maps_of_their_own(tmp_path):
-    """Breaks: in a mixture the scores of one judge, 0 to 0.2, would all be the lowest goal beside another's 1 to 10."""
+    """When this fails, a judge's scores of 0 to 0.2 all become the lowest goal in a mixture with scores of 1 to 10."""
     mixed = [replace(record, source=name) for record, name in zip(records((0.2, 0.0), (8, 4)), "ab", strict=True)]
     scales = fit_scales(mixed, Relabel(scale=ScaleFit(fit="minmax", by="source")))
     assert [scales.record(record).rewards for record in mixed] == [(10, 1), (10, 1)]
@@ -112,7 +112,7 @@ def test_sources_of_different_ranges_have_maps_of_their_own(tmp_path):
 
 
 def test_a_later_round_shares_the_map_of_the_first(tmp_path):
-    """Breaks: the same reward would be another goal in the second round."""
+    """When this fails, the same reward is another goal in the second round."""
     first = fit_scales(records((0.2, 0.0)), Relabel(scale=ScaleFit(fit="minmax")))
     write_json(tmp_path / "scale.json", first.tree())
     assert json.loads((tmp_path / "scale.json").read_text())["reward"]["high"] == 0.2
@@ -123,7 +123,7 @@ def test_a_later_round_shares_the_map_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     "text", [None, "not JSON", "[]", '{"reward": {"low": 1}}', '{"reward": {"low": 1, "high": 1}}']
 )
-def test_a_file_that_is_no_map_is_named(tmp_path, text):
+def test_a_file_that_is_not_a_map_is_named(tmp_path, text):
     if text is not None:
         (tmp_path / "scale.json").write_text(text)
     with pytest.raises(UserError, match=r"scale\.json.*; relabel\.scale\.file must be a scale\.json"):

@@ -1,4 +1,4 @@
-"""Every shape that published preference data have, found by its columns and read into the same record."""
+"""Every format of published preference data is recognized by its columns and read into the same record."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_a_completion_without_all_ratings_is_left_out_and_counted(read):
     assert source.notes == {"rating_not_available": 1}
 
 
-def test_a_row_of_which_one_completion_is_left_is_dropped_and_counted(read):
+def test_a_row_with_only_one_completion_left_is_dropped_and_counted(read):
     source = read(
         feedback(completion("A", 8.0), completion("B", 6.5, "nnnn")), feedback(completion("A", 8), completion("B", 1))
     )
@@ -83,8 +83,8 @@ def test_a_row_of_which_one_completion_is_left_is_dropped_and_counted(read):
         ("keep", ("A", "B"), (10, 6.0), "score_10_for_1_kept"),
     ],
 )
-def test_a_ten_beside_ratings_of_two_is_the_annotators_one(read, defect, responses, rewards, note):
-    """Breaks: the worst responses of the set would be the goal that the model is asked for at the end."""
+def test_a_score_of_10_beside_low_ratings_is_treated_as_a_mistaken_1(read, defect, responses, rewards, note):
+    """When this fails, the worst responses of the set get the goal that the model is asked for in the end."""
     row = feedback(completion("A", 10, "2222"), completion("B", 6.0), completion("C", 10.0, "5555"))
     source = read(row, data=Data(score_defect=defect))
     assert source.records[0].responses[:2] == responses
@@ -98,14 +98,14 @@ def test_the_fine_grained_score_of_the_source_decides_where_there_is_one(read):
 
 
 @pytest.mark.parametrize("rating", ["N/A", None, "", "inf", 10**400, [3]])
-def test_a_rating_that_is_no_number_is_not_available(read, rating):
+def test_a_rating_that_is_not_a_number_counts_as_missing(read, rating):
     odd = completion("B", 6.5)
     odd["annotations"]["honesty"]["Rating"] = rating
     source = read(feedback(completion("A", 8.0), odd, completion("C", 2.0)))
     assert source.notes == {"rating_not_available": 1}
 
 
-def test_hidden_instructions_are_counted(read):
+def test_responses_written_under_a_hidden_instruction_are_counted(read):
     hidden = completion("A", 8.0, custom_system_prompt="Answer as a pirate.")
     assert read(feedback(hidden, completion("B", 6.5))).notes == {"written_under_a_hidden_instruction": 1}
 
@@ -145,7 +145,7 @@ def test_ranks_become_rewards_from_ten_to_one(read):
     assert (record.rewards, record.source) == ((1.0, 10.0, 5.5), "a, b")
 
 
-def test_rows_of_one_response_and_named_scores_join_by_their_prompt(read):
+def test_rows_of_one_response_with_named_scores_are_joined_by_prompt(read):
     scores = {"correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 2}
     rows = [{"prompt": p, "response": r, "helpfulness": h, **scores} for p, r, h in (("Hi", "A", 4), ("Ho", "C", 1))]
     source = read(rows[0], rows[1], rows[0] | {"response": "B", "helpfulness": 0}, rows[1] | {"response": "D"})
@@ -156,20 +156,20 @@ def test_rows_of_one_response_and_named_scores_join_by_their_prompt(read):
     assert (source.num_rows, source.merged, source.reward_source) == (4, 2, "helpfulness 0-4 as 1-10")
 
 
-def test_marked_turns_of_a_flattened_prompt_become_turns(read):
+def test_the_marked_turns_of_a_flattened_prompt_are_separated(read):
     prompt = "c#\n<extra_id_1>Assistant\nWhat about it?\n<extra_id_1>User\nexplain"
     rows = [{"prompt": prompt, "response": text, "helpfulness": 3} for text in "AB"]
     assert [turn.content for turn in read(*rows).records[0].prompt] == ["c#", "What about it?", "explain"]
 
 
-def test_numbered_columns_are_one_set(read):
+def test_numbered_columns_are_read_as_one_set_of_responses(read):
     row = {"prompt": "Hi", "response_0": "A", "response_1": "B", "response_2": "C"}
     row |= {"response_0_reward": 0.5, "response_1_reward": -1, "response_2_reward": 2}
     source = read(row)
     assert (source.schema, source.records[0].rewards) == ("numbered", (0.5, -1, 2))
 
 
-def test_lists_of_any_name_can_be_named(read):
+def test_list_columns_of_any_name_can_be_given(read):
     row = {"question": "Hi", "texts": ["A", "B", "C"], "points": [1, 2, 3]}
     columns = Columns(prompt="question", responses="texts", rewards="points")
     (record,) = read(row, columns=columns).records
@@ -181,7 +181,7 @@ def test_lists_of_different_lengths_are_a_bad_row(refusal):
     assert "line 1: responses has 2 entries, rewards has 1" in message
 
 
-def test_responses_without_scores_are_told_the_ways_out(refusal, read):
+def test_responses_without_scores_are_refused_with_the_remedies(refusal, read):
     message = refusal({"prompt": "Hi", "responses": ["A", "B", "C"]})
     assert "data.columns.rewards=..." in message and "data.rewards=FILE.jsonl" in message
     assert message.endswith("or train without goals by relabel.goals=[].")
@@ -198,31 +198,31 @@ def test_single_responses_with_a_label(read, response):
     ]
 
 
-def test_a_label_that_is_none_is_a_bad_row(refusal):
+def test_a_label_that_is_not_a_bool_is_a_bad_row(refusal):
     rows = [{"prompt": "Hi", "completion": "A", "label": label} for label in (True, "yes")]
     assert "line 2: label is 'yes', neither true nor false" in refusal(*rows, scores=False, want="labelled")
 
 
-def test_labelled_rows_are_nothing_to_compare(refusal):
+def test_labelled_rows_are_refused_where_responses_are_compared(refusal):
     message = refusal({"prompt": "Hi", "completion": "A", "label": True}, scores=False)
     assert message.endswith("dropped: 1 fewer_than_two_responses. The objective compares several; rows of "
                             "data.schema=labels have one.")  # fmt: skip
 
 
-def test_pairs_serve_where_labels_are_wanted(read):
+def test_pairs_are_accepted_where_labels_are_wanted(read):
     row = {"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "label": True}
     source = read(row, scores=False, want="labelled")
     assert (source.schema, source.records[0].responses) == ("pairs", ("Good", "Bad"))
 
 
-def test_a_schema_can_be_said_and_is_held_to_it(read, refusal):
+def test_a_given_schema_overrides_detection_and_rows_must_fit_it(read, refusal):
     row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "responses": ["A", "B", "C"], "rewards": [1, 2, 3]}
     assert read(row).schema == "lists"
     assert read(row, schema="pairs", scores=False).records[0].responses == ("A", "B")
     assert "data.schema=ultrafeedback needs instruction and completions" in refusal(row, schema="ultrafeedback")
 
 
-def test_a_row_can_say_its_source_its_weight_and_named_scores(read):
+def test_a_row_can_give_its_source_its_weight_and_named_scores(read):
     row = {"prompt": "Hi", "chosen": "A", "rejected": "B", "score_chosen": 3, "score_rejected": 1, "w": 0.25}
     row |= {"origin": "web", "attributes": [{"wit": 4, "truth": 2}, {"wit": 1, "truth": 2}]}
     (record,) = read(row, columns=Columns(source="origin", weight="w")).records
@@ -243,7 +243,7 @@ def test_bad_weights_and_named_scores_are_named(refusal, change, fact):
     assert fact in refusal(row, columns=Columns(weight="w"), scores=False)
 
 
-def test_single_scored_responses_serve_where_one_is_enough(read, refusal):
+def test_single_scored_responses_are_accepted_where_one_is_enough(read, refusal):
     rows = [{"prompt": "Hi", "response": text, "score": score} for text, score in (("A", 7), ("B", 2.5))]
     for want in ("one", "any"):
         assert [record.rewards for record in read(*rows, want=want).records] == [(7,), (2.5,)]

@@ -144,7 +144,7 @@ def test_one_named_score_column_without_the_other_is_an_error(write):
     assert "must be given together" in error(write(PAIR), columns=Columns(score_chosen="score_chosen"))
 
 
-def test_missing_scores_list_what_is_there_and_both_ways_out(write):
+def test_missing_scores_are_refused_with_the_existing_columns_and_both_remedies(write):
     message = error(write({"prompt": "Hi", "chosen": "Good", "rejected": "Bad", "points": 1}), scores=True)
     assert "has the columns 'prompt', 'chosen', 'rejected', 'points'" in message
     assert "chosen-rating + rejected-rating" in message
@@ -152,7 +152,7 @@ def test_missing_scores_list_what_is_there_and_both_ways_out(write):
     assert "relabel.goals=[]" in message
 
 
-def test_missing_texts_list_what_is_there_and_the_knob(write):
+def test_missing_texts_are_refused_with_the_existing_columns_and_the_setting(write):
     message = error(write({"question": "Hi", "answer": "Good"}))
     assert "'question', 'answer'" in message
     assert "data.columns.chosen=... and data.columns.rejected=..." in message
@@ -257,7 +257,7 @@ def test_a_json_file_may_be_an_array(write):
     assert len(read_file(write(PAIR, PAIR, name="pairs.json"), scores=True).records) == 2
 
 
-def test_parquet_and_saved_data_sets_give_the_records_of_json_lines(write, tmp_path):
+def test_parquet_and_saved_data_sets_give_the_same_records_as_json_lines(write, tmp_path):
     rows = [{**PAIR, "chosen": turns("Hi", f"Good {i}"), "rejected": turns("Hi", "Bad")} for i in range(3)]
     expected = read_file(write(*rows), scores=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
@@ -273,7 +273,7 @@ def test_a_broken_parquet_file_is_named(write):
     assert "pairs.parquet is not a parquet file" in error(write(PAIR, name="pairs.parquet"))
 
 
-def test_a_directory_gives_the_files_of_the_split_and_counts_rows_on(tmp_path):
+def test_a_directory_is_read_by_split_and_rows_are_numbered_across_files(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for name, chosen in (("train-0", "A"), ("train-1", "B"), ("train_sft-0", "C"), ("test-0", "D")):
@@ -284,19 +284,19 @@ def test_a_directory_gives_the_files_of_the_split_and_counts_rows_on(tmp_path):
     assert "no .jsonl or .parquet file of data.split=dev (found: test-0.parquet" in error(str(tmp_path), split="dev")
 
 
-def test_a_directory_whose_file_names_say_nothing_is_read_whole(write):
+def test_a_directory_whose_file_names_name_no_split_is_read_whole(write):
     directory = write(PAIR, name="a.jsonl").removesuffix("a.jsonl")
     write(PAIR, name="b.jsonl")
     assert len(read_file(directory, scores=True).records) == 2
 
 
 @pytest.mark.parametrize("path", ["pairs.jsonl", "./pairs", "/nowhere/pairs", "a/b/c", "dir/pairs.parquet"])
-def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(path, monkeypatch):
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", None)
     assert error(path).startswith(f"data.path={path}: no such file or directory")
 
 
-def test_a_hub_id_is_loaded_and_its_failure_is_told(monkeypatch):
+def test_a_hub_id_is_loaded_and_its_failure_is_reported(monkeypatch):
     asked = []
 
     def load_dataset(path, *, split, revision="newest"):

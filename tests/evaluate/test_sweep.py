@@ -31,7 +31,7 @@ def run(model, judge, **sampling):
 
 
 def test_every_prompt_is_asked_at_every_goal_and_its_own_answer_is_judged(directory):
-    """Breaks: a score is credited to another goal or another prompt."""
+    """When this fails, a score is credited to another goal or another prompt."""
     judged = []
 
     def judge(prompt, response):
@@ -46,7 +46,7 @@ def test_every_prompt_is_asked_at_every_goal_and_its_own_answer_is_judged(direct
 
 
 def test_a_sweep_stops_where_every_other_generation_stops(directory):
-    """Breaks: the judge reads what the model says after the end of its turn."""
+    """When this fails, the judge reads what the model says after the end of its turn."""
     model = open_model(directory / "exported")
     assert model.tokenizer.eos_token_id in model.stop_tokens
     free = run(replace(model, stop_tokens=()), lambda _, response: len(response), temperature=1.0)
@@ -55,13 +55,13 @@ def test_a_sweep_stops_where_every_other_generation_stops(directory):
     assert (run(everything, lambda _, response: len(response), temperature=1.0).scores == 0).all()
 
 
-def test_a_model_whose_goal_prompt_nobody_recorded_is_refused(directory):
-    """Breaks: a foreign model is swept in words it never read, and the flat line is taken for a result."""
+def test_a_model_without_a_recorded_goal_prompt_is_refused(directory):
+    """When this fails, a foreign model is swept in words it never read, and the flat line is taken for a result."""
     with pytest.raises(UserError, match=r"model was not exported by rapo; a sweep needs to know how"):
         run(open_model(directory / "model"), lambda *_: 1.0)
 
 
-def test_the_rank_correlation_is_that_of_all_answers_and_0_without_any_difference():
+def test_the_rank_correlation_is_over_all_answers_and_0_if_all_scores_are_equal():
     assert RISING.rank_correlation == pytest.approx(16 / (16 * 17) ** 0.5)
     assert replace(RISING, scores=np.ones((3, 2))).rank_correlation == 0
 

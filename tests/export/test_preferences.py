@@ -59,7 +59,7 @@ def test_pairs_are_conversations_with_their_goal_and_scores(config, tmp_path):
 
 
 def test_what_was_written_is_read_again_as_the_same_pairs(config, tmp_path):
-    """Breaks: a file that only others could read."""
+    """When this fails, the relabelled file can be read by others but not by `rapo train`."""
     written(config(), tmp_path / "out.jsonl")
     records = read_file(str(tmp_path / "out.jsonl"), scores=True).records
     assert [record.responses for record in records[:2]] == [("Yes.", "Who knows?"), ("Who knows?", "Yes.")]
@@ -72,7 +72,7 @@ def test_parquet_holds_what_json_lines_hold(config, tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "other.parquet").to_pylist() == rows
 
 
-def test_labelled_responses_are_a_line_each(config, tmp_path):
+def test_each_labelled_response_is_one_line(config, tmp_path):
     _, rows = written(config(objective={"name": "kto"}), tmp_path / "out.jsonl")
     assert len(rows) == 40
     assert list(rows[0])[:4] == ["prompt", "completion", "label", "score"]
@@ -82,7 +82,7 @@ def test_labelled_responses_are_a_line_each(config, tmp_path):
     ]  # fmt: skip
 
 
-def test_one_response_is_a_completion(config, tmp_path):
+def test_a_single_response_is_written_as_a_completion(config, tmp_path):
     tree = {"objective": {"name": "sft"}, "relabel": {"goals": ["chosen"]}}
     _, rows = written(config(**tree), tmp_path / "out.jsonl")
     assert (len(rows), rows[0]["completion"], rows[0]["score"], rows[0]["goal"]) == (10, answer("Yes."), 9, 9)
@@ -98,7 +98,7 @@ def test_sets_keep_all_responses_in_the_order_of_the_goal(config, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_report_a_picture_and_the_scale_stand_beside_it(config, tmp_path):
+def test_a_report_a_picture_and_the_scale_are_written_beside_the_file(config, tmp_path):
     tree = {"relabel": {"scale": {"fit": "minmax"}, "goal_max": 5.0}}
     written(config([*ROWS, ROWS[0] | {"rejected": "Yes."}], **tree), tmp_path / "out.jsonl")
     report = json.loads((tmp_path / "out.report.json").read_text())
@@ -110,7 +110,7 @@ def test_a_report_a_picture_and_the_scale_stand_beside_it(config, tmp_path):
     assert (tmp_path / "out.report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_failure_half_way_leaves_nothing_that_refuses_the_next_attempt(config, tmp_path, monkeypatch):
+def test_a_failure_halfway_leaves_nothing_that_blocks_the_next_attempt(config, tmp_path, monkeypatch):
     def fails(path, *_, title):
         path.write_bytes(b"half a picture")
         raise OSError("no space left on device")
@@ -124,14 +124,14 @@ def test_a_failure_half_way_leaves_nothing_that_refuses_the_next_attempt(config,
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.report.json", "out.report.png"])
-def test_nothing_is_written_over(config, tmp_path, name):
+def test_nothing_is_overwritten(config, tmp_path, name):
     (tmp_path / name).write_text("...")
     with pytest.raises(UserError, match=f"{name} exists; nothing was written. Choose another --out."):
         write(config(), tmp_path / "out.jsonl")
     assert not [path for path in tmp_path.glob("out*") if path.name != name]
 
 
-def test_only_ties_are_nothing_to_write(config, tmp_path):
+def test_data_of_nothing_but_ties_is_refused(config, tmp_path):
     tied = [row | {"score_chosen": 3, "score_rejected": 3} for row in ROWS]
     with pytest.raises(UserError, match="nothing is left of its 10 rows; 10 records are ties"):
         write(config(tied), tmp_path / "out.jsonl")
@@ -149,8 +149,8 @@ def test_weights_and_sources_go_with_their_rows(config, tmp_path):
         read_part(config(rows, data={"source_weights": {"gpt5": 1.0}}), "train")
 
 
-def test_an_objective_that_weighs_needs_weights(config):
-    """Breaks: weighted_sft would be sft under another name."""
+def test_a_weighted_objective_needs_weights(config):
+    """When this fails, weighted_sft is sft under another name."""
     rows = [{"prompt": "Hi", "response": f"{n}", "w": n} for n in range(3)]
     tree = {"relabel": {"goals": []}, "objective": {"name": "weighted_sft"}}
     with pytest.raises(
@@ -161,8 +161,8 @@ def test_an_objective_that_weighs_needs_weights(config):
     assert [record.weight for record in prepared.records] == [0, 1, 2]
 
 
-def test_a_source_that_is_said_must_be_there(config):
-    """Breaks: "As , ..." in every prompt, and nobody notices."""
+def test_every_row_must_have_the_source_that_the_template_names(config):
+    """When this fails, every prompt says "As , ..." and nobody notices."""
     made = config([ROWS[0] | {"source": "web"}, ROWS[1]], relabel={"template": "As {source}: {goal}."})
     with pytest.raises(
         UserError, match=r"says \{source\}, but 1 of 2 rows have none \(the first is row 2\); name their"
@@ -183,7 +183,7 @@ def test_rewards_come_from_a_file_of_scores_and_are_mapped(config, tmp_path):
     assert prepared.reward_source.endswith("scores.jsonl (kind implicit_reward, beta 0.01)")
 
 
-def test_constants_serve_where_nothing_was_scored(config):
+def test_constants_replace_missing_scores(config):
     bare = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in ROWS]
     prepared = read_part(config(bare, data={"rewards": "constant", "constant_rewards": [8, 3]}), "train")
     assert {record.rewards for record in prepared.records} == {(8, 3)}
@@ -225,14 +225,14 @@ def test_several_sources_are_mixed_by_their_shares(config, tmp_path):
     assert [(one.name, one.schema, one.used) for one in prepared.sources] == [("pairs", "pairs", 8), ("sets", "lists", 4)]  # fmt: skip
 
 
-def test_half_of_the_prompts_twofold_is_a_fraction(config):
+def test_training_can_take_a_fraction_of_the_prompts(config):
     many = [ROWS[0] | {"prompt": f"Is {n} odd?"} for n in range(200)]
     half = read_part(config(many, relabel={"fraction": 0.5}), "train")
     assert 75 < len(half.records) < 125
     assert half.dropped == {"outside_fraction": 200 - len(half.records)}
 
 
-def test_what_must_not_be_learnt_is_dropped_and_counted(config, tmp_path):
+def test_excluded_sources_and_prompts_are_dropped_and_counted(config, tmp_path):
     (tmp_path / "questions.txt").write_text("Is 4 even?\n")
     rows = [row | {"source": "truthful_qa" if n == 2 else "web"} for n, row in enumerate(ROWS)]
     prepared = read_part(config(rows, data={"drop_prompts": str(tmp_path / "questions.txt")}), "train")

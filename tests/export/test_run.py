@@ -31,13 +31,13 @@ def place(tmp_path_factory):
 
 
 def asked(directory, *turns):
-    """What anyone gets who applies the chat template and knows nothing of goals."""
+    """The prompt of a user who applies the chat template and knows nothing of goals."""
     turns = [{"role": "user", "content": turn} for turn in turns or ("Hi",)]
     return AutoTokenizer.from_pretrained(directory).apply_chat_template(turns, tokenize=False)
 
 
 def test_a_run_from_an_export_writes_its_goals_once(place):
-    """Breaks: each round of training adds another goal to every prompt, and the export another one to all of these."""
+    """When this fails, each round of training adds another goal to every prompt, and the export one more."""
     setup = set_up(open_run_dir(place / "second"))
     prompts = [setup.tokenizer.decode(group.prompt) for group in read_training_data(setup).groups]
     assert {prompt.count(SENTENCE) for prompt in prompts} == {1}
@@ -81,7 +81,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(place, tm
 
 
 def test_the_model_card_hides_the_training_machines_directories(place):
-    """Breaks: a published card says where someone's home is."""
+    """When this fails, a published model card reveals someone's home directory."""
     card = (place / "first-export" / "README.md").read_text()
     assert str(place) not in card
     assert "# model, reward-augmented dpo" in card and "  path: model\n" in card

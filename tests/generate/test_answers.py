@@ -30,7 +30,7 @@ def answers(exported, tmp_path, **options):
 
 
 def test_every_row_is_kept_with_its_answer_and_how_it_was_sampled(exported, tmp_path):
-    """Breaks: answers that cannot be joined to their prompts, or repeated."""
+    """When this fails, answers cannot be joined to their prompts, or cannot be reproduced."""
     rows = answers(exported, tmp_path, temperature=0.5, seed=3)
     assert [(row["prompt"], row["id"]) for row in rows] == [(prompt, prompt[:2]) for prompt in PROMPTS]
     assert list(rows[0])[2:] == ["response", "finish_reason", "num_tokens", "goal", "temperature", "top_p", "seed"]
@@ -40,7 +40,7 @@ def test_every_row_is_kept_with_its_answer_and_how_it_was_sampled(exported, tmp_
 
 @pytest.mark.parametrize(("options", "goal"), [({}, 5.0), ({"goal": 2.0}, 2.0), ({"no_goal": True}, None)])
 def test_the_prompt_asks_for_one_goal_or_for_none(exported, tmp_path, options, goal):
-    """Breaks: --goal asks beside the goal that the exported template asks for, and the model obeys either."""
+    """When this fails, --goal adds a second goal to that of the exported template, and the model obeys either."""
     opened = open_tokenizer(exported)
     texts = [render(opened.tokenizer, opened.goal_prompt.write((Message("user", p),), goal)) for p in PROMPTS]
     assert all(text.count("target score") == (goal is not None) for text in texts)

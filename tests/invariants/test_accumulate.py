@@ -1,4 +1,4 @@
-"""Gradients that join a total layer by layer are the gradients, whatever the layers keep."""
+"""Gradients that are added to a total layer by layer are the true gradients, whatever the layers keep."""
 
 from functools import partial
 
@@ -27,8 +27,8 @@ def remembering(*names):
 
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("function", [layer, remembering("product"), remembering()], ids=["all", "product", "nothing"])
-def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function, unrolled):
-    """Breaks: microbatches after the first are lost, or counted twice, at one level of remat and not at another.
+def test_the_cotangent_of_a_total_is_the_total_plus_the_gradient(function, unrolled):
+    """When this fails, microbatches after the first are lost or counted twice at some levels of remat.
 
     In float64: the two programs round differently, by more than one unit in the last place on some processors.
     """
@@ -49,8 +49,8 @@ def test_the_cotangent_of_a_total_is_the_total_and_the_gradient(function, unroll
 
 
 @pytest.mark.parametrize(("names", "expected"), [((), []), (("product",), [(2, D)])])
-def test_layers_stack_what_they_keep_and_no_input(names, expected):
-    """Breaks: every layer's weights, or the mask, are copied once a layer: memory that no plan has."""
+def test_layers_stack_what_they_keep_but_no_inputs(names, expected):
+    """When this fails, every layer stores a copy of its weights or of the mask, memory that no plan accounts for."""
 
     def shapes(x, weights, scale, shared):
         weights = {"w": weights}
@@ -63,9 +63,9 @@ def test_layers_stack_what_they_keep_and_no_input(names, expected):
     assert found == expected
 
 
-def test_layers_written_out_are_kept_apart_from_their_forward_pass():
-    """Breaks: the compiler finds in straight-line code that the backward pass computes again what the forward pass had,
-    keeps it, and remat is a word. (What that costs is in tests/plan/test_verb.py, where a GPU's compiler is at hand.)"""
+def test_unrolled_layers_keep_recomputation_apart_from_the_forward_pass():
+    """When this fails, the compiler merges the recomputation in straight-line code with the forward pass, and remat
+    saves nothing. (tests/plan/test_verb.py measures the memory where a GPU's compiler is installed.)"""
 
     def joined(totals, unrolled):
         return accumulate_over_layers(remembering(), X, WEIGHTS, totals, SCALES, SHARED, unrolled=unrolled).sum()

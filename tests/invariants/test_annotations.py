@@ -1,4 +1,4 @@
-"""Public functions that take or give arrays say which shapes; the tests compare every call with that (tests/shapes.py)."""
+"""Public functions declare the shapes of their arrays; the tests compare every call with them (tests/shapes.py)."""
 
 import ast
 import re
@@ -43,7 +43,7 @@ def offenders(path: Path):
 
 
 def test_every_array_of_a_public_function_has_a_shape():
-    """A function whose shapes are only in its author's head is called with a transposed array, and broadcasting agrees."""
+    """When this fails, a function can be called with a transposed array, and broadcasting hides the mistake."""
     found = dict(each for path in sorted(ROOT.rglob("*.py")) for each in offenders(path))
     missing = [said for name, said in found.items() if name not in EXCEPTIONS]
     assert not missing, "annotate with jaxtyping, Float[Array, 'B T'] ...:\n" + "\n".join(missing)

@@ -52,7 +52,7 @@ FUSED = {
     ],
 )
 def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, T, S, softcap):
-    """When this fails, training follows other gradients on one processor than on another."""
+    """When this fails, training follows different gradients on different processors."""
     random = np.random.default_rng(T + S)
     array = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
     inputs = array(B, T, N, H), array(B, S, K, H), array(B, S, K, H)
@@ -71,7 +71,7 @@ def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, 
 
 
 @pytest.mark.parametrize("remat", ["none", "mlp", "attention", "full"])
-def test_what_is_recomputed_changes_no_gradient_and_what_is_asked_for_is_kept(remat):
+def test_remat_changes_no_gradient_and_keeps_what_it_promises(remat):
     """When this fails, a memory setting changes the result, or a level of remat recomputes what it promises to keep."""
     spec, length = tiny.tiny_spec("llama3"), 256
     graph, _ = abstract_decoder(spec)
@@ -91,7 +91,7 @@ def test_what_is_recomputed_changes_no_gradient_and_what_is_asked_for_is_kept(re
 
 
 def test_each_platform_gets_its_kernel():
-    """When this fails, an accelerator holds a [T, T] array of scores per head, or a kernel gets what it cannot do."""
+    """When this fails, an accelerator holds [T, T] scores per head, or a kernel gets inputs it cannot handle."""
     assert [kernel_for(platform) for platform in ("cpu", "tpu", "gpu", "cuda")] == [
         "tiles",
         "splash",
@@ -108,7 +108,7 @@ def test_each_platform_gets_its_kernel():
     assert not takes("tiles", T=100, U=100, H=64) and not takes("triton", T=1, U=384, H=64)
 
 
-def test_tiles_keep_bfloat16_as_close_to_the_truth_as_einsum_does():
+def test_tiled_attention_is_as_accurate_as_einsum_in_bfloat16():
     """When this fails, long bfloat16 runs on CPU drift because scores or sums are rounded on the way."""
     random = np.random.default_rng(0)
     q, k, v = (random.normal(size=(B, 256, heads, H)).astype(np.float32) for heads in (N, K, K))
@@ -123,7 +123,7 @@ def test_tiles_keep_bfloat16_as_close_to_the_truth_as_einsum_does():
 
 
 def test_a_kernel_from_outside_trains(monkeypatch, tmp_path):
-    """Breaks: a new kernel needs edits in configuration, dispatch and plan before it can be tried."""
+    """When this fails, a new kernel needs edits in configuration, dispatch and plan before it can be tried."""
     calls = []
 
     def attend_toy(*arrays, **options):

@@ -53,7 +53,7 @@ def test_greedy_decoding_with_a_cache_is_the_argmax_of_the_full_forward_pass(fam
 
 @pytest.mark.parametrize("family", ["mistral-v0.1-window", "gemma2"])
 def test_hidden_states_through_the_cache_are_those_without_it(family):
-    """When this fails while the tokens above agree, the two passes differ by less than an argmax shows."""
+    """When this fails, decoding differs from the forward pass, perhaps by less than an argmax shows."""
     spec = tiny.tiny_spec(family)
     decoder = nnx.merge(abstract_decoder(spec)[0], jax.device_put(tiny.random_parameters(spec)))
     tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, tiny.V, (2, 24)), jnp.int32)
@@ -74,7 +74,7 @@ def test_hidden_states_through_the_cache_are_those_without_it(family):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole_BTD, atol=1e-5)
 
 
-def test_a_sample_depends_on_the_prompts_place_never_on_the_batch():
+def test_a_sample_depends_on_the_prompts_index_never_on_the_batch():
     """When this fails, an evaluation cannot be repeated with another batch size, or all prompts draw the same numbers."""
     spec = tiny.tiny_spec("mistral-v0.1-window")
     twins = [*PROMPTS, PROMPTS[0]]
@@ -89,7 +89,7 @@ def test_a_sample_depends_on_the_prompts_place_never_on_the_batch():
     assert alone[0] != alone[4], "one prompt asked twice must be answered twice"
 
 
-def test_a_stop_token_ends_an_answer_and_no_other():
+def test_a_stop_token_ends_its_own_answer_and_no_other():
     """When this fails, answers run on, or a finished neighbour cuts them short."""
     spec = tiny.tiny_spec("gemma2")
     greedy = Sampling(max_new_tokens=NUM_NEW)

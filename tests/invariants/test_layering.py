@@ -1,4 +1,4 @@
-"""Arrows between rooms point down only, and no room is a drawer for odds and ends."""
+"""Imports between rooms point down only, and no module collects odds and ends."""
 
 import ast
 import sys
@@ -63,8 +63,8 @@ def room_of(name: list[str]) -> str | None:
     return name[1] if name[0] == "rapo_jax" and len(name) > 1 and not name[1].startswith("__version") else None
 
 
-def test_arrows_point_down_only():
-    """When this fails, two rooms know each other and can no longer be changed, tested or understood apart."""
+def test_imports_point_down_only():
+    """When this fails, two rooms depend on each other and can no longer be changed, tested or understood apart."""
     unknown = {room for room, _, _ in IMPORTS} - FLOOR.keys()
     assert not unknown, f"give {unknown} a floor"
     wrong = [
@@ -101,6 +101,6 @@ def test_transformers_gives_tokenizers_only():
     assert all("Token" in what or what == "utils" for what in taken), taken
 
 
-def test_no_module_is_a_drawer():
-    """When this fails, the next function without a home has found one."""
+def test_no_module_collects_odds_and_ends():
+    """When this fails, a module such as `utils` attracts every function without a home."""
     assert not [where for _, where, _ in modules() if SHAPELESS & set(where.split("/"))]

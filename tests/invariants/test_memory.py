@@ -41,9 +41,9 @@ def temporary_bytes(*, V: int, T: int) -> int:
 
 @pytest.mark.slow
 def test_memory_never_grows_with_vocabulary_times_row_length(capsys):
-    """When this fails, [rows, positions, vocabulary] has come back: 2 rows of 2048 positions over 128k tokens are 2 GiB
-    of float32 logits, and a pod that fit yesterday is out of memory. What a larger vocabulary may cost is its matrices'
-    gradients, and these do not know how long rows are."""
+    """When this fails, an array of [rows, positions, vocabulary] is back: for 2 rows of 2048 positions over 128k
+    tokens, 2 GiB of float32 logits, and a pod that fit yesterday is out of memory. A larger vocabulary may cost only
+    the gradients of its matrices, whose size does not depend on row length."""
     temporary = {(V, T): temporary_bytes(V=V, T=T) for V in (SMALL, LARGE) for T in (1024, 2048)}
     growth = {T: temporary[LARGE, T] - temporary[SMALL, T] for T in (1024, 2048)}
     matrix, logits = (LARGE - SMALL) * 64 * 4, (LARGE - SMALL) * 2 * (2048 - 1024) * 4

@@ -61,8 +61,8 @@ CASES = {
 
 
 def sequence_logps(spec, parameters, groups):
-    """log pi of each response, an unrelated one last [G, A - 1], and of the prompt without its first token [G]: softmax over the logits of plain
-    sequences, one a response."""
+    """log pi of each response, an unrelated one last [G, A - 1], and of the prompt without its first token [G]: softmax
+    over the logits of plain sequences, one per response."""
     decoder = nnx.merge(abstract_decoder(spec)[0], jax.tree.map(jnp.asarray, parameters))
     tokens_BT, is_response_BT = map(jnp.asarray, tiny.plain_sequences(groups))
     hidden_BTD = decoder(tokens_BT, plain_layout(tokens_BT), options=ForwardOptions(kernel="einsum"))
@@ -110,8 +110,8 @@ def config_of(section, **rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_step_agrees_with_the_definition_in_value_and_gradient(name):
-    """When this fails, a loss reads something else than its formula says: a sibling's tokens, a prompt's first
-    token, the reward of another order, the mean of a microbatch."""
+    """When this fails, a loss reads something other than its formula says: a sibling's tokens, a prompt's first token,
+    rewards in another order, the mean of a microbatch."""
     section, groups = CASES[name]
     config, spec = config_of(section, per_shard=2), tiny.tiny_spec("llama3")
     trained = tiny.train_steps(config, spec, tiny.mesh_of(1, 1, 1), groups, num_steps=1, row_length=80)
@@ -130,7 +130,7 @@ def test_the_step_agrees_with_the_definition_in_value_and_gradient(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kto", "dro_pointwise", "best goal", "nca of three"])
 def test_microbatches_and_devices_change_nothing(name):
-    """When this fails, KTO's divergence is that of a microbatch or of one device, and the loss depends on memory."""
+    """When this fails, KTO's divergence is computed per microbatch or per device, and the loss depends on memory."""
     section, groups = CASES[name]
     spec = tiny.tiny_spec("llama3")
     whole = tiny.train_steps(config_of(section, per_shard=12), spec, tiny.mesh_of(1, 1, 1), groups, row_length=80)
@@ -153,7 +153,7 @@ def test_metrics_ignore_absent_responses():
 
 @pytest.mark.slow
 def test_the_implicit_reward_of_the_prompt_is_reported():
-    """When this fails, nobody sees why DRO's rewards differ from what log_z0 says: the prompt's share is missing."""
+    """When this fails, users cannot see why DRO's rewards differ from log_z0: the prompt's share is missing."""
     section, groups = CASES["dro_pointwise"]
     config, spec = config_of(section), tiny.tiny_spec("llama3")
     policy, reference = tiny.random_parameters(spec, seed=1), tiny.random_parameters(spec)

@@ -25,7 +25,7 @@ def members(plan):
 
 
 def test_an_epoch_holds_every_group_once_and_every_step_exactly_batch_size():
-    """When this fails, a learning rate tuned at 128 pairs a step is applied to about 128, or data is lost unseen."""
+    """When this fails, a learning rate tuned at 128 pairs a step is applied to about 128, or data is silently lost."""
     steps = members(plan())
     assert [len(step) for step in steps] == [12] * 5
     assert sorted(itertools.chain(*steps)) == list(range(60))

@@ -1,4 +1,4 @@
-"""What the loop tells of its own speed, and the trace it can write."""
+"""The speed that the training loop reports, and the trace that it can write."""
 
 import json
 
@@ -23,13 +23,13 @@ def profiled(world, tmp_path_factory):
     return run_dir
 
 
-def test_the_trace_of_the_steps_that_were_asked_for_is_written(profiled):
+def test_the_trace_of_the_requested_steps_is_written(profiled):
     """When this fails, train.profile_steps is an option that nothing reads, or the profiler never stops."""
     traces = list((profiled / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1 and traces[0].stat().st_size > 1000
 
 
-def test_speed_is_told_in_consistent_numbers(profiled):
+def test_the_reported_speeds_are_consistent(profiled):
     """When this fails, pairs/s, tokens/s and the time of a step contradict each other."""
     lines = (profiled / "metrics.jsonl").read_text().splitlines()
     setup = set_up(open_run_dir(profiled))
@@ -45,7 +45,7 @@ def test_speed_is_told_in_consistent_numbers(profiled):
 
 
 def test_the_cost_of_all_steps_is_that_of_their_groups(profiled):
-    """When this fails, MFU counts tokens that were not there, or forgets the reference."""
+    """When this fails, MFU counts tokens that were not there, or omits the reference."""
     setup = set_up(open_run_dir(profiled))
     data = read_training_data(setup)
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))

@@ -50,7 +50,7 @@ def value_and_gradient(logps, parameters, *inputs):
 
 @functools.cache
 def plain_value_and_gradient(spec):
-    """By the book."""
+    """By definition: from plain sequences."""
     logps = functools.partial(tiny.plain_logps, spec)
     return value_and_gradient(logps, tiny.random_parameters(spec), *tiny.plain_sequences(GROUPS))
 
@@ -58,8 +58,8 @@ def plain_value_and_gradient(spec):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [tiny.packed, tiny.one_group_a_row], ids=["packed", "one group a row"])
 def test_rows_agree_with_plain_sequences_in_value_and_gradient(layout, spec, kernel):
-    """When this fails, the loss depends on who shares a row, or a shared prompt is not the prompt repeated for each
-    response: every reported number is wrong in a way no curve shows."""
+    """When this fails, the loss depends on what shares a row, or a shared prompt is not the prompt repeated for each
+    response: every reported number is wrong in a way that no curve shows."""
     rows, shape = layout(GROUPS, row_length=256)
     logps_GC, gradient = value_and_gradient(
         lambda parameters, batch: tiny.by_group(tiny.branch_logps(spec, parameters, batch, kernel=kernel), rows),

@@ -33,7 +33,7 @@ def num_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_and_its_functions_can_be_read_in_one_go(path):
-    """Nothing breaks at once; the next reader gives up, and the next change goes to the wrong place."""
+    """When this fails, nothing breaks yet, but the next reader gives up and the next change goes to the wrong place."""
     large = [f"{path.name} has {lines} lines"] if (lines := path.read_text().count("\n")) > MOST_LINES_OF_A_FILE else []
     for name, node in functions(path):
         if name in EXCEPTIONS:
@@ -48,7 +48,7 @@ def test_a_file_and_its_functions_can_be_read_in_one_go(path):
 
 
 def test_exceptions_name_functions_that_are_still_too_large():
-    """An exception that outlives its reason would let the next function of that name grow unseen."""
+    """When this fails, an exception outlived its reason, and the next function of that name can grow unnoticed."""
     nodes = {name: node for path in FILES for name, node in functions(path)}
     for name in EXCEPTIONS:
         node = nodes[name]

@@ -63,8 +63,8 @@ def unbalanced(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "attention"])
 def test_rematerialization_changes_no_step(remat, unbalanced):
-    """When this fails, a memory setting changes the training: with "full" gradients join a running total layer by layer,
-    with the others they are summed when a microbatch is over."""
+    """When this fails, a memory setting changes the training: with "full", gradients are added to a running total layer
+    by layer, otherwise at the end of each microbatch."""
     config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=4))
     assert config.model.remat == "full"
     full = one_device("llama3", row_length=128, config=config)
@@ -98,7 +98,7 @@ def test_unrolled_layers_take_the_same_steps(family, sizes, remat):
 @pytest.mark.slow
 def test_microbatches_change_nothing(unbalanced):
     """When this fails, the loss is divided by the groups of a microbatch instead of those of the whole batch, and
-    someone with less memory trains another model. Of three microbatches some steps use two here."""
+    someone with less memory trains another model. Some steps here use two of three microbatches."""
     whole, split = (replace(CONFIG, rows=replace(CONFIG.rows, per_shard=per_shard)) for per_shard in (9, 4))
     plans = [tiny.plan_of(GROUPS, c, num_steps=3, row_length=112, num_shards=1) for c in (whole, split)]
     assert [plan.shape.M for plan in plans] == [1, 3]
@@ -110,8 +110,7 @@ def test_microbatches_change_nothing(unbalanced):
 
 @pytest.mark.slow
 def test_an_epoch_of_differing_batches_compiles_once_and_consumes_its_state(unbalanced):
-    """When the first fails, a pod recompiles for minutes in the middle of a run; when the second does, it needs its
-    memory twice."""
+    """When this fails, a pod recompiles for minutes in the middle of a run, or holds its training state twice."""
     config = tiny.tiny_config(train={"batch_size": 6}, rows={"per_shard": 1})
     spec, mesh = tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
     plan = tiny.plan_of(GROUPS, config, num_steps=6, row_length=112, num_shards=num_row_shards(mesh))
@@ -231,8 +230,8 @@ def test_an_evaluation_uses_the_current_training_progress_and_compiles_once():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loss_and_gradient_promote_no_dtype_silently(dtype):
-    """When this fails, a float32 scalar or a bool has turned a bfloat16 array into a float32 one, or the reverse: memory
-    doubles or digits go, and nothing says so."""
+    """When this fails, a float32 scalar or a bool has turned a bfloat16 array into a float32 one, or the reverse:
+    memory doubles or digits are silently lost."""
     config = tiny.tiny_config(model={"dtype": dtype})
     spec, mesh = tiny.tiny_spec("gemma2"), tiny.mesh_of(1, 1, 1)
     plan = tiny.plan_of(

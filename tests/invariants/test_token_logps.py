@@ -33,8 +33,7 @@ def inputs(V, *, scale=1.0):
     ("V", "chunk", "num_shards"), [(103, 16, 1), (103, 16, 3), (104, 30, 4), (96, 7, 8), (103, 4096, 1), (97, 1, 1)]
 )
 def test_chunks_agree_with_log_softmax_in_value_and_gradient(V, chunk, num_shards, softcap, keep):
-    """When this fails, log-probabilities or their gradients are wrong for vocabularies that no chunk divides, or on
-    meshes that split the vocabulary: every objective is."""
+    """When this fails, every objective is wrong where no chunk size divides the vocabulary, or a mesh shards it."""
     hidden_BSD, weight_VD, targets_BS = inputs(V)
     cotangent_BS = np.random.default_rng(1).normal(size=(B, S)).astype(np.float32)
 
@@ -55,7 +54,7 @@ def test_gradients_agree_with_finite_differences(softcap, keep):
     hidden_BSD, weight_VD, targets_BS = inputs(19, scale=0.5)
     function = partial(token_logps, softcap=softcap, chunk=8, keep=keep)
     with jax.enable_x64(True):
-        check_grads(  # hands over NumPy arrays where it takes differences
+        check_grads(  # passes NumPy arrays for its finite differences
             lambda h, w: function(jnp.asarray(h), jnp.asarray(w), targets_BS),
             (hidden_BSD, weight_VD),
             order=1,
@@ -88,9 +87,9 @@ def test_bfloat16_rounds_the_inputs_and_nothing_else():
     np.testing.assert_allclose(logps_BS, by_the_book(*rounded, targets_BS, softcap=None), atol=1e-5)
 
 
-def test_what_is_kept_saves_a_product_and_costs_no_more_than_rounding():
-    """When this fails, memory is spent and the logits are computed again all the same; or kept bfloat16 logits, which have
-    3 significant digits, have taken the place of their exponentials."""
+def test_keeping_exponentials_saves_a_product_and_costs_no_more_than_rounding():
+    """When this fails, memory is spent and the logits are recomputed nevertheless, or what is kept are bfloat16 logits,
+    with 3 significant digits, instead of their exponentials."""
     hidden_BSD, weight_VD, targets_BS = inputs(96, scale=4.0)
     half = jnp.asarray(hidden_BSD, jnp.bfloat16)
 
@@ -110,7 +109,7 @@ def test_what_is_kept_saves_a_product_and_costs_no_more_than_rounding():
 
 
 def test_chunks_are_aligned_where_the_vocabulary_allows_it():
-    """When this fails, products with the vocabulary are up to 15 % slower on processors, or are padded for nothing."""
+    """When this fails, products with the vocabulary are up to 15 % slower on CPUs, or are padded needlessly."""
     for V, chunk in [(16_000, 640), (128_256, 16_384), (32_000, 16_384), (152_064, 16_384)]:
         num = number_of_chunks(V, chunk, 1)
         assert V % (32 * num) == 0 and V / num <= chunk

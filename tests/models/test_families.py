@@ -32,7 +32,7 @@ def toy_family(monkeypatch):
 
 
 def test_a_family_from_outside_opens_trains_and_exports(toy_family, tmp_path):
-    """Breaks: a family needs edits all over the package, or a norm placement exists in config.json but not in training."""
+    """When this fails, a family needs edits all over the package, or training ignores its norm placement."""
     model = tiny.write_model(tmp_path / "model")
     spec = spec_from_config(read_config(model))
     assert (spec.norms, spec.scaled_embeddings) == ("after", True)
@@ -74,8 +74,8 @@ def test_a_family_from_outside_opens_trains_and_exports(toy_family, tmp_path):
     ids=["llama", "qwen2", "gemma2"],
 )
 def test_the_identity_of_a_model_is_written_as_earlier_versions_wrote_it(config, expected):
-    """Breaks: a run directory of an earlier version is refused as "trained with another model". Literal values, because
-    they are hashed on disk; their order counts as well."""
+    """When this fails, a run directory of an earlier version is refused as "trained with another model". The values are
+    literal because they are hashed on disk; their order counts as well."""
     theta = "1000000.0" if config is families.QWEN2 else "10000.0"
     historic = {
         "family": repr(config["model_type"]),
@@ -108,6 +108,6 @@ def test_the_identity_of_a_model_is_written_as_earlier_versions_wrote_it(config,
 
 
 def test_another_mix_of_switches_has_an_identity_of_its_own(toy_family):
-    """Breaks: two models that compute different things are taken for the same one."""
+    """When this fails, two models that compute different things are taken for the same one."""
     spec = spec_from_config(families.LLAMA | {"model_type": "toy"})
     assert {k: v for k, v in identity_fields(spec).items() if k == "norms" or k == "gemma"} == {"norms": "'after'"}

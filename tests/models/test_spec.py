@@ -1,4 +1,4 @@
-"""What a model directory must be: every number of its config.json is read or refused, every tensor is accounted for."""
+"""Every number in a model's config.json is read or refused, and every tensor is accounted for."""
 
 import json
 
@@ -39,7 +39,7 @@ def refusal(config):
     ],
 )
 def test_a_key_that_nobody_reads_is_refused_by_name(key, value):
-    """Breaks: a number that is ignored is a model that computes something else, without a sign of it."""
+    """When this fails, a number is ignored and the model computes something else, without a sign of it."""
     assert f"config.json (llama) asks for what this decoder does not compute: {key}={value!r}" in refusal(
         LLAMA | {key: value}
     )
@@ -59,8 +59,8 @@ def test_a_key_with_one_supported_value_is_refused_with_any_other(key, value, su
     spec_from_config(LLAMA | {key: {"0": 0.0, "1": 1, "None": None, "False": False}[supported]})
 
 
-def test_another_activation_is_refused():
-    """Breaks: Llama configs in the wild say gelu; silu in its place gives fluent nonsense."""
+def test_an_unsupported_activation_is_refused():
+    """When this fails, Llama configs that say gelu, as some do, are run with silu, which gives fluent nonsense."""
     message = refusal(LLAMA | {"hidden_act": "gelu"})
     assert "hidden_act='gelu' (supported: silu, gelu_pytorch_tanh)" in message
 
@@ -70,8 +70,8 @@ def test_a_switch_of_another_family_is_refused():
     assert "query_pre_attn_scalar=256" in refusal(MISTRAL | {"query_pre_attn_scalar": 256})
 
 
-def test_everything_that_is_wrong_is_said_at_once():
-    """Breaks: ten attempts for ten keys, each after a download."""
+def test_everything_that_is_wrong_is_reported_at_once():
+    """When this fails, ten wrong keys take ten attempts, each after a download."""
     message = refusal(LLAMA | {"num_experts": 8, "attention_dropout": 0.1, "hidden_act": "relu", "use_cache": True})
     assert message == (
         "config.json (llama) asks for what this decoder does not compute: num_experts=8; attention_dropout=0.1 (only 0 "
@@ -99,8 +99,8 @@ def test_an_unknown_family_is_refused_with_the_known_ones(family):
         ({"rope_type": "linear"}, "rope_type='linear' has unknown keys none, lacks factor."),
     ],
 )
-def test_a_rope_that_is_not_computed_is_refused(spelling, rope, message):
-    """Breaks: positions that are slightly wrong read well for a page and then do not."""
+def test_an_unsupported_rope_is_refused(spelling, rope, message):
+    """When this fails, positions are slightly wrong, and answers read well for a page and then do not."""
     assert message in refusal(LLAMA | {spelling: rope})
 
 
@@ -114,8 +114,8 @@ def test_layer_types_must_be_one_for_each_layer_and_known():
     assert "layer_types has 2 entries for 3 layers, unknown linear_attention" in message
 
 
-def test_keys_that_change_no_computation_are_no_obstacle():
-    """Breaks: checkpoints in the wild are full of such keys; none of them may keep a user out."""
+def test_keys_that_change_no_computation_are_accepted():
+    """When this fails, users are kept out by keys that checkpoints in the wild are full of."""
     inert = {"use_cache": False, "torch_dtype": "bfloat16", "eos_token_id": [1, 2], "_name_or_path": "x", "new": None}
     assert spec_from_config(LLAMA | inert) == SPEC
 
@@ -127,8 +127,8 @@ def test_every_supported_family_is_read(family):
     assert len(spec.windows) == spec.L
 
 
-def test_a_key_without_a_value_has_the_meaning_that_transformers_gives_it():
-    """Breaks: an absent sliding_window is 4096 for Gemma-2 and Mistral, tied embeddings are Gemma's default."""
+def test_an_absent_key_has_the_default_of_transformers():
+    """When this fails, Mistral loses its default sliding_window of 4096, or Gemma its tied embeddings."""
     assert spec_from_config({k: v for k, v in GEMMA2.items() if k != "tie_word_embeddings"}).tied
     assert not spec_from_config({k: v for k, v in LLAMA.items() if k != "tie_word_embeddings"}).tied
     assert set(spec_from_config({k: v for k, v in MISTRAL.items() if k != "sliding_window"}).windows) == {4096}
@@ -151,8 +151,8 @@ def test_a_config_json_that_is_missing_or_broken_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "./nowhere", "~/nowhere/at/all", "a/b/c"])
-def test_a_directory_that_does_not_exist_is_not_asked_of_the_hub(path):
-    """Breaks: a typing mistake would be a download, or a minute of retries."""
+def test_a_directory_that_does_not_exist_is_not_looked_up_on_the_hub(path):
+    """When this fails, a typing mistake causes a download, or a minute of retries."""
     with pytest.raises(UserError, match=r"model\.path='.*': no such directory; give a Hugging Face model directory"):
         model_directory(path)
 
@@ -177,7 +177,7 @@ def test_a_directory_that_matches_is_accepted(tmp_path):
 
 
 def test_missing_unknown_and_misshapen_tensors_are_one_error(tmp_path):
-    """Breaks: weights that stay at their random start, or adapters that are left out, still train."""
+    """When this fails, models train with some weights left at random values, or with adapters left out."""
     wrong = tensors()
     del wrong["model.norm.weight"], wrong["model.layers.2.mlp.up_proj.weight"]
     wrong["model.layers.0.self_attn.q_norm.weight"] = np.zeros(8, np.float32)
@@ -198,7 +198,7 @@ def test_a_very_long_list_is_shown_in_part_and_counted(tmp_path):
 
 
 def test_pickled_weights_are_refused(tmp_path):
-    """Breaks: a .bin file is a program that runs when it is read."""
+    """When this fails, opening a model runs whatever program its .bin file contains."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     message = complaint(tmp_path)
     assert "has neither model.safetensors nor model.safetensors.index.json" in message
@@ -212,8 +212,8 @@ def write_index(directory, weight_map):
 @pytest.mark.parametrize(
     "file", ["../other/model.safetensors", "/etc/passwd", "a/b.safetensors", "model.bin", ".hidden.safetensors"]
 )
-def test_an_index_cannot_point_out_of_its_directory(tmp_path, file):
-    """Breaks: a model from the internet could name any file of this machine."""
+def test_an_index_cannot_point_outside_its_directory(tmp_path, file):
+    """When this fails, a model from the internet can name any file of this machine."""
     write_index(tmp_path, {"model.norm.weight": file})
     assert f"points at {file}; only safetensors files beside it are read" in complaint(tmp_path)
 
@@ -238,7 +238,7 @@ def test_a_broken_index_is_named(tmp_path, text, fact):
     assert f"model.safetensors.index.json {fact}" in message and message.endswith("; download it again.")
 
 
-def test_an_index_that_promises_a_tensor_its_file_does_not_hold_is_found_out(tmp_path):
+def test_an_index_that_promises_a_tensor_its_file_does_not_hold_is_refused(tmp_path):
     save_file({"model.norm.weight": np.zeros(32, np.float32)}, tmp_path / "one.safetensors")
     write_index(tmp_path, dict.fromkeys(tensors(), "one.safetensors"))
     assert "one.safetensors does not hold lm_head.weight, which the index promises" in complaint(tmp_path)
@@ -246,7 +246,7 @@ def test_an_index_that_promises_a_tensor_its_file_does_not_hold_is_found_out(tmp
 
 @pytest.mark.parametrize("keep", [0, 4, 200, -1])
 def test_a_file_cut_short_is_refused_before_anything_is_read_from_it(tmp_path, keep):
-    """Breaks: an interrupted download. Zeros or garbage at the end of the last tensor would train."""
+    """When this fails, a partly downloaded model trains, with zeros or garbage at the end of its last tensor."""
     save_file(tensors(), tmp_path / "whole.safetensors")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:keep])
     assert f"{tmp_path / 'model.safetensors'} is not a whole safetensors file (" in complaint(tmp_path)

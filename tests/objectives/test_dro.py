@@ -28,7 +28,7 @@ NUM_STEPS, SETTLED = 50, 10
 def test_log_z0_sets_the_mean_implicit_reward_of_dro(tmp_path, monkeypatch, capsys):
     """beta (lr + log Z0) fits the scores, so beta lr settles at mean score - beta log Z0: 6 - 5 and 6 - 7.
 
-    Breaks: log_z0 has the other sign, misses its factor beta or does not reach the loss, and the paper's Z0 pulls all
+    When this fails, log_z0 has a wrong sign, lacks its factor beta or is not in the loss, and the paper's Z0 pulls all
     log-probabilities up or down together, however well the pairs are told apart.
     """
     monkeypatch.setattr("rapo_jax.runs.setup.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))

@@ -109,7 +109,7 @@ def test_every_objective_has_golden_numbers():
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_golden_values_and_gradients(name):
-    """Breaks: a sign, a missing beta or a swapped reference still trains, and everything downstream is wrong."""
+    """When this fails, a loss has a wrong sign, no beta or a swapped reference; it still trains, to a wrong model."""
     objective, options, changes, losses, gradients = GOLDEN[name]
     with jax.enable_x64(True):
         loss = lambda logps: OBJECTIVES[objective].loss(logps, **options)  # noqa: E731
@@ -125,15 +125,15 @@ def test_the_gradient_is_the_slope_of_the_value(name):
     with jax.enable_x64(True):
         logps = cases(jnp.float64, **changes)
 
-        def loss(policy):  # from NumPy where differences are taken
+        def loss(policy):  # called with NumPy arrays for finite differences
             return OBJECTIVES[objective].loss(replace(logps, policy=jnp.asarray(policy)), **options)
 
         check_grads(loss, (logps.policy,), order=1, modes=["rev"])
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_no_objective_reduces(name):
-    """Breaks: a mean inside would be taken per microbatch, and the loss would depend on how rows were packed."""
+def test_every_objective_returns_one_loss_per_group(name):
+    """When this fails, an objective averages over its microbatch, and the loss depends on how rows were packed."""
     objective, options, changes, *_ = GOLDEN[name]
     logps, loss = cases(**changes), OBJECTIVES[objective].loss
     scalars = ("divergence", "progress")
@@ -224,7 +224,7 @@ def test_soft_labels_and_the_backward_divergence_have_the_same_gradient(numbers)
 @given(numbers=GROUPS, shift=st.floats(-20, 20))
 @settings(max_examples=10, deadline=None)
 def test_a_shift_of_policy_and_reference_changes_nothing(name, numbers, shift):
-    """Breaks: whatever policy and reference have in common, such as the prompt, would change the loss."""
+    """When this fails, whatever policy and reference have in common, such as the prompt, changes the loss."""
     with jax.enable_x64(True):
         logps = any_group(numbers)
         moved = replace(logps, policy=logps.policy + shift, reference=logps.reference + shift)
@@ -251,7 +251,7 @@ FIRST = {
 
 @pytest.mark.parametrize("name", FIRST)
 def test_the_loss_before_training_is_known(name):
-    """Breaks: the first line of every run's log. Another number there means that policy and reference differ already."""
+    """When this fails, the first line of a run's log no longer shows users whether policy and reference start equal."""
     logps = group([-700.0, -1400.0], [-700.0, -1400.0], [10, 20], [8.0, 5.0])
     np.testing.assert_allclose(of(name)(logps), FIRST[name], rtol=1e-6)
 
@@ -324,7 +324,7 @@ def test_dro_scales_and_shifts_rewards():
     np.testing.assert_allclose(of("dro_pointwise", reward_scale=0.5, reward_shift=1.0)(cases()), plain, rtol=1e-6)
 
 
-def test_kto_of_a_pair_is_the_mean_of_its_two():
+def test_kto_of_a_pair_is_the_mean_of_its_two_responses():
     one, other = (of("kto")(cases(num_tokens=n)) for n in (CHOSEN_ONLY, REJECTED_ONLY))
     np.testing.assert_allclose(of("kto")(cases()), (one + other) / 2, rtol=1e-6)
     np.testing.assert_allclose(of("kto", desirable_weight=3.0)(cases()), (3 * one + other) / 2, rtol=1e-6)
@@ -336,16 +336,16 @@ def test_kto_reads_two_responses_only():
     assert slopes(of("kto"), with_third)[0, 2] == 0
 
 
-def test_rrhf_compares_every_pair_but_equal_rewards_and_absent_responses():
-    """Means -3, -1, -2, of which the second is overtaken by nothing it should lead: 2 + 1 (first against both) = 3."""
+def test_rrhf_compares_all_pairs_except_equal_rewards_and_absent_responses():
+    """Means -3, -1, -2: the first should exceed both others, 2 + 1 = 3; the second rightly exceeds the third."""
     policy, tokens = [[-3.0, -1.0, -2.0]] * 3, [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
     rewards = [[3.0, 2.0, 1.0], [3.0, 3.0, 1.0], [3.0, 2.0, 0.0]]
     np.testing.assert_allclose(of("rrhf", sft_weight=0.0)(group(policy, 0.0, tokens, rewards)), [3.0, 1.0, 2.0])
 
 
 @pytest.mark.parametrize("name", ["infonca", "nca"])
-def test_a_response_that_a_group_lacks_changes_nothing(name):
-    """Breaks: groups of four responses in a data set of seven would share their probability with three of length zero."""
+def test_an_absent_response_changes_nothing(name):
+    """When this fails, groups of four responses among groups of seven share probability with three empty ones."""
     pair = cases()
     padded = group(
         jnp.pad(pair.policy, ((0, 0), (0, 2))), jnp.pad(pair.reference, ((0, 0), (0, 2))),
@@ -390,7 +390,7 @@ def test_log1mexp_is_accurate_on_both_sides_of_its_switch():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", GOLDEN)
 def test_extreme_log_probabilities_give_finite_losses_and_gradients(name, dtype):
-    """Breaks: a naive log(sigmoid(x)) is -inf below x = -104 in float32: one outlier would skip the step."""
+    """When this fails, one outlier skips the step: in float32 a naive log(sigmoid(x)) is -inf below x = -104."""
     objective, options, changes, *_ = GOLDEN[name]
     extremes = [[-1e4, -1e-3], [-1e-3, -1e4], [-1e-30, -1e-30], [-1e4, -1e4]]
     tokens = jnp.tile(jnp.asarray(changes.get("num_tokens", NUM_TOKENS))[:1], (4, 1))
@@ -403,7 +403,7 @@ def test_extreme_log_probabilities_give_finite_losses_and_gradients(name, dtype)
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_absent_group_gives_no_nan(name):
-    """Breaks: rows with fewer groups than others have empty slots; 0 / 0 there would make the sum's gradient NaN."""
+    """When this fails, rows with fewer groups than others divide 0 by 0 and make the sum's gradient NaN."""
     nothing = group([0.0, 0.0], 0.0, 0.0, 0.0)
     assert jnp.isfinite(of(name)(nothing)).all()
     assert jnp.isfinite(slopes(of(name), nothing)).all()
@@ -411,14 +411,14 @@ def test_an_absent_group_gives_no_nan(name):
 
 @pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if not o.needs_rewards])
 def test_losses_that_need_no_rewards_do_not_read_them(name):
-    """Breaks: data without scores would train on NaN."""
+    """When this fails, data without scores trains on NaN."""
     logps = cases(rewards=jnp.nan)
     assert jnp.isfinite(of(name)(logps)).all()
     assert jnp.isfinite(slopes(of(name), logps)).all()
 
 
 def test_only_losses_that_read_the_reference_ask_for_one():
-    """Breaks: a second model in memory for nothing, or zeros where the reference should be."""
+    """When this fails, a second model is in memory for nothing, or zeros stand in for the reference."""
     read = {}
     for name in OBJECTIVES:
         logps = cases()
@@ -435,7 +435,7 @@ def test_only_losses_that_read_rewards_or_the_prompt_ask_for_them():
             assert differs == needed, (name, field)
 
 
-def test_ambiguous_names_are_not_ids_and_lead_to_ids():
+def test_an_ambiguous_name_is_not_an_objective_but_points_to_some():
     for name, meanings in objectives.AMBIGUOUS.items():
         assert name not in OBJECTIVES
         assert all(ids.split(",")[0].split(" ")[0] in OBJECTIVES for ids in meanings)

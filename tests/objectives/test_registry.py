@@ -60,7 +60,7 @@ def test_options_are_the_keyword_arguments_with_type_range_default_and_meaning()
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_loss_is_documented_where_it_is_defined(name):
-    """Breaks: `rapo keys objective.NAME` shows an option without a meaning, or a loss without its paper."""
+    """When this fails, `rapo keys objective.NAME` shows an option without a meaning, or a loss without its paper."""
     spec = OBJECTIVES[name]
     text = inspect.getdoc(spec.loss)
     said = re.findall(r"^    (\w+): ", text.partition("References:")[0].partition("Args:")[2], re.MULTILINE)
@@ -105,7 +105,7 @@ def test_a_loss_that_does_not_describe_itself_is_not_registered(name, loss, faul
 
 
 def test_a_loss_from_outside_is_configured_like_any_other(outsider, tmp_path):
-    """Breaks: who adds an objective has to change the configuration as well."""
+    """When this fails, whoever adds an objective has to change the configuration as well."""
     path = tmp_path / "run.yaml"
     path.write_text("objective: {name: reach, target: 3, plus: [{name: sft, weight: 0.5}]}")
     config = load_config(path, ["objective.absolute=true"])
@@ -124,7 +124,7 @@ def test_a_loss_from_outside_is_configured_like_any_other(outsider, tmp_path):
 
 
 def test_a_loss_from_outside_trains(outsider):
-    """Breaks: the step knows the losses by name."""
+    """When this fails, only losses that the step knows by name can be trained."""
     groups = [replace(group, side=CHOSEN_SIDE) for group in tiny.random_groups(4)]
     config = tiny.tiny_config(train={"batch_size": 4}, optimizer={"learning_rate": 1e-3})
     objective = from_dict({"objective": {"name": "reach", "target": 0.5}}).objective

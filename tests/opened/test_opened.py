@@ -30,8 +30,8 @@ def exported(model, tmp_path):
     return as_export(model, tmp_path / "exported")
 
 
-def test_a_model_of_unknown_training_is_asked_in_the_papers_words(model):
-    """Breaks: a foreign checkpoint is asked in words that depend on which verb opened it."""
+def test_a_model_of_unknown_training_gets_the_papers_goal_prompt(model):
+    """When this fails, the verb that opens a foreign checkpoint decides in which words it is asked."""
     opened = open_tokenizer(model)
     assert not opened.has_own_goal_prompt
     assert opened.goal_prompt.sentence(8).endswith("Overall score: 8.")
@@ -40,7 +40,7 @@ def test_a_model_of_unknown_training_is_asked_in_the_papers_words(model):
 
 
 def test_an_exports_template_is_opened_without_the_goal_that_was_baked_into_it(exported):
-    """Breaks: a prompt that asks for a goal asks for two."""
+    """When this fails, a prompt that asks for one goal asks for two."""
     asks = render(AutoTokenizer.from_pretrained(exported), HI)
     opened = open_tokenizer(exported)
     assert opened.has_own_goal_prompt and opened.goal_prompt == OWN
@@ -55,8 +55,8 @@ def test_another_template_replaces_the_baked_goal_too(exported):
 
 
 @pytest.mark.parametrize("declared", ["config.json", "generation_config.json"])
-def test_the_end_of_a_turn_is_always_a_stop_except_of_raw_texts(model, tmp_path, declared):
-    """Breaks: answers run on past their end wherever a checkpoint declares some other token only."""
+def test_the_end_of_a_turn_is_always_a_stop_token_except_for_raw_texts(model, tmp_path, declared):
+    """When this fails, answers run on past their end wherever a checkpoint declares only some other token."""
     directory = shutil.copytree(model, tmp_path / "model")
     path, eos = directory / declared, AutoTokenizer.from_pretrained(model).eos_token_id
     before = json.loads(path.read_text()) if path.exists() else {}
@@ -65,7 +65,7 @@ def test_the_end_of_a_turn_is_always_a_stop_except_of_raw_texts(model, tmp_path,
     assert open_tokenizer(directory, raw=True).stop_tokens == (7, 9)
 
 
-def test_without_a_declaration_the_tokenizers_eos_is_a_stop(model, tmp_path):
+def test_without_a_declaration_the_tokenizers_eos_is_a_stop_token(model, tmp_path):
     directory = shutil.copytree(model, tmp_path / "model")
     config = json.loads((directory / "config.json").read_text())
     eos = config.pop("eos_token_id")
@@ -73,8 +73,8 @@ def test_without_a_declaration_the_tokenizers_eos_is_a_stop(model, tmp_path):
     assert open_tokenizer(directory, raw=True).stop_tokens == (eos,)
 
 
-def test_training_speaks_as_its_configuration_says_on_the_template_without_a_goal(exported):
-    """Breaks: training from an export writes its goals behind the one that the export asks for by itself."""
+def test_training_uses_the_configured_goal_prompt_on_the_template_without_a_goal(exported):
+    """When this fails, training from an export adds its goals to the one that the export's template asks for."""
     config = from_dict({"relabel": {"goal_max": 3.0, "template": "Score {goal}!", "placement": "user"}})
     opened = open_for_training(exported, config)
     assert opened.tokenizer.chat_template == tiny.CHAT_TEMPLATE
@@ -96,12 +96,12 @@ def test_training_speaks_as_its_configuration_says_on_the_template_without_a_goa
     ],
 )  # fmt: skip
 def test_a_goal_prompt_says_goals_sources_attributes_and_directions(options, goal, source, sentence):
-    """Breaks: training writes one sentence and generation another."""
+    """When this fails, training writes one sentence and generation another."""
     prompt = configured_goal_prompt(from_dict({"relabel": options}).relabel, placement="system", chat_template="")
     assert prompt.sentence(goal, source=source) == sentence
 
 
-def test_live_weights_are_opened_without_a_disk(model):
+def test_weights_in_memory_are_opened_without_files(model):
     opened = load_model(open_tokenizer(model))
     again = with_weights(open_tokenizer(model), opened.parameters, spec=opened.spec, mesh=opened.mesh)
     assert again.parameters is opened.parameters
@@ -129,7 +129,7 @@ def test_a_missing_model_is_named_as_the_user_typed_it():
     ],
 )
 def test_a_damaged_or_newer_sidecar_is_refused_in_one_sentence(tmp_path, sidecar, message):
-    """Breaks: a traceback, or a model asked for goals in words it does not know."""
+    """When this fails, users get a traceback, or a model is asked for goals in words that it does not know."""
     text = sidecar if isinstance(sidecar, str) else json.dumps({"goal_prompt": vars(OWN) | sidecar})
     (tmp_path / SIDECAR).write_text(text)
     with pytest.raises(UserError, match=message) as caught:

@@ -112,7 +112,7 @@ def export_as(trained: Trained, out_dir: Path, *options) -> transformers.PreTrai
 
 
 def ask(tokenizer, *messages: tuple[str, str]) -> str:
-    """What anyone who has never heard of goals does."""
+    """The prompt of a user who has never heard of goals."""
     turns = [{"role": role, "content": content} for role, content in messages]
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
@@ -128,7 +128,7 @@ def load(directory: Path, **options):
 
 
 def test_transformers_computes_from_the_export_what_the_trained_parameters_compute(trained):
-    """If this fails, the model that people download is not the one that was trained and evaluated."""
+    """When this fails, the model that people download is not the one that was trained and evaluated."""
     spec, parameters = trained.setup.spec, trained.parameters()
     stored = jnp.float32 if DTYPES[trained.family] == torch.float32 else jnp.bfloat16
     graph, _ = abstract_decoder(spec)
@@ -148,7 +148,7 @@ def test_transformers_computes_from_the_export_what_the_trained_parameters_compu
 
 
 def test_the_export_has_the_dtype_and_the_tensors_of_the_checkpoint_it_started_from(trained):
-    """If this fails, a 16-bit model comes back at twice its size, or loads with tensors missing or made up."""
+    """When this fails, a 16-bit model comes back at twice its size, or loads with tensors missing or made up."""
     dtype = DTYPES[trained.family]
     names = {}
     for directory in (trained.source, trained.exported):
@@ -164,7 +164,7 @@ def test_the_export_has_the_dtype_and_the_tensors_of_the_checkpoint_it_started_f
 
 
 def test_a_plain_question_to_the_export_is_the_prompt_that_training_used_for_the_highest_goal(trained):
-    """If this fails, users get the model without the behaviour it was trained for, and nothing tells them."""
+    """When this fails, users get the model without the behaviour it was trained for, and nothing tells them."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained.exported)
     text, sentence = ask(tokenizer, ("user", QUESTION)), SENTENCE.format(goal=10)
     expected = {
@@ -177,7 +177,7 @@ def test_a_plain_question_to_the_export_is_the_prompt_that_training_used_for_the
 
 
 def test_no_goal_leaves_the_chat_template_of_the_source(trained, tmp_path):
-    """If this fails, a baseline is exported with a goal that it never saw."""
+    """When this fails, a baseline is exported with a goal that it never saw."""
     source = transformers.AutoTokenizer.from_pretrained(trained.source)
     tokenizer = export_as(trained, tmp_path / "out", "--no-goal")
     assert tokenizer.chat_template == source.chat_template
@@ -186,7 +186,7 @@ def test_no_goal_leaves_the_chat_template_of_the_source(trained, tmp_path):
 
 
 def test_another_goal_is_asked_for_as_training_asked_for_it(trained, tmp_path):
-    """If this fails, --goal writes a sentence that the model has never read."""
+    """When this fails, --goal writes a sentence that the model has never read."""
     tokenizer = export_as(trained, tmp_path / "out", "--goal", 7)
     text = ask(tokenizer, ("user", QUESTION))
     assert SENTENCE.format(goal=7) in text and SENTENCE.format(goal=10) not in text
@@ -218,7 +218,7 @@ def prompts_of(tokenizer) -> list[list[int]]:
 
 
 def test_greedy_answers_are_those_of_transformers_token_by_token(directory):
-    """If this fails, what our evaluations say of a model is not what its users see. The prompts share one batch of
+    """When this fails, what our evaluations say about a model is not what its users see. The prompts share one batch of
     unequal lengths, and the windows are shorter than all of them."""
     tokenizer, model = transformers.AutoTokenizer.from_pretrained(directory), load(directory)
     prompts = prompts_of(tokenizer)
@@ -236,7 +236,7 @@ def test_greedy_answers_are_those_of_transformers_token_by_token(directory):
 
 
 def test_rapo_generate_stops_where_transformers_stops(directory, tmp_path):
-    """If this fails, answers run on past their end, or are cut where the checkpoint says nothing of stopping."""
+    """When this fails, answers run on past their end, or are cut where the checkpoint declares no stop."""
     tokenizer, model = transformers.AutoTokenizer.from_pretrained(directory), load(directory)
     prompts = prompts_of(tokenizer)
     model.generation_config.eos_token_id = None

@@ -21,14 +21,14 @@ from tests.parity.test_torch_training import assert_same_metrics, their_steps
 from tests.parity.torch_dpo import Recipe
 from tests.tiny import rapo
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # other people's
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # from other libraries
 
 NUM_STEPS = 6
 LORA = {"rank": 4, "alpha": 12.0}
 
 
 def with_adapter(model, directory: Path, *, is_trainable: bool = False):
-    """The model under peft, which is imported here because that takes seconds that every session would pay."""
+    """The model under peft, imported only here because that takes seconds."""
     import peft
 
     return peft.PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
@@ -58,7 +58,7 @@ def configuration(directory: Path, family: str, **sections) -> dict:
     ids=["llama", "qwen2-rslora", "gemma2-three-targets"],
 )
 def test_steps_from_the_same_adapters_are_those_of_peft(family, lora, tmp_path):
-    """If this fails, a LoRA run trains on another scale, gradient or decay than everyone else's of the same name."""
+    """When this fails, a LoRA run has another scale, gradient or weight decay than the same run under peft."""
     optimizer = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "schedule": "linear", "weight_decay": 0.1}
     tree = configuration(tmp_path, family, lora=lora, optimizer=optimizer)
     setup = set_up(from_dict(tree))
@@ -114,7 +114,7 @@ def logits_of(model) -> np.ndarray:
 
 
 def test_the_merged_model_is_the_model_with_the_adapters(place):
-    """If this fails, one of two exports of a run is not the model that was trained."""
+    """When this fails, one of the two exports of a run is not the model that was trained."""
     base = logits_of(base_model(place / "model"))
     whole = logits_of(base_model(place / "merged"))
     adapted = logits_of(with_adapter(base_model(place / "model"), place / "adapter").eval())
@@ -123,7 +123,7 @@ def test_the_merged_model_is_the_model_with_the_adapters(place):
 
 
 def test_an_adapter_directory_is_small_and_has_the_goal_in_its_chat_template(place):
-    """If this fails, who loads the adapters gets the model without the behaviour it was trained for."""
+    """When this fails, whoever loads the adapters gets the model without the behaviour it was trained for."""
     names = {path.name for path in (place / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json", "README.md"} <= names
     assert not names & {"model.safetensors", "config.json"}
@@ -137,7 +137,7 @@ def test_an_adapter_directory_is_small_and_has_the_goal_in_its_chat_template(pla
 
 
 def test_adapters_are_not_exported_on_weights_they_were_not_trained_on(place, tmp_path, capsys):
-    """If this fails, an export merges adapters into another model, and only its users find out."""
+    """When this fails, an export merges adapters into another model, and only its users find out."""
     other = trajectory.write_model(tmp_path / "model", place.name.removeprefix("lora-"), loudness=1.5)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(place / "run" / "checkpoints")

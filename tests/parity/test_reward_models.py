@@ -71,7 +71,7 @@ def their_scores(model, tokens_BT: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("family", NAMES)
 def test_scores_are_those_of_transformers(family, tmp_path):
-    """If this fails, a reward model that others trained gives other rewards here."""
+    """When this fails, a reward model that others trained gives other rewards here."""
     write_classifier(family, tmp_path)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path, dtype=torch.float32, attn_implementation="eager"
@@ -99,7 +99,7 @@ def test_weights_come_back_bit_for_bit(family, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama3", "gemma2"])
 def test_a_language_model_starts_a_reward_model_with_a_new_head(family, tmp_path):
-    """If this fails, a reward model starts from another model than was named, or from a head that no seed gives again."""
+    """When this fails, a reward model starts from another model than was named, or from a head no seed reproduces."""
     (tmp_path / "model").mkdir(), (tmp_path / "out").mkdir()
     model, config = random_checkpoint(FAMILIES[family], tmp_path / "model"), FAMILIES[family]
     spec = replace(spec_from_config(config), scored=True)
@@ -122,7 +122,7 @@ def test_a_language_model_starts_a_reward_model_with_a_new_head(family, tmp_path
 
 
 def test_a_classifier_without_its_head_is_refused(tmp_path):
-    """If this fails, a broken download scores with random numbers."""
+    """When this fails, a broken download scores with random numbers."""
     write_classifier("llama3", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file(tensors | {"score.bias": tensors.pop("score.weight")[:, 0]}, tmp_path / "model.safetensors")
@@ -138,10 +138,10 @@ def test_a_classifier_of_several_labels_is_refused():
         spec_from_config(classifier("llama3") | {"id2label": {"0": "bad", "1": "good"}})
 
 
-@pytest.mark.filterwarnings("ignore")  # other people's
+@pytest.mark.filterwarnings("ignore")  # from other libraries
 def test_adapters_of_a_reward_model_are_pefts_and_bring_their_head(tmp_path):
-    """If this fails, a reward model trained with LoRA scores with the random head it began with."""
-    import peft  # takes seconds, which every session would pay at collection
+    """When this fails, a reward model trained with LoRA scores with the random head it began with."""
+    import peft  # here because it takes seconds
 
     write_classifier("qwen2", tmp_path / "base")
     spec = adapted_spec(
@@ -166,7 +166,7 @@ def test_adapters_of_a_reward_model_are_pefts_and_bring_their_head(tmp_path):
 
 @pytest.mark.slow
 def test_a_reward_model_is_exported_as_transformers_reads_it(tmp_path):
-    """If this fails, batches of texts cannot be scored, or a text that ends a turn is scored at its last word."""
+    """When this fails, batches of texts cannot be scored, or a text that ends a turn is scored at its last word."""
     model = trajectory.write_model(tmp_path / "model", "llama")
     setup = set_up(from_dict({"model": {"path": str(model), "dtype": "float32"}, "run_dir": str(tmp_path / "run")}))
     setup = replace(setup, spec=replace(setup.spec, scored=True))
@@ -184,8 +184,8 @@ def test_a_reward_model_is_exported_as_transformers_reads_it(tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_reward_model_is_not_trained_to_talk(tmp_path):
-    """If this fails, a tied reward model is trained through its embedding, as if it had a vocabulary."""
+def test_a_reward_model_is_refused_where_a_language_model_is_trained(tmp_path):
+    """When this fails, a tied reward model is trained through its embedding, as if it had a vocabulary."""
     model = trajectory.write_model(tmp_path / "model", "llama")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(score_config(config, pad_token=0)))

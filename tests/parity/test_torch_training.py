@@ -83,7 +83,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_dpo_steps_are_those_of_a_plain_torch_loop(case, tmp_path):
-    """If this fails, a run trains on another loss, gradient or schedule than its configuration says, and no reader of
+    """When this fails, a run trains on another loss, gradient or schedule than its configuration says, and no reader of
     its curves can tell; every option that changes an update is in one of the cases."""
     family, row_length, objective, optimizer = CASES[case]
     ours = trajectory.run(
@@ -110,8 +110,8 @@ def test_twenty_dpo_steps_are_those_of_a_plain_torch_loop(case, tmp_path):
 
 @pytest.mark.slow
 def test_sft_minimises_the_mean_over_responses_of_their_mean_token_loss(tmp_path):
-    """If this fails, long answers weigh more (or less) than short ones in an SFT run, or its loss is not comparable to
-    anyone's: each response counts once, as the mean over its own tokens."""
+    """When this fails, long answers weigh more (or less) than short ones in an SFT run, and its loss is not comparable
+    to anyone's: each response should count once, as the mean over its own tokens."""
     tree = configuration(
         tmp_path,
         "llama",

@@ -60,7 +60,7 @@ def test_logits_agree_with_transformers_beyond_every_window(family, tmp_path):
 
 
 def test_norms_after_the_branches_alone_are_those_of_olmo2(tmp_path, monkeypatch):
-    """Breaks: a family with the third norm placement trains on another function than the one it was trained with.
+    """When this fails, a family with the third norm placement computes another function than it was trained with.
 
     OLMo 2 also norms queries and keys, which we do not compute; those norms are taken out of both.
     """

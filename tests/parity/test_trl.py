@@ -67,10 +67,10 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # other people's
+@pytest.mark.filterwarnings("ignore")  # from other libraries
 @pytest.mark.parametrize("case", CASES)
 def test_our_steps_are_those_of_trl_on_our_relabelled_file(case, tmp_path):
-    """If this fails, a user who moves a run from TRL to us (or checks us against it) gets another model from the same
+    """When this fails, a user who moves a run from TRL to us (or checks us against it) gets another model from the same
     pairs, or metrics under TRL's names that mean something else."""
     name, num_steps, num_accumulated, optimizer = CASES[case]
     tree = {

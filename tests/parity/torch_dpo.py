@@ -1,4 +1,4 @@
-"""Preference training in plain torch, written apart from rapo_jax and sharing nothing with it: the truth of a trajectory.
+"""Preference training in plain torch that shares nothing with rapo_jax: what trajectories are compared with.
 
 One response per sequence, its prompt repeated, padded on the right; losses, schedules and clipping spelled out. Only the
 model comes from transformers.

@@ -1,5 +1,5 @@
-"""`rapo plan`: what it reads off a program, what it says, and what it refuses. Nothing here needs libtpu or a GPU's plugin
-but the last tests, which are skipped without."""
+"""`rapo plan`: what it reads from a compiled program, what it reports, and what it refuses. Only the last tests need
+libtpu or a GPU's plugin, and are skipped without."""
 
 import dataclasses
 import importlib.util
@@ -87,8 +87,8 @@ ENTRY %main (a: f32[4,8], g: bf16[2]) -> (s32[], f32[4,8], bf16[2]) {
 
 
 def test_a_loops_body_counts_as_often_as_it_runs():
-    """0, 2, 4, 6, 8: five products of 2 * 4 * 4 * 8 FLOPs, five gathers of 8 bfloat16 among 4. Breaks: a scanned model of
-    32 layers is planned as one layer, which is what XLA's own analysis does."""
+    """When this fails, a scanned model of 32 layers is planned as one layer, as in XLA's own analysis. The counter is
+    0, 2, 4, 6, 8: five products of 2 * 4 * 4 * 8 FLOPs, five gathers of 8 bfloat16 among 4."""
     program = read_program(parse_hlo(LOOP), bounds=(99.0,), num_devices=8)
     assert program.matmul_flops == 5 * 256
     (((kind, group), each),) = program.collectives.items()
@@ -96,7 +96,7 @@ def test_a_loops_body_counts_as_often_as_it_runs():
     assert program.memory_bytes == 5 * (64 + 12)  # the product is written; what it reads is on the chip; the counter
 
 
-def test_a_bound_that_is_data_is_taken_from_the_plan():
+def test_a_loop_bound_that_is_not_a_constant_is_taken_from_the_plan():
     text = LOOP.replace("%ten = s32[] constant(10)", "%ten = s32[] get-tuple-element(%x), index=0")
     assert read_program(parse_hlo(text), bounds=(3.5,), num_devices=8).matmul_flops == 3.5 * 256
 
@@ -113,8 +113,8 @@ def test_a_bound_that_is_data_is_taken_from_the_plan():
         ),
     ],
 )
-def test_a_convolution_counts_only_what_meets_an_input(line, flops):
-    """TPU programs spell batched matrix products so; padding that is multiplied by nothing is not work."""
+def test_a_convolution_counts_only_products_with_real_inputs(line, flops):
+    """TPU programs write batched matrix products this way; multiplying padding is not work."""
     given = "%p = f32[6,8] parameter(0)\n %q = f32[8,5] parameter(1)\n"
     given += " %r = f32[6,1,8] parameter(2)\n %s = f32[6,8,5] parameter(3)\n"
     text = f"ENTRY %main (p: f32[]) -> f32[] {{\n {given} ROOT %c = {line}\n}}"
@@ -130,13 +130,13 @@ def test_how_many_devices_take_part(groups, size):
     assert list(read_program(parse_hlo(text), bounds=(1,), num_devices=8).collectives) == [("all-gather", size)]
 
 
-def test_what_a_ring_sends():
+def test_the_bytes_that_collectives_send():
     assert link_bytes("all-gather", 4, 100.0) == 75.0
     assert link_bytes("all-reduce", 4, 100.0) == 150.0
     assert link_bytes("collective-permute", 4, 100.0) == 100.0
 
 
-def test_out_of_memory_is_read_and_other_errors_are_not():
+def test_the_needed_memory_is_read_from_out_of_memory_errors_only():
     used = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
     assert needed_bytes(used) == 20.5 * GiB
     assert needed_bytes("RESOURCE_EXHAUSTED: HLO temporaries (32.34G) exceeds available HBM (15.75G)") == 32.34 * GiB
@@ -163,8 +163,8 @@ def test_a_plan_for_virtual_devices(place, tmp_path, capsys):
     assert {each["kind"] for each in tree["collectives"]} & {"all-gather", "reduce-scatter", "all-reduce"}
 
 
-def test_remat_is_counted_apart(place, tmp_path):
-    """Breaks: a plan praises itself for work that it does twice."""
+def test_remat_is_counted_separately(place, tmp_path):
+    """When this fails, a plan counts work that is done twice as useful."""
     trees = {}
     settings = {level: [f"model.remat={level}"] for level in ("none", "full")}
     settings["unrolled"] = [*settings["full"], "model.scan_layers=false"]
@@ -188,8 +188,8 @@ def test_a_cached_reference_is_not_resident_and_costs_nothing(place, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_adapters_have_moments_and_gradients_and_the_weights_have_none(place, tmp_path, capsys, remat):
-    """Breaks: LoRA is planned (or computed) at the cost of full training. The weight gradients of frozen matrices would
-    be a quarter of the compiled FLOPs."""
+    """When this fails, LoRA is planned (or computed) at the cost of full training. The weight gradients of frozen
+    matrices would be a quarter of the compiled FLOPs."""
     out = tmp_path / "plan.json"
     more = [QUICK, "lora.rank=4", f"model.remat={remat}", "--devices", "cpu:2", "--json", out]
     assert rapo(*arguments(place, *more)) == 0
@@ -201,7 +201,7 @@ def test_adapters_have_moments_and_gradients_and_the_weights_have_none(place, tm
     assert 0.93 < tree["flops"]["compiled_over_by_hand"] < 1.07
 
 
-def test_the_runs_own_data_are_planned_where_they_are(place, tmp_path, capsys):
+def test_the_runs_own_data_is_planned_where_it_exists(place, tmp_path, capsys):
     model = write_model(tmp_path / "model")
     pairs = write_rows(tmp_path / "pairs.jsonl")
     more = [QUICK, f"model.path={model}", f"data.path={pairs}", "--devices", "cpu:1"]
@@ -210,7 +210,7 @@ def test_the_runs_own_data_are_planned_where_they_are(place, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_says_what_would(place, tmp_path, capsys, monkeypatch):
+def test_a_plan_that_does_not_fit_suggests_one_that_does(place, tmp_path, capsys, monkeypatch):
     """The nearest change is compiled too, and fits. Exit code 1."""
     out = tmp_path / "plan.json"
     command = arguments(place, QUICK, "rows.per_shard=4", "--devices", "cpu:2", "--json", out)
@@ -228,7 +228,7 @@ def test_what_does_not_fit_says_what_would(place, tmp_path, capsys, monkeypatch)
 
 
 def test_what_cannot_fit_is_not_compiled(place, capsys, monkeypatch):
-    """Weights and moments alone are too many: every candidate is refused by arithmetic."""
+    """Weights and moments alone are too large: every candidate is refused by arithmetic."""
     real = targets.here
     chip, compiled = targets.Chip(memory=1000), []
     monkeypatch.setattr(verb, "here", lambda devices: dataclasses.replace(real(devices), chip=chip))
@@ -238,7 +238,7 @@ def test_what_cannot_fit_is_not_compiled(place, capsys, monkeypatch):
     assert len(compiled) == 1
 
 
-def test_larger_slices_come_last():
+def test_larger_slices_are_listed_by_size():
     target = targets.Target("v5e:4x8", "v5e", "4x8", (), targets.CHIPS["v5e"], 32)
     assert targets.larger(target) == ["8x8", "8x16", "16x16"]
     assert suggest.TENSOR == (2, 4, 8)
@@ -254,7 +254,7 @@ def message(capsys, *command):
 
 
 def test_a_misspelt_schema_is_refused(place, capsys):
-    """Breaks: the plan silently packs other lengths than the run's, because the data cannot be read by that name."""
+    """When this fails, the plan cannot read the data and silently packs lengths other than the run's."""
     said = message(capsys, *arguments(place, "data.path=pairs.jsonl", "data.schema=pair", "--devices", "cpu:1"))
     assert said == "data.schema='pair' is unknown; did you mean 'pairs'?"
 
@@ -306,7 +306,7 @@ def test_a_plan_needs_a_model(place, capsys):
 # Targets.
 
 
-def test_topologies_are_split():
+def test_a_topology_is_split_into_kind_and_shape():
     assert split_topology("v5p:2x2x4") == ("v5p", "2x2x4")
     assert split_topology("h200:2x8") == ("h200", "2x8")
 
@@ -334,7 +334,7 @@ def planned(place, *more):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed (the extra tpu)")
-def test_a_tpu_that_is_not_here(place):
+def test_planning_for_a_tpu_that_is_not_here(place):
     tree, printed = planned(place, "--topology", "v5e:2x2", "model.dtype=bfloat16", "model.remat=full")
     assert tree["target"]["device_kind"] == "TPU v5 lite" and tree["target"]["num_chips"] == 4
     assert tree["fits"] and tree["hours"] > 0 and "of 15.75: fits" in printed
@@ -343,7 +343,7 @@ def test_a_tpu_that_is_not_here(place):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="no CUDA plugin (the extra plan-gpu)")
-def test_a_gpu_that_is_not_here(place):
+def test_planning_for_a_gpu_that_is_not_here(place):
     (place / "shape64").mkdir()
     (place / "shape64" / "config.json").write_text(json.dumps(SHAPE | {"head_dim": 64}))
     more = ["--topology", "h100:1x8", "model.dtype=bfloat16", f"model.path={place / 'shape64'}"]
@@ -354,8 +354,8 @@ def test_a_gpu_that_is_not_here(place):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="no CUDA plugin (the extra plan-gpu)")
-def test_layers_written_out_keep_no_more_than_scanned_ones(place):
-    """Breaks: see test_layers_written_out_are_kept_apart_from_their_forward_pass."""
+def test_unrolled_layers_keep_no_more_than_scanned_ones(place):
+    """When this fails, remat saves nothing: see test_unrolled_layers_keep_recomputation_apart_from_the_forward_pass."""
     (place / "deep").mkdir()
     (place / "deep" / "config.json").write_text(json.dumps(SHAPE | {"head_dim": 64, "num_hidden_layers": 12}))
     more = ["--topology", "h100:1x1", "model.dtype=bfloat16", f"model.path={place / 'deep'}", "rows.per_shard=8"]

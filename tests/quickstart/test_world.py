@@ -96,7 +96,7 @@ def test_pairs_carry_the_judges_scores_in_order(directory):
 
 
 def test_in_sft_each_quality_meets_each_goal_equally_often():
-    """If it did not, the base would already obey the goal a little and the quickstart would prove less."""
+    """When this fails, the base model already obeys the goal a little, and the quickstart proves less."""
     training, _ = world.split_prompts(Random(0))
     met = []
     for row in world.conversations(Random(0), training, 300):

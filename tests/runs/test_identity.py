@@ -1,4 +1,4 @@
-"""What a run belongs to: which changes stop it from resuming, in words, and which do not."""
+"""A run's identity: which changes stop it from resuming, in words, and which do not."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,27 +22,27 @@ def said(before, now, *, given=None):
 
 
 def test_a_run_of_a_version_with_fewer_keys_resumes():
-    """Breaks: every new key ends every run that is under way."""
+    """When this fails, every new key ends every run that is under way."""
     now = settings()
     before = {key: value for key, value in now.items() if key not in ("data.pairs", "optimizer.b2", "objective.beta")}
     assert said(before, now) == []
 
 
 def test_a_new_key_that_is_set_is_a_change():
-    """Breaks: half a run is trained without what the other half has."""
+    """When this fails, half a run is trained without a setting that the other half has."""
     before = {key: value for key, value in settings().items() if key != "optimizer.b2"}
     assert said(before, settings(optimizer={"b2": 0.95})) == ["optimizer.b2 (0.999 -> 0.95)"]
 
 
 def test_a_run_of_a_later_version_resumes_unless_a_key_of_its_own_is_set():
-    """Breaks: who goes back one version cannot go on, or goes on with something else."""
+    """When this fails, whoever goes back one version cannot resume, or resumes with something else."""
     later = settings() | {"optimizer.b3": 0.5, "data.colour": "blue"}
     given = [*not_default(settings()), "data.colour"]
     assert said(later, settings(), given=given) == ["data.colour ('blue' -> None)"]
 
 
 def test_a_record_of_all_settings_with_its_nulls_and_lists_is_the_same_run():
-    """Breaks: runs of the first version, whose records hold every option of every loss, cannot go on."""
+    """When this fails, runs of the first version, whose records hold every option of every loss, cannot resume."""
     added = {"name": "sft", "weight": 0.5, "plus": [], "beta": None, "best_goal_weight": 0.0, "gamma": None}
     before = settings(objective={"name": "simpo", "gamma": 0.3}) | {
         "objective.plus": [added],
@@ -58,7 +58,7 @@ def test_a_record_of_all_settings_with_its_nulls_and_lists_is_the_same_run():
 
 
 def test_a_default_that_another_version_changed_is_a_change():
-    """Breaks: a run goes on with another version's default, unsaid."""
+    """When this fails, a run silently continues with another version's default."""
     assert said(settings() | {"optimizer.b2": 0.9}, settings(), given=[]) == ["optimizer.b2 (0.9 -> 0.999)"]
 
 
@@ -69,13 +69,13 @@ def test_a_default_that_another_version_changed_is_a_change():
         {"model": {"path": "elsewhere", "remat": "none"}, "data": DATA | {"path": "elsewhere.jsonl"}},
     ],
 )
-def test_what_changes_nothing_that_is_trained_is_no_setting_of_it(changed):
-    """Breaks: a run cannot be moved to another directory, mesh or machine."""
+def test_settings_that_do_not_affect_training_are_not_part_of_the_identity(changed):
+    """When this fails, a run cannot be moved to another directory, mesh or machine."""
     assert settings(**changed) == settings()
 
 
 def test_data_may_move_whether_it_is_one_source_or_several():
-    """Breaks: a run on several sources is tied to the directories it was started from, one on a single source is not."""
+    """When this fails, a run on several sources, unlike one on a single source, is tied to their directories."""
     here, there = (
         settings(data={"sources": [{"path": f"{place}/a.jsonl", "weight": 2.0}, {"path": f"{place}/b.jsonl"}]})
         for place in ("here", "there")
@@ -86,7 +86,7 @@ def test_data_may_move_whether_it_is_one_source_or_several():
 
 
 def test_lora_counts_only_where_adapters_are_trained():
-    """Breaks: an unused section stops a run, or adapters of another rank do not."""
+    """When this fails, an unused section stops a run, or adapters of another rank do not."""
     assert not [key for key in settings() if key.startswith("lora.")]
     assert said(settings(lora={"rank": 4}), settings(lora={"rank": 8})) == ["lora.rank (4 -> 8)"]
     assert said(settings(lora={"rank": 4}), settings()) == ["lora.rank (4 -> None)"]
@@ -101,21 +101,21 @@ def test_lora_counts_only_where_adapters_are_trained():
         ({"sources": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]}, "train", "a.jsonl, b.jsonl"),
     ],
 )
-def test_a_message_names_where_the_data_that_changed_come_from(data, part, place):
-    """Breaks: "the data ()" changed."""
+def test_a_message_names_where_the_changed_data_comes_from(data, part, place):
+    """When this fails, a user reads that "the data ()" changed."""
     places = origins(from_dict({"data": data}), part)
     assert in_words(IDENTITY, replace(IDENTITY, data="other"), [], places) == [f"the data ({place})"]
 
 
 def test_a_record_that_lacks_a_hash_is_damaged():
-    """Breaks: a traceback in place of a sentence."""
+    """When this fails, users get a traceback instead of a sentence."""
     with pytest.raises(ValueError, match="lacks data, settings; it is damaged"):
         recorded({"model": "m", "tokenizer": "t", "tokens": "k"})
     assert recorded(IDENTITY.record() | {"of_a_later_version": 1}).model == "m"
 
 
 def test_cached_log_probabilities_belong_to_weights_tokens_and_arithmetic_alone():
-    """Breaks: a sweep over the loss computes its reference again; or a cache is used for other texts or another dtype."""
+    """When this fails, a sweep over the loss recomputes its reference, or a cache serves other texts or dtypes."""
     run, config = replace(IDENTITY, settings=settings()), from_dict({"data": DATA})
     data = SimpleNamespace(source_fingerprint="d", fingerprint="k")
     before = reference_identity(run, data, config).record()

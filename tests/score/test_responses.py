@@ -1,4 +1,5 @@
-"""`rapo score`: rewards that anyone else would compute, in a file that training takes, and nothing lost or mistaken."""
+"""`rapo score`: rewards that anyone else would compute, in a file that training accepts, and nothing lost or mixed
+up."""
 
 import functools
 import json
@@ -132,7 +133,7 @@ def torch_score(directory: Path, prompt: str, response: str) -> float:
 
 @pytest.fixture(scope="module")
 def implicit(world):
-    """The scores of the unscored pairs by the policy, as the verb wrote them."""
+    """The policy's scores of the unscored pairs, as the verb wrote them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
         assert score(world, world / "implicit.jsonl") == DONE
@@ -144,7 +145,7 @@ def implicit(world):
 
 @pytest.mark.slow
 def test_implicit_rewards_of_pairs_are_those_of_two_torch_models(world, implicit):
-    """Breaks: a second round of relabelling asks for goals that no response has."""
+    """When this fails, a second round of relabelling asks for goals that no response has."""
     lines = scores_of(implicit)
     assert [line["row"] for line in lines] == list(range(1, 13))
     theirs = [[torch_implicit_reward(world, r["prompt"], r[name]) for name in ("chosen", "rejected")] for r in UNSCORED]
@@ -154,7 +155,7 @@ def test_implicit_rewards_of_pairs_are_those_of_two_torch_models(world, implicit
 
 @pytest.mark.slow
 def test_implicit_rewards_of_lists_are_those_of_two_torch_models(world, tmp_path):
-    """Breaks: where rows have unequal numbers of responses, a response gets the reward of another, or of one that is not there."""
+    """When this fails, in rows of unequal size, a response gets the reward of another or of one that does not exist."""
     assert score(world, tmp_path / "scores.jsonl", data="lists.jsonl") == DONE
     lines = scores_of(tmp_path / "scores.jsonl")
     assert [(line["row"], len(line["rewards"])) for line in lines] == [(1, 3), (2, 2), (3, 3)]
@@ -165,7 +166,7 @@ def test_implicit_rewards_of_lists_are_those_of_two_torch_models(world, tmp_path
 
 @pytest.mark.slow
 def test_devices_change_no_reward(world, implicit, tmp_path, monkeypatch):
-    """Breaks: on more devices than one, responses get each other's rewards, or rows at the end get none."""
+    """When this fails, on several devices, responses get each other's rewards, or rows at the end get none."""
     monkeypatch.setattr(scoring, "make_mesh", make_mesh)
     assert score(world, tmp_path / "scores.jsonl", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2") == DONE
     mine, other = ([line["rewards"] for line in scores_of(path)] for path in (tmp_path / "scores.jsonl", implicit))
@@ -173,9 +174,9 @@ def test_devices_change_no_reward(world, implicit, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # other people's
+@pytest.mark.filterwarnings("ignore")  # from other libraries
 def test_scores_of_a_reward_model_are_those_of_transformers(world, reward_model, tmp_path):
-    """Breaks: responses are scored at another token than their last, or in other words than the model was trained on."""
+    """When this fails, responses are scored at a token other than their last, or in another chat template."""
     directory, _ = reward_model
     assert score(world, tmp_path / "scores.jsonl", model=directory, data="lists.jsonl") == DONE
     for row, line in zip(LISTS, scores_of(tmp_path / "scores.jsonl"), strict=True):
@@ -187,7 +188,7 @@ def test_scores_of_a_reward_model_are_those_of_transformers(world, reward_model,
 
 @pytest.mark.slow
 def test_a_reward_model_learns_to_prefer_what_is_chosen(world, reward_model, tmp_path):
-    """Breaks: reward models are trained on swapped pairs, at a wrong token, or with a head that does not move."""
+    """When this fails, reward models train on swapped pairs, at a wrong token, or with a head that does not move."""
     directory, steps = reward_model
     assert [step["step"] for step in steps] == list(range(1, 31))
     assert steps[0]["loss"] == pytest.approx(0.6931, abs=0.01) and steps[-1]["loss"] < 0.5
@@ -198,8 +199,8 @@ def test_a_reward_model_learns_to_prefer_what_is_chosen(world, reward_model, tmp
 
 
 @pytest.mark.slow
-def test_no_response_is_asked_for_a_goal(world, tmp_path):
-    """Breaks: a second round is scored under the goal that the first one's export asks for by itself."""
+def test_responses_are_scored_without_a_goal(world, tmp_path):
+    """When this fails, a second round is scored under the goal that the first round's export asks for."""
     scored = write_rows(tmp_path / "scored.jsonl")
     assert rapo("train", *settings(world, tmp_path / "run", data=scored)) == DONE
     assert rapo("export", tmp_path / "run", tmp_path / "first") == DONE
@@ -211,12 +212,12 @@ def test_no_response_is_asked_for_a_goal(world, tmp_path):
             assert reward == pytest.approx(expected, abs=1e-5)
 
 
-# What becomes of them.
+# What the rewards are used for.
 
 
 @pytest.mark.slow
 def test_unscored_pairs_with_implicit_rewards_are_relabelled_and_trained_on(world, implicit, tmp_path):
-    """Breaks: preferences without scores, most of what is published, cannot be made reward-augmented."""
+    """When this fails, preferences without scores, most of what is published, cannot be reward-augmented."""
     arguments = [*settings(world, tmp_path / "run"), f"data.rewards={implicit}", "relabel.scale.fit=minmax"]
     assert rapo("train", *arguments) == DONE
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())
@@ -232,9 +233,9 @@ def test_unscored_pairs_with_implicit_rewards_are_relabelled_and_trained_on(worl
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # other people's
+@pytest.mark.filterwarnings("ignore")  # from other libraries
 def test_direct_reward_optimization_from_text_to_model_by_the_command_line(world, tmp_path):
-    """Breaks: the three models of the paper can be trained, each alone, and do not fit together."""
+    """When this fails, the paper's three models can each be trained alone, but do not fit together."""
 
     def trained(name: str, *more: object, start: Path) -> Path:
         arguments = [
@@ -264,12 +265,12 @@ def test_direct_reward_optimization_from_text_to_model_by_the_command_line(world
     assert all(np.isfinite(line["loss"]) for line in lines)
 
 
-# Rows that training reads otherwise.
+# Rows that training treats differently.
 
 
 @pytest.mark.slow
 def test_rows_that_training_leaves_out_are_scored_all_the_same(world, tmp_path):
-    """Breaks: training refuses the file because rows of truthful_qa, which it drops after reading scores, have none."""
+    """When this fails, training refuses the file for lack of scores of truthful_qa rows, which it drops later."""
     rows = [row | {"source": "truthful_qa" if n == 3 else "other"} for n, row in enumerate(UNSCORED)]
     write_rows(tmp_path / "rows.jsonl", rows)
     scores = tmp_path / "scores.jsonl"
@@ -281,9 +282,9 @@ def test_rows_that_training_leaves_out_are_scored_all_the_same(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_responses_that_are_one_to_the_model_have_one_reward(world, tmp_path):
-    """Breaks: a pair that differs in a line feed, which training drops and counts, makes scoring impossible, with advice to
-    raise a length that is not at fault."""
+def test_responses_that_the_model_cannot_tell_apart_have_one_reward(world, tmp_path):
+    """When this fails, a pair that differs in a line feed, which training drops and counts, makes scoring impossible,
+    with advice to raise a length that is not at fault."""
     trims = CHAT_TEMPLATE.replace("message['content'] +", "message['content'] | trim +")
     (tmp_path / "trims.jinja").write_text(trims)
     same = {"prompt": "Why?", "chosen": "Because.", "rejected": "Because.\n"}
@@ -298,8 +299,8 @@ def test_responses_that_are_one_to_the_model_have_one_reward(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_responses_that_are_cut_are_counted(world, tmp_path, capsys):
-    """Breaks: half a response is scored, and nobody is told."""
+def test_truncated_responses_are_counted(world, tmp_path, capsys):
+    """When this fails, half a response is scored, and nobody is told."""
     rows = [UNSCORED[0], UNSCORED[1] | {"rejected": "No! " * 80}]
     write_rows(tmp_path / "rows.jsonl", rows)
     assert score(world, tmp_path / "scores.jsonl", data=tmp_path / "rows.jsonl") == DONE
@@ -338,7 +339,7 @@ def interrupted(world, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_interrupted_pass_goes_on_where_it_stopped(world, implicit, interrupted, monkeypatch):
-    """Breaks: a preemption in the third hour of scoring begins again at the first row."""
+    """When this fails, scoring that is preempted in its third hour begins again at the first row."""
     known = ~np.isnan(np.load(f"{interrupted}.unfinished/policy.npy")).any(1)
     assert 0 < known.sum() < 12
     interrupted.with_suffix(".json").write_text("{}")  # the last thing before the scores themselves
@@ -369,7 +370,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(world, implicit, interrupt
 def test_what_another_pass_left_unfinished_is_refused_with_what_differs(
     more, model, changed, world, interrupted, capsys
 ):
-    """Breaks: the numbers of two models are mixed in one file."""
+    """When this fails, the scores of two models are mixed in one file."""
     kept = Path(f"{interrupted}.unfinished")
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
     message = refusal(capsys, score(world, interrupted, *FEW_A_ROW, *more, model=model))
@@ -377,8 +378,8 @@ def test_what_another_pass_left_unfinished_is_refused_with_what_differs(
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before and not interrupted.exists()
 
 
-def test_a_refused_unfinished_pass_speaks_of_scores_and_of_out(world, tmp_path, capsys):
-    """Breaks: who scores responses is told of log-probabilities, and of a directory that no option chooses."""
+def test_refusing_an_unfinished_pass_names_scores_and_the_out_option(world, tmp_path, capsys):
+    """When this fails, someone scoring responses reads about log-probabilities and a directory no option sets."""
     kept = tmp_path / "scores.jsonl.unfinished"
     kept.mkdir()
     identity = {"weights": "another model's", "tokens": "other texts'", "dtype": "float32"}
@@ -401,7 +402,7 @@ def with_config(directory: Path, **changes) -> Path:
 
 
 def test_a_model_of_another_shape_than_its_reference_is_refused(world, tmp_path, capsys):
-    """Breaks: an implicit reward is the difference of two models that never had to do with each other."""
+    """When this fails, an implicit reward is the difference of two unrelated models."""
     other = with_config(tmp_path / "other", num_hidden_layers=CONFIG["num_hidden_layers"] + 1, intermediate_size=48)
     message = refusal(capsys, score(world, tmp_path / "scores.jsonl", model=other))
     assert message == (
@@ -412,7 +413,7 @@ def test_a_model_of_another_shape_than_its_reference_is_refused(world, tmp_path,
 
 
 def test_a_model_of_another_vocabulary_than_its_reference_is_refused(world, tmp_path, capsys):
-    """Breaks: two models read the same numbers as different words."""
+    """When this fails, two models read the same token ids as different words."""
     other = with_padding(write_model(tmp_path / "other"))
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(text.replace('"<|user|>"', '"<|human|>"'))
@@ -431,7 +432,7 @@ def test_a_reference_is_named_where_the_configuration_has_another_model(world, t
 
 @pytest.mark.slow
 def test_a_reference_given_with_a_reward_model_is_refused(world, reward_model, tmp_path, capsys):
-    """Breaks: someone believes that a reward model's scores were compared with something."""
+    """When this fails, someone believes that a reward model's scores were compared with a reference."""
     directory, _ = reward_model
     out = tmp_path / "scores.jsonl"
     message = refusal(capsys, score(world, out, "--reference", world / "model", model=directory))
@@ -443,21 +444,21 @@ def test_a_reference_given_with_a_reward_model_is_refused(world, reward_model, t
 
 @pytest.mark.parametrize("name", ["scores.jsonl", "scores.json"])
 def test_nothing_that_exists_is_overwritten(name, world, tmp_path, capsys):
-    """Breaks: hours of scoring, or a file of the user's beside them, are lost to a command that was typed again."""
+    """When this fails, typing a command again destroys hours of scoring, or a user's file beside them."""
     (tmp_path / name).write_text("mine\n")
     message = refusal(capsys, score(world, tmp_path / "scores.jsonl"))
     assert message == f"{tmp_path / name} exists; nothing was written. Choose another --out."
     assert (tmp_path / name).read_text() == "mine\n" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_scores_are_json_lines(world, tmp_path, capsys):
-    """Breaks: what made the scores is written over them, or cannot be found beside them."""
+def test_scores_must_go_to_a_jsonl_file(world, tmp_path, capsys):
+    """When this fails, the record of what made the scores overwrites them, or cannot be found beside them."""
     message = refusal(capsys, score(world, tmp_path / "scores.json"))
     assert message == f"--out={tmp_path / 'scores.json'}: scores are JSON lines; give a name that ends with .jsonl."
 
 
 def test_a_row_that_does_not_fit_is_refused_before_anything_is_computed(world, tmp_path, capsys):
-    """Breaks: training refuses the file, an hour later, for one row that has no scores."""
+    """When this fails, training refuses the file an hour later, for one row without scores."""
     message = refusal(capsys, score(world, tmp_path / "scores.jsonl", "data.max_length=9", "data.max_prompt_length=2"))
     assert message == (
         "12 of 12 rows do not fit data.max_length=9 and would have no scores (the first: row 1); raise it."
@@ -474,7 +475,7 @@ def test_several_sources_are_scored_one_at_a_time(world, tmp_path, capsys):
     assert message.startswith("data.path is not set")
 
 
-def test_an_objective_without_beta_implies_no_reward(world, tmp_path, capsys):
+def test_an_objective_without_beta_has_no_implicit_reward(world, tmp_path, capsys):
     options = ["objective.name=sft", *NO_GOALS]
     message = refusal(capsys, score(world, tmp_path / "scores.jsonl", *options))
     assert message == "objective.name=sft has no beta, by which implicit rewards are multiplied."

@@ -27,7 +27,7 @@ def random_parameters(spec: Spec, *, seed: int = 0) -> dict:
 
 
 def random_trained(spec: Spec, *, seed: int) -> dict:
-    """The same of what is trained; with adapters, both factors of each differ from 0."""
+    """The same for what is trained; with adapters, both factors of each differ from 0."""
     return random_tree(spec, trained_letters(spec), seed=seed)
 
 

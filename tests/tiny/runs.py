@@ -76,7 +76,7 @@ def started(arguments: list[str], *, num_devices: int = 8, log: Path) -> Iterato
 
 
 def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen, log: Path) -> None:
-    """Polls without pause worth mentioning: the moments of interest last milliseconds."""
+    """Polls almost without pause: the moments of interest last milliseconds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         ended = [process.poll() for process in processes]

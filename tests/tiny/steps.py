@@ -62,7 +62,7 @@ def branch_logps(spec: Spec, parameters: dict, batch: Batch, *, kernel: str | No
 
 
 def plain_logps(spec: Spec, parameters: dict, tokens_BT: Array, is_response_BT: Array) -> Array:
-    """[group, response] by the book: one causal sequence a row, softmax over the whole vocabulary."""
+    """[group, response] by definition: one causal sequence a row, softmax over the whole vocabulary."""
     graph, _ = abstract_decoder(spec)
     decoder = nnx.merge(graph, parameters)
     hidden_BTD = decoder(tokens_BT, plain_layout(tokens_BT), options=ForwardOptions(kernel="einsum"))

@@ -23,7 +23,8 @@ EMPTY = PAIRS[0] | {"chosen": ""}
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run of two steps with an evaluation after each; one tied row, one row that cannot be used, a token in the air."""
+    """A run of two steps with an evaluation after each; one tied row, one unusable row, access tokens in the
+    environment."""
     world = tmp_path_factory.mktemp("world")
     (world / "config.yaml").write_text(RUN)
     write_model(world / "model")
@@ -49,7 +50,7 @@ def records(run_dir):
 
 @pytest.mark.slow
 def test_every_step_is_one_record_with_every_name(records):
-    """Breaks: plots and sweeps read these names; one that goes missing is noticed weeks later."""
+    """When this fails, plots and sweeps lack a name that they read, which is noticed weeks later."""
     names = OF_STEPS | {prefix + name for prefix in SIDES for name in OF_GROUPS}
     names |= {f"eval_{prefix}{name}" for prefix in SIDES for name in OF_GROUPS}
     names |= {f"eval_plain_{name}" for name in OF_GROUPS}  # the same rows without goals
@@ -120,7 +121,7 @@ def test_the_run_directory_holds_what_it_says_it_holds(run_dir):
 
 @pytest.mark.slow
 def test_the_data_report_accounts_for_every_row(run_dir):
-    """Breaks: a fifth of the data could be dropped or cut without anyone being told."""
+    """When this fails, a fifth of the data can be dropped or truncated without anyone being told."""
     report = json.loads((run_dir / "data_report.json").read_text())
     train = report["train"]
     assert (train["rows_read"], train["rows_dropped"]) == (14, {"empty_response": 1})
@@ -139,7 +140,7 @@ def test_the_data_report_accounts_for_every_row(run_dir):
 
 @pytest.mark.slow
 def test_no_secret_is_written_anywhere(run_dir):
-    """Breaks: run directories are shared, uploaded and published."""
+    """When this fails, secrets leak with run directories, which are shared, uploaded and published."""
     files = [path for path in run_dir.parent.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
@@ -163,7 +164,7 @@ def lines(*steps):
     ],
 )
 def test_a_resumed_record_holds_every_step_once_and_no_half_line(tmp_path, before, last_step, after):
-    """Breaks: after a kill, steps would stand in the record twice and its last line would not be JSON."""
+    """When this fails, after a kill, the record holds steps twice, or a line that is not JSON."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(before)
     cut_back(path, last_step)
@@ -177,7 +178,7 @@ def test_there_is_nothing_to_cut_back_in_a_new_run(tmp_path):
 
 
 def test_a_side_without_groups_is_left_out_but_a_nan_loss_is_not(tmp_path):
-    """Breaks: NaN where there is nothing to average looks like divergence; divergence that is left out looks like peace."""
+    """When this fails, NaN where there is nothing to average looks like divergence, or real divergence is left out."""
     journal = Journal(tmp_path, Config(), num_steps=1, first_step=0)
     journal.write(1, {"loss": math.nan, "goal_rejected/loss": math.nan, "goal_chosen/loss": 0.7})
     journal.close()

@@ -20,7 +20,7 @@ def outsider():
 
 
 def test_a_metric_from_outside_is_reported_by_every_step(outsider):
-    """Breaks: who adds a metric has to change the step, or the loop, as well."""
+    """When this fails, whoever adds a metric has to change the step, or the loop, as well."""
     groups, config = tiny.random_groups(4), tiny.tiny_config(train={"batch_size": 4})
     trained = tiny.train_steps(config, tiny.tiny_spec("llama3"), tiny.mesh_of(1, 1, 1), groups, num_steps=1)
     expected = np.mean([sum(map(len, group.responses)) for group in groups])
@@ -28,7 +28,7 @@ def test_a_metric_from_outside_is_reported_by_every_step(outsider):
     assert "goal_chosen/tokens/responses" in trained.metrics[0]
 
 
-def test_a_name_is_taken_once():
+def test_a_metric_name_can_be_registered_only_once():
     with pytest.raises(ValueError, match="'loss' exists"):
         register_metric("loss", Metric(response_tokens))
 
@@ -42,8 +42,8 @@ def test_a_name_is_taken_once():
         ("bradley_terry", {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"}),
     ],
 )  # fmt: skip
-def test_an_objective_reports_what_it_has(name, reported):
-    """Breaks: a reward model reports likelihoods, or a loss without beta implicit rewards that mean nothing."""
+def test_an_objective_reports_only_metrics_that_apply_to_it(name, reported):
+    """When this fails, a reward model reports likelihoods, or a loss without beta meaningless implicit rewards."""
     objective = from_dict({"objective": {"name": name}, "relabel": {"goals": []}}).objective
     assert {key for key, metric in METRICS.items() if metric.applies_to(objective)} == {"loss"} | reported
 

@@ -37,7 +37,7 @@ def their_rates(schedule, *, peak, num_warmup, num_steps):
     ("num_steps", "warmup_ratio", "num_warmup"), [(50, 0.1, 5), (47, 0.1, 5), (7, 0.0, 0), (1, 0.1, 1), (10, 1.0, 10)]
 )
 def test_the_rate_is_that_of_transformers_at_every_step(schedule, num_steps, warmup_ratio, num_warmup):
-    """Breaks: a run "with the paper's settings" would follow another schedule; an off-by-one shifts all of it."""
+    """When this fails, a run "with the paper's settings" follows another schedule; an off-by-one shifts all of it."""
     rate = learning_rate(Optimizer(5e-7, warmup_ratio, schedule), num_steps=num_steps)
     ours = [float(rate(jnp.int32(step))) for step in range(num_steps)]
     theirs = their_rates(schedule, peak=5e-7, num_warmup=num_warmup, num_steps=num_steps)
@@ -62,7 +62,7 @@ def test_the_rate_climbs_from_zero_and_falls_to_zero():
 
 
 def test_beyond_the_last_step_the_rate_stays_zero():
-    """Breaks: a negative rate would climb the loss."""
+    """When this fails, a negative rate climbs the loss."""
     rate = learning_rate(Optimizer(1.0, 0.0, "linear"), num_steps=10)
     assert float(rate(jnp.int32(15))) == 0
 
@@ -95,7 +95,7 @@ def parameters_like(spec, seed):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_three_steps_are_those_of_torchs_adamw_and_norms_and_biases_do_not_decay(weight_decay):
-    """Breaks: decay on norms shrinks them towards zero; another epsilon or bias correction changes every run."""
+    """When this fails, decay shrinks norms towards zero, or another epsilon or bias correction changes every run."""
     spec = spec_from_config(QWEN2)
     config = Optimizer(weight_decay=weight_decay, b1=0.8, b2=0.95, eps=1e-6)
     ours, transform = parameters_like(spec, 0), adamw(config, spec)
