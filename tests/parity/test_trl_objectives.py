@@ -108,7 +108,7 @@ def assert_same_run(ours, trainer, metrics, *, size=1.0):
 @pytest.mark.filterwarnings("ignore")  # other people's
 @pytest.mark.parametrize("case", CASES)
 def test_losses_with_a_reference_are_those_of_trl(case, tmp_path):
-    """If this fails, an objective under TRL's name trains another model here than there."""
+    """When this fails, an objective under TRL's name trains another model here than there."""
     section, name, options = CASES[case]
     size = 10.0 if case in ("sppo_hard", "ipo") else 1.0
     ours, rows = our_run(tmp_path, section, optimizer={"eps": EPS * size})
@@ -161,7 +161,7 @@ def write_labelled(path):
     "weights", [{}, {"desirable_weight": 1.5, "undesirable_weight": 0.7}], ids=["plain", "weighted"]
 )
 def test_kto_on_a_batch_that_is_the_whole_source_is_that_of_trl(weights, tmp_path):
-    """If this fails, labelled responses train another model here than there, or the divergence that they are compared with is
+    """When this fails, labelled responses train another model here than there, or the divergence that they are compared with is
     of other answers."""
     section = {"name": "kto", "beta": 0.1} | weights
     source = {"path": str(write_labelled(tmp_path / "labelled.jsonl"))}
@@ -218,7 +218,7 @@ REWARD_MODELS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", REWARD_MODELS)
 def test_reward_models_are_those_of_trl(case, tmp_path):
-    """If this fails, a reward model trained here scores otherwise than TRL's from the same pairs, and with it everything that
+    """When this fails, a reward model trained here scores otherwise than TRL's from the same pairs, and with it everything that
     is relabelled by its scores."""
     section, options, margin = REWARD_MODELS[case]
     start = write_reward_model(tmp_path / "start")
