@@ -8,10 +8,13 @@ Silent promotion is left to JAX's defaults: optax promotes dtypes on purpose (`d
 this package announce every broadcast. tests/invariants/test_steps.py holds our own mathematics to strict dtypes instead.
 """
 
+import gc
 import os
 import shutil
 import tempfile
 from collections import Counter
+
+import pytest
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 # A third of the compiler's time. Both flags exist in jaxlib 0.10.2 to 0.11.2; XLA aborts on a flag that it does not know.
@@ -35,6 +38,21 @@ from tests.shapes import check_shapes  # noqa: E402
 check_shapes()
 
 from tests.tiny.chat_templates import build_tokenizer, sentencepiece_like, tokenizers  # noqa: E402, F401 (fixtures)
+from tests.tiny.shared_steps import share_steps  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        share_steps(patch)
+        yield
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector off what was imported: it took a tenth of the suite's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_unconfigure():

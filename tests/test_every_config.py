@@ -2,20 +2,14 @@
 
 import functools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
 import yaml
-from jax.sharding import Mesh
 
-from rapo_jax.batch import Shape
 from rapo_jax.config.files import load_config
-from rapo_jax.config.tree import Config
-from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import make_mesh
-from rapo_jax.train.step import TrainStep, make_train_step
 from tests import tiny
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -84,25 +78,8 @@ def world(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def shared_steps():
-    """make_train_step, which traces and compiles once for all configurations that agree on everything a step can see."""
-    steps = {}
-
-    def shared(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_steps: int) -> TrainStep:
-        default = Config()
-        unseen = {"run_dir": "", "data": default.data, "relabel": default.relabel}
-        key = (repr(replace(config, **unseen)), spec, mesh, shape, num_steps)
-        if key not in steps:
-            steps[key] = make_train_step(config, spec, mesh, shape, num_steps=num_steps)
-        return steps[key]
-
-    return shared
-
-
 @pytest.fixture
-def one_device(monkeypatch, shared_steps):
-    monkeypatch.setattr("rapo_jax.runs.train.make_train_step", shared_steps)
+def one_device(monkeypatch):
     monkeypatch.setattr("rapo_jax.runs.setup.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
 
 
@@ -111,7 +88,7 @@ def overrides(name: str, world: Path, directory: Path) -> list[str]:
     config = load_config(CONFIGS / name)
     rows = SPECIAL.get(name) or ROWS[config.data.path]
     changes = {
-        "model": {"path": str(world / "model"), "dtype": "float32", "remat": "none"},
+        "model": {"path": str(world / "model"), "dtype": "float32", "remat": "none", "attention": "einsum"},
         "data": {"path": str(tiny.write_rows(directory / "rows.jsonl", rows)), "split": "train", "eval_path": ""},
         "train": {"batch_size": 4, "max_steps": 2, "log_every": 1, "eval_every": None, "save_every": None}
         | {"num_epochs": 1, "keep_last": 1, "keep_best": 0},

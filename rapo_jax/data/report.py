@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from rapo_jax.config.tree import Config
 from rapo_jax.data.prepare import Prepared
@@ -66,6 +65,8 @@ def length_correlation(records: Sequence[Record]) -> float | None:
     lengths = [len(response) for r in scored for response in r.responses]
     if len(set(scores)) < 2 or len(set(lengths)) < 2:
         return None
+    from scipy.stats import spearmanr  # a second, which every other start would pay
+
     return round(float(cast(Any, spearmanr(scores, lengths)).statistic), 4)
 
 

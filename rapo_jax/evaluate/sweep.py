@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import spearmanr
 
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.errors import UserError
@@ -42,6 +41,8 @@ class Sweep:
         requested = np.repeat(self.goals, self.scores.shape[1])
         if np.ptp(self.scores) == 0:
             return 0.0
+        from scipy.stats import spearmanr  # a second, which every other start would pay
+
         return float(spearmanr(requested, self.scores.ravel()).statistic)  # pyright: ignore[reportAttributeAccessIssue] (scipy has no types)
 
 

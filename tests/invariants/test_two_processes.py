@@ -46,51 +46,44 @@ def train_in_two(world, run_dir, **more) -> tuple[list[int], str]:
 
 
 @pytest.fixture(scope="module")
-def in_two(world, tmp_path_factory):
-    """The run directory of a run by two processes from start to end."""
-    run_dir = tmp_path_factory.mktemp("in_two") / "run"
-    codes, said = train_in_two(world, run_dir)
-    assert codes == [runs.DONE, runs.DONE]
+def noticed(world, tmp_path_factory):
+    """The run directory of two processes of which the second was told to stop, somewhere after step 4."""
+    run_dir = tmp_path_factory.mktemp("noticed") / "run"
+
+    def notify_the_second(processes, log):
+        runs.wait_for(lambda: len(runs.metrics_of(run_dir)) >= 4, *processes, log=log)
+        processes[1].terminate()
+
+    codes, said = train_in_two(world, run_dir, meanwhile=notify_the_second)
+    assert codes == [runs.INTERRUPTED, runs.INTERRUPTED]
     assert "8 cpu" in said
     return run_dir
 
 
-def test_two_processes_are_one(undisturbed, in_two):
-    """When this fails, a pod trains on other rows than a single host, or counts them twice: a process supplies the wrong
-    part of the batch, or reads the wrong slice of the weights."""
-    runs.assert_same_metrics(in_two, undisturbed)
-    assert runs.steps_of(in_two) == runs.steps_of(undisturbed)
-
-
-def test_notice_to_one_of_two_processes_saves_both_and_one_process_goes_on(world, undisturbed, tmp_path):
+def test_notice_to_one_of_two_processes_saves_both_and_one_process_goes_on(world, undisturbed, noticed, tmp_path):
     """When this fails, the preemption of one host costs the pod its work since the last checkpoint, or hangs it, or a
     run cannot move from a pod to a single host."""
-    run_dir = tmp_path / "run"
-
-    def notify_the_second(processes, log):
-        runs.wait_for(lambda: len(runs.metrics_of(run_dir)) >= 2, *processes, log=log)
-        processes[1].terminate()
-
-    codes, _ = train_in_two(world, run_dir, meanwhile=notify_the_second)
-    assert codes == [runs.INTERRUPTED, runs.INTERRUPTED]
+    run_dir = shutil.copytree(noticed, tmp_path / "run")
     step = runs.steps_of(run_dir)[-1]
-    assert 2 <= step < runs.NUM_STEPS and len(runs.metrics_of(run_dir)) == step
+    assert 4 <= step < runs.NUM_STEPS and len(runs.metrics_of(run_dir)) == step
     assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     runs.assert_same_metrics(run_dir, undisturbed)
 
 
-def test_damage_that_only_one_process_sees_sets_the_checkpoint_aside_on_both(world, undisturbed, in_two, tmp_path):
-    """When this fails, one rotten file hangs a pod at every start: the host that reads it goes on to the checkpoint
-    before, and the others wait for it for ever."""
-    run_dir = tmp_path / "run"
-    shutil.copytree(in_two, run_dir)
-    newest = run_dir / "checkpoints" / str(runs.NUM_STEPS)
-    (written_by_the_second,) = (newest / "state" / "ocdbt.process_1" / "d").iterdir()
-    written_by_the_second.unlink()
+def test_two_processes_are_one_and_set_aside_a_checkpoint_that_only_one_of_them_sees_damaged(
+    world, undisturbed, noticed, tmp_path
+):
+    """When this fails, a pod trains on other rows than a single host, or counts them twice; or one rotten file hangs it at
+    every start: the host that reads it falls back to the checkpoint before, and the others wait for it for ever."""
+    run_dir = shutil.copytree(noticed, tmp_path / "run")
+    *_, before, newest = runs.steps_of(run_dir)
+    written_by_the_second = run_dir / "checkpoints" / str(newest) / "state" / "ocdbt.process_1" / "d"
+    next(written_by_the_second.iterdir()).unlink()
     codes, said = train_in_two(world, run_dir)
     assert codes == [runs.DONE, runs.DONE]
-    assert f"going on from step {runs.NUM_STEPS - 2}" in said
+    assert f"going on from step {before}" in said
     runs.assert_same_metrics(run_dir, undisturbed)
+    assert runs.steps_of(run_dir) == runs.steps_of(undisturbed)
 
 
 def test_two_processes_score_like_one(world, tmp_path):

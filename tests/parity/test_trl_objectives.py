@@ -67,7 +67,11 @@ def our_run(tmp_path, section, **sections):
     """A run of ours, and the rows that its steps took, in this order, as TRL reads them."""
     tree = {
         "run_dir": str(tmp_path / "run"),
-        "model": {"path": str(trajectory.write_model(tmp_path / "model", "llama")), "dtype": "float32"},
+        "model": {
+            "path": str(trajectory.write_model(tmp_path / "model", "llama")),
+            "dtype": "float32",
+            "attention": "einsum",  # compiles fastest; losses do not see the kernel
+        },
         "data": {"path": str(trajectory.write_rows(tmp_path / "rows.jsonl", 9))},
         "objective": section,
         "optimizer": {"learning_rate": 1e-3, "eps": EPS, "schedule": "constant", "warmup_ratio": 0.0},
