@@ -51,14 +51,6 @@ def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Pr
     return prepare(config, sources_of_part(config, part), part=part, scales=scales)
 
 
-def load_dataset(
-    config: Config, tokenizer: PreTrainedTokenizerBase, *, path: str, split: str, goal_prompt: GoalPrompt
-) -> Dataset:
-    """Reads, relabels and tokenizes one whole source, instead of those in the configuration."""
-    data = replace(config.data, path=path, split=split, revision="", sources=(), eval_fraction=0.0)
-    return load_training(replace(config, data=data), tokenizer, goal_prompt=goal_prompt)
-
-
 def load_training(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, goal_prompt: GoalPrompt, progress: bool = False
 ) -> Dataset:

@@ -90,8 +90,7 @@ def train_and_export(family: str, directory: Path) -> Trained:
     assert rapo("train", directory / "run.yaml", *where) == 0
     assert rapo("export", run_dir, exported) == 0
     setup = set_up(load_config(run_dir / "config.yaml"))
-    data = {"path": setup.config.data.path, "split": "train", "goal_prompt": setup.goal_prompt}
-    groups = pipeline.load_dataset(setup.config, setup.tokenizer, **data).groups
+    groups = pipeline.load_training(setup.config, setup.tokenizer, goal_prompt=setup.goal_prompt).groups
     return Trained(family, source, run_dir, exported, groups, setup)
 
 

@@ -119,8 +119,7 @@ def run(tree: dict) -> Ours:
     config = from_dict(tree)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     setup = replace(set_up(config), mesh=mesh)
-    source = {"path": config.data.path, "split": config.data.split, "goal_prompt": setup.goal_prompt}
-    data = pipeline.load_dataset(config, setup.tokenizer, **source)
+    data = pipeline.load_training(config, setup.tokenizer, goal_prompt=setup.goal_prompt)
     plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(mesh))
     parameters = starting_parameters(setup)
     reference = resident_reference(parameters, config, setup.spec, mesh)

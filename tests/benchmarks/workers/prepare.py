@@ -124,8 +124,7 @@ def all_groups(options: argparse.Namespace, model_dir: Path) -> list[Group]:
     data = {"path": options.data, "max_length": options.max_length, "max_prompt_length": options.max_length // 2}
     config = from_dict({"data": data | {"chat_template": options.chat_template}})
     opened = open_for_training(model_dir, config)
-    source = {"path": options.data, "split": "train"}
-    groups = pipeline.load_dataset(config, opened.tokenizer, goal_prompt=opened.goal_prompt, **source).groups
+    groups = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt).groups
     if len(groups) < options.pairs:
         raise SystemExit(f"{options.data} gives {len(groups)} pairs; lower --pairs={options.pairs} to that.")
     return groups
