@@ -143,7 +143,7 @@ def recomputed_flops(spec: Spec, work: Work, *, remat: str, scores_again: int = 
     repeats because it keeps no scores: 1 in one fused backward pass, 3 in two separate backward kernels.
     """
     matmuls, adapters, narrow = layer_matmuls(spec), adapter_matmuls(spec), adapter_matmuls(spec, sides="a")
-    if spec.norms == "before":  # its output is only added to the residual, which is kept as the next layer's input
+    if spec.norms == "before":  # down's output is only added to the residual, which is kept as the next layer's input
         matmuls["down"] = 0
         adapters |= {name: flops for name, flops in narrow.items() if name == "down"}
     again = {

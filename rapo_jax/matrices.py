@@ -1,8 +1,8 @@
 """The seven weight matrices of a decoder layer, described once.
 
 Parameter shapes, shardings, matrix products, Hugging Face and peft tensor names, LoRA adapters, FLOP counts and the
-default of `lora.targets` all follow from MATRICES. No arrays here. Biases, which follow from this table too, and norms
-are in rapo_jax/models/parameters.py.
+default of `lora.targets` all follow from MATRICES; so do biases, in rapo_jax/models/parameters.py, where the norms are
+too. No arrays here.
 """
 
 from dataclasses import dataclass

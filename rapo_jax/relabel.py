@@ -97,7 +97,7 @@ def relabel(
             released code does: two contradicting preferences under one goal.
         rejected_goals: the (lowest, highest) reward of a rejected response that becomes a goal (appendix B.3).
         best_goal: adds the chosen response alone under this goal, the term of Algorithm 1 (appendix A.2).
-        num_responses: the number of the row's responses, needed where `rewards` is None.
+        num_responses: the number of the row's responses, read only where `rewards` is None.
 
     Raises ValueError where goals are asked for and there are no rewards.
 

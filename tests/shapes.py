@@ -1,4 +1,4 @@
-"""Run-time checks of every array's dtype and shape against its jaxtyping annotation, for the tests.
+"""Run-time checks of dtypes and shapes against jaxtyping annotations, for the tests.
 
 jaxtyping's import hook decorates every function and dataclass of the package; beartype compares arguments and results
 with the annotations. Only signatures with a shape in them are compared: the type checker covers the others. Runs in

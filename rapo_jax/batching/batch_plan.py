@@ -67,7 +67,7 @@ def group_lengths(groups: Sequence[Group]) -> tuple[Int[np.ndarray, "G"], Int[np
 
 
 def num_branches(groups: Sequence[Group]) -> int:
-    """A, the branches of a group (its prompt included): the same for all groups of a data set."""
+    """A, the number of branches of a group (its prompt included): the same for all groups of a data set."""
     return 1 + len(groups[0].continuations)
 
 
@@ -285,7 +285,7 @@ def fill_row(batch: Batch[np.ndarray], at: tuple[int, int], groups: Sequence[Gro
 def scored_positions(
     tokens: Int[np.ndarray, "_"], start: int, *, branch: int, before: int, scored: Scored
 ) -> tuple[Sequence[int], Sequence[int] | Int[np.ndarray, "_"]]:
-    """(positions of hidden states, tokens they predict) of a branch at `start`; `before` is the prompt's last token."""
+    """(positions of hidden states, tokens they predict) of a branch at `start`; `before` is the position of the prompt's last token."""
     end = start + len(tokens)
     if scored == "last":  # the state at the last token is what a reward model reads; it predicts nothing
         return ([end - 1], [0]) if branch and len(tokens) else ([], [])

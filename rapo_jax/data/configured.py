@@ -103,7 +103,7 @@ def keep_learnable(config: Config, source: ConfiguredSource, found: SourceRecord
 
 
 def check_source_weights(config: Config, records: Sequence[Record]) -> None:
-    """Raises UserError for a weight of a source that no row is from, unless data.sources lists several."""
+    """Raises UserError for a weight of a source that no row is from, unless data.sources is set."""
     named = {record.source for record in records}
     unknown = [name for name in config.data.source_weights if name not in named]
     if unknown and not config.data.sources:

@@ -1,7 +1,7 @@
 """Which records take part: mixture shares, held-out prompts, subsets, decontamination.
 
-Every choice is made by a hash of the prompt (for samples, of the responses too), so the order of rows does not matter
-and a prompt is never on both sides of a split.
+Held-out prompts and fractions are chosen by a hash of the prompt, so a prompt is never on both sides of a split; samples
+by one of prompt and responses. The order of rows never matters.
 """
 
 from collections.abc import Sequence

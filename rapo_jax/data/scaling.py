@@ -28,7 +28,7 @@ class Scales:
     sources: dict[str, "Scales"] = field(default_factory=dict)
 
     def record(self, record: Record) -> Record:
-        """The record on the goal scale. Raises UserError if maps are per source and this record's has none."""
+        """The record on the goal scale. Raises UserError if maps are per source and the record's source has none."""
         if self.sources:
             return self._of(record).record(record)
         rewards, attributes = record.rewards, record.attributes

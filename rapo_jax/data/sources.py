@@ -132,7 +132,7 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
 
 
 def _too_few(record: Record, want: Want) -> str | None:
-    """Why a record has too few different responses to compare; None if it has enough."""
+    """Why a record is left out: ranked responses repeat, or there is one where two are wanted. None if it is not."""
     if record.ranked and len(set(record.responses)) < len(record.responses):
         return "identical_responses"
     enough = len(record.responses) > 1 or want in ("one", "each", "any") or (want == "labelled" and record.labels)

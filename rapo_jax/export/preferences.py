@@ -46,7 +46,7 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
     rejected response, under its goal); prompt, completion, label, score for labelled responses; prompt, completion,
     score for one; prompt, responses, rewards for all. Every row has goal, goal_of and source_row, and weight and source
     where there are any. OUT.report.json, OUT.report.png and, where scores were mapped, OUT.scale.json go beside it.
-    Either all of them appear, `out` last, or none does.
+    `out` appears last. An error while they are written leaves none of them.
     """
     files = output_files(out)
     prepared = read_part(config, "train")

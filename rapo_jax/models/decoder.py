@@ -41,7 +41,7 @@ class ForwardOptions:
 
     dtype: of activations and matrix products.
     remat: rematerialization, the matrix products that the backward pass recomputes instead of keeping: "none"; "mlp",
-        all but gate and up; "attention", all but q, k, v and attention itself; "full". Elementwise operations are
+        which recomputes all but gate and up; "attention", all but q, k, v and attention itself; "full". Elementwise operations are
         recomputed at every level.
     kernel: a name in rapo_jax/models/attention/dispatch.py's KERNELS; None = the default of this machine.
     unrolled: layers are traced one after another instead of scanned: slower to compile, faster on a GPU.

@@ -1,4 +1,4 @@
 """A world small enough to learn on two CPU cores in minutes, to watch the method work end to end.
 
-No other part of the package imports it: it only writes files that look like any user's data and model.
+No other room imports it: it only writes files that look like any user's data and model.
 """

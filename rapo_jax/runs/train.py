@@ -1,6 +1,6 @@
 """Training a run from a configuration, from the start or from its last checkpoint.
 
-Composes the other packages; the loop is rapo_jax/train/loop.py. Nothing is written before everything has been checked.
+Composes the other rooms; the loop is rapo_jax/train/loop.py. Nothing is written before everything has been checked.
 """
 
 from collections.abc import Callable, Iterator
@@ -164,7 +164,7 @@ def evaluation_of(
 
 
 def step_costs(data: pipeline.Dataset, plan: BatchPlan, setup: Setup) -> Callable[[int], Cost]:
-    """Step (from 0) -> its useful work, as rapo_jax/accounting.py defines it."""
+    """Step (from 0) -> its cost, as rapo_jax/accounting.py defines it."""
     B, T = plan.shape.B, plan.shape.T
     in_step = reference_is_resident(setup.config)
 

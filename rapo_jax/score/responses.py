@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -24,8 +25,9 @@ from rapo_jax.distributed import is_first
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
+from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, require_vocabulary, spec_from_config
-from rapo_jax.opened import load_model, open_tokenizer
+from rapo_jax.opened import open_tokenizer
 from rapo_jax.parallel import make_mesh
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
@@ -138,7 +140,7 @@ def one_pass(
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     # Before the weights are read: raises for an attention kernel that does not exist or does not run here.
     options = pass_options(config, spec, mesh, scored="last" if spec.scored else "responses")
-    parameters = load_model(open_tokenizer(directory, raw=True), mesh=mesh, dtype=config.model.dtype).parameters
+    parameters = load_parameters(directory, spec, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
     identity = {
         "weights": fingerprint(parameters),
         "tokens": fingerprint_of_groups(groups),

@@ -40,7 +40,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step computes, as rapo_jax/accounting.py defines it. `positions` includes padding."""
+    """A step's useful tokens and FLOPs, as rapo_jax/accounting.py defines them, and its positions, padding included."""
 
     real_tokens: int
     positions: int

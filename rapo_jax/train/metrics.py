@@ -1,4 +1,4 @@
-"""What a step reports: sums over groups on the device, from them named means. A metric is one entry of METRICS.
+"""What a step reports: sums over groups on the device, and named means of them. A metric is one entry of METRICS.
 
 Names are those that users of TRL know. `rewards/*` are the implicit rewards beta * (log pi - log pi_ref), without the
 reference for objectives that have none, or a reward model's scores; an accuracy counts strictly larger chosen rewards.

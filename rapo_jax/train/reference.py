@@ -1,6 +1,6 @@
 """The frozen reference model, with its weights resident on the devices.
 
-They have the compute dtype and are sharded like the policy's. With LoRA they are also the only copy of the weights
+The weights have the compute dtype and are sharded like the policy's. With LoRA they are also the only copy of the weights
 under the adapters, and therefore resident whatever the objective. Reference log-probabilities computed in advance:
 rapo_jax/passes/.
 """
@@ -25,7 +25,7 @@ def weights_are_resident(config: Config) -> bool:
 
 
 def frozen_copy(parameters: dict, spec: Spec, mesh: Mesh, *, dtype: jnp.dtype) -> dict:
-    """A copy of the weights in the compute dtype, which outlives the originals, whose buffers are donated.
+    """A copy of the weights in the compute dtype, which stays valid if the originals are donated.
 
     With LoRA the originals are never donated, so weights that already have that dtype are returned without a copy.
     """

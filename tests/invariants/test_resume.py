@@ -30,14 +30,14 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_never_killed(world, un
     run_dir = tmp_path / "run"
     unfinished = lambda: list((run_dir / "checkpoints").glob("*tmp*"))  # noqa: E731
 
-    def kill_when(condition):
+    def kill_when(condition, **how):
         log = tmp_path / "log"
-        with runs.started(world.train(run_dir), log=log) as process:
+        with runs.started(world.train(run_dir), log=log, **how) as process:
             runs.wait_for(condition, process, log=log)
             process.kill()
             assert process.wait() == -signal.SIGKILL
 
-    kill_when(lambda: len(runs.metrics_of(run_dir)) == 1)
+    kill_when(lambda: len(runs.metrics_of(run_dir)) == 1, program=("-m", "rapo_jax"))
     for _ in range(4):  # a tiny checkpoint is written in milliseconds: it may be whole by the time the signal arrives
         kill_when(unfinished)
         if unfinished():

@@ -47,15 +47,15 @@ def train_in_two(world, run_dir, **more) -> tuple[list[int], str]:
 
 @pytest.fixture(scope="module")
 def noticed(world, tmp_path_factory):
-    """The run directory of two processes of which the second was told to stop, somewhere after step 4."""
+    """The run directory of two processes of which the second was told to stop, somewhere after step 3."""
     run_dir = tmp_path_factory.mktemp("noticed") / "run"
 
     def notify_the_second(processes, log):
-        runs.wait_for(lambda: len(runs.metrics_of(run_dir)) >= 4, *processes, log=log)
+        runs.wait_for(lambda: len(runs.metrics_of(run_dir)) >= 3, *processes, log=log)
         processes[1].terminate()
 
     codes, said = train_in_two(world, run_dir, meanwhile=notify_the_second)
-    assert codes == [runs.INTERRUPTED, runs.INTERRUPTED]
+    assert codes == [runs.INTERRUPTED, runs.INTERRUPTED], "the run ended before the notice arrived"
     assert "8 cpu" in said
     return run_dir
 
@@ -65,7 +65,7 @@ def test_notice_to_one_of_two_processes_saves_both_and_one_process_goes_on(world
     run cannot move from a pod to a single host."""
     run_dir = shutil.copytree(noticed, tmp_path / "run")
     step = runs.steps_of(run_dir)[-1]
-    assert 4 <= step < runs.NUM_STEPS and len(runs.metrics_of(run_dir)) == step
+    assert 3 <= step < runs.NUM_STEPS and len(runs.metrics_of(run_dir)) == step
     assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     runs.assert_same_metrics(run_dir, undisturbed)
 
@@ -78,7 +78,8 @@ def test_two_processes_are_one_and_set_aside_a_checkpoint_that_only_one_of_them_
     run_dir = shutil.copytree(noticed, tmp_path / "run")
     *_, before, newest = runs.steps_of(run_dir)
     written_by_the_second = run_dir / "checkpoints" / str(newest) / "state" / "ocdbt.process_1" / "d"
-    next(written_by_the_second.iterdir()).unlink()
+    (only_file,) = written_by_the_second.iterdir()
+    only_file.unlink()
     codes, said = train_in_two(world, run_dir)
     assert codes == [runs.DONE, runs.DONE]
     assert f"going on from step {before}" in said

@@ -75,12 +75,14 @@ def make_world(directory: Path) -> World:
 
 
 @contextmanager
-def started(arguments: list[str], *, num_devices: int = 8, log: Path) -> Iterator[subprocess.Popen]:
+def started(
+    arguments: list[str], *, num_devices: int = 8, log: Path, program: tuple[str, ...] = ("-c", WITHOUT_TORCH)
+) -> Iterator[subprocess.Popen]:
     """A verb in a process of its own, which does not outlive the block."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"  # the last one counts
     environment = os.environ | {"XLA_FLAGS": flags}
     with log.open("w") as output:
-        command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+        command = [sys.executable, *program, *arguments]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             yield process

@@ -1,7 +1,7 @@
 """Steps of runs in this process: made, traced and compiled once for all runs whose steps are the same.
 
-Half of a tiny run's seconds is Python tracing a step that an earlier run has traced. Runs in processes of their own trace
-theirs as users do.
+Half of a tiny run's seconds is Python tracing a step that an earlier run has traced. Runs in processes of their own
+trace theirs as users do.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from rapo_jax.config.tree import Config
+from rapo_jax.models.attention.dispatch import KERNELS
+from rapo_jax.objectives.registry import OBJECTIVES
 from rapo_jax.train.metrics import METRICS
 
 MAKERS = (
@@ -27,21 +29,30 @@ def share_steps(patch: pytest.MonkeyPatch) -> None:
 
 
 def made_once(make: Callable) -> Callable:
-    """`make`, whose results are kept by everything in its arguments that a step can see."""
-    made: dict[Any, Callable] = {}
+    """`make`, whose results are kept by all that tracing reads: its arguments and the entries of the registries."""
+    made: dict[Any, tuple[Callable, Any]] = {}
 
     def step(*arguments: Any, **options: Any) -> Callable:
-        seen = tuple(repr(without_paths(x)) if isinstance(x, Config) else x for x in arguments)
-        key = (seen, tuple(options.items()), tuple(METRICS))
+        seen = tuple(repr(seen_by_a_step(x)) if isinstance(x, Config) else x for x in arguments)
+        entries = [*METRICS.items(), *KERNELS.items(), *OBJECTIVES.items()]
+        key = (seen, *options.items(), *((name, id(entry)) for name, entry in entries))
         if key not in made:
-            made[key] = make(*arguments, **options)
-        return made[key]
+            made[key] = make(*arguments, **options), entries  # kept, so that their ids stay theirs
+        return made[key][0]
 
     return step
 
 
-def without_paths(config: Config) -> Config:
-    """What a step sees of a configuration: rows and goals come to it as tokens."""
+def seen_by_a_step(config: Config) -> Config:
+    """The configuration without what no step reads: paths, rows and goals, which come as arrays, and when to save."""
     default = Config()
-    reference = replace(config.reference, cache="cache" if config.reference.cache else "")
-    return replace(config, run_dir="", data=default.data, relabel=default.relabel, reference=reference)
+    unread = ("log_every", "eval_every", "save_every", "keep_last", "keep_best")
+    return replace(
+        config,
+        run_dir="",
+        model=replace(config.model, path=""),
+        data=default.data,
+        relabel=default.relabel,
+        reference=replace(config.reference, cache="cache" if config.reference.cache else ""),
+        train=replace(config.train, **{name: getattr(default.train, name) for name in unread}),
+    )

@@ -24,7 +24,7 @@ AUTO = "auto"
 def resolve_schema(first: FirstRow, name: str, need: RowNeeds) -> tuple[Schema, Columns]:
     """The schema of rows like this one (`name`, or the detected one for "auto"), and the names of its columns.
 
-    Raises UserError for absent columns and, where they are needed, for absent scores.
+    `name` has passed `require_schema`. Raises UserError for absent columns and, where they are needed, for absent scores.
     """
     schema = detect(first) if name == AUTO else SCHEMAS[name]
     for field in fields(Columns):

@@ -1,4 +1,4 @@
-"""The type of a schema: how it is detected, which columns it needs, how a row is read, what messages and reports say.
+"""The type of a schema: how it is detected, which columns it needs, how a row is read, its words in messages and reports.
 
 No schema is named here; the entries are in rapo_jax/data/schemas/registry.py.
 """

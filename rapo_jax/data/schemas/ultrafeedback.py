@@ -41,7 +41,7 @@ def read_ultrafeedback(values: Mapping[str, Any], columns: Columns, options: Rea
 
 
 def _is_ten_for_one(reward: float, entry: Mapping[str, Any], ratings: dict[str, float] | None, name: str) -> bool:
-    """Whether a score of 10 should be 1, an error of the annotation program: the fine-grained score is at most 2.
+    """Whether the annotation program wrote 10 for 1: the fine-grained score (else the mean rating) is at most 2.
 
     The published correction of the data set sets these scores to 1.
     """

@@ -133,7 +133,7 @@ def _backward(scale, softcap, interpret, residuals, cotangent_BTNH):
 
 
 def _gradient_of_queries(*inputs: Array, interpret: bool, **options) -> Array:
-    """`inputs` are the kernel's: q [B, T, N, H]; k and v [B, U, K, H]; arrays derived from them and from the mask."""
+    """`inputs` are the kernel's: q [B, T, N, H]; k and v [B, U, K, H]; the cotangent, and arrays derived from these and the mask."""
     q_BTNH, k_BUKH = inputs[:2]
     (B, T, N, H), (U, K), tiles = q_BTNH.shape, k_BUKH.shape[1:3], FOR_QUERIES
     by_query = pl.BlockSpec((None, tiles.queries, None, H), lambda i, n, b: (b, i, n, 0))
