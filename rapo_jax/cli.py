@@ -7,13 +7,14 @@ import argparse
 import errno
 import os
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 
 from rapo_jax.arguments import parse
 from rapo_jax.errors import Interrupted, UserError
 
-DONE, USER_ERROR, CRASHED, INTERRUPTED = 0, 2, 13, 75
+DONE, USER_ERROR, CRASHED, INTERRUPTED, STOPPED = 0, 2, 13, 75, 130
 # Errors of the file system about a path that the user chose: no permission, not a directory, read-only, full.
 REFUSED = (
     errno.EACCES,
@@ -28,7 +29,8 @@ REFUSED = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a verb and exits: 0 done, 1 plan does not fit, 2 user's mistake, 13 crash, 75 interrupted and saved."""
+    """Runs a verb and exits: 0 done, 1 a plan that does not fit, 2 the user's mistake, 13 a crash, 75 interrupted and saved,
+    130 interrupted with nothing to save."""
     options = parse(arguments)
     code = exit_code_of(options)
     sys.stdout.flush()
@@ -50,6 +52,11 @@ def exit_code_of(options: argparse.Namespace) -> int:
 
         say(f"interrupted: {stop}; run the same command to go on.")
         return INTERRUPTED
+    except (
+        KeyboardInterrupt
+    ):  # long work saves what it has and raises Interrupted; nothing had begun, or nothing is kept
+        print(f"rapo {options.name}: interrupted; nothing more was saved. Run the same command again.", file=sys.stderr)
+        return STOPPED
     except BrokenPipeError:
         return DONE
     except Exception as error:
@@ -143,12 +150,12 @@ def export(options: argparse.Namespace) -> int:
 
     chosen = ExportOptions(step=options.step, adapter=options.adapter, goal=options.goal, bake=options.bake)
     done = export_run(Path(options.run_dir), Path(options.out_dir), options=chosen)
-    asks = done.goal_prompt.sentence(done.goal_prompt.baked) or "no goal"
+    asks = f"its chat template asks for: {done.goal_prompt.sentence(done.goal_prompt.baked) or 'no goal'}"
     say(
         f"{options.out_dir}: step {done.step} of {options.run_dir}; read back, largest difference of logits "
         f"{done.difference:.1e}"
     )
-    say(f"  its chat template asks for: {asks}")
+    say(textwrap.fill(asks, width=79, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
     return 0
 
 

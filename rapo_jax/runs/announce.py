@@ -68,7 +68,8 @@ def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
         else "no goals"
     )
     say(f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties)")
-    say(f"         -> {report['groups']:,} {unit_of(setup.config.objective)}; {goals}; {cut:,} tokens cut")
+    say(f"         -> {report['groups']:,} {unit_of(setup.config.objective)}, {cut:,} tokens cut;")
+    say(f"         {goals}")
 
 
 def unit_of(objective: Objective) -> str:

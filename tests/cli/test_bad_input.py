@@ -533,3 +533,14 @@ def test_a_bug_of_ours_keeps_its_traceback(world, place, capsys, monkeypatch):
     monkeypatch.setattr("rapo_jax.runs.train.train_or_resume", broken)
     assert rapo("train", *settings(world, "new")) == 13
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_before_the_work_has_begun_is_one_line(world, place, capsys, monkeypatch):
+    """When this fails, Ctrl-C during the seconds in which a command starts prints a page of traceback."""
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rapo_jax.runs.train.train_or_resume", interrupted)
+    assert rapo("train", *settings(world, "new")) == 130
+    assert capsys.readouterr().err == "rapo train: interrupted; nothing more was saved. Run the same command again.\n"
