@@ -83,6 +83,7 @@ def test_a_misspelt_schema_of_one_source_is_named_by_its_key(path):
         read_part(config, "train")
 
 
+@pytest.mark.slow
 def test_a_registered_schema_is_trained_on(path, tmp_path):
     tiny.write_model(tmp_path / "model")
     (tmp_path / "run.yaml").write_text(tiny.RUN)

@@ -122,6 +122,7 @@ def test_tiled_attention_is_as_accurate_as_einsum_in_bfloat16():
     assert tiles <= 1.5 * einsum and einsum < 0.05
 
 
+@pytest.mark.slow
 def test_a_kernel_from_outside_trains(monkeypatch, tmp_path):
     """When this fails, a new kernel needs edits in configuration, dispatch and plan before it can be tried."""
     calls = []

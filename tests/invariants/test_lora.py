@@ -47,6 +47,7 @@ def first_step(config, spec, mesh, *, base_seed=0):
     ("family", "remat", "dtype"),
     [("llama3", "none", "float32"), ("gemma2", "full", "float32"), ("qwen2", "full", "bfloat16")],
 )
+@pytest.mark.slow
 def test_the_first_loss_is_ln_2_and_no_weight_changes(family, remat, dtype):
     """When this fails, a run starts from another model than its reference, or its reference moves along with it."""
     config, spec = tiny.with_lora(replace(CONFIG, model=replace(CONFIG.model, remat=remat, dtype=dtype)), family)
@@ -106,6 +107,7 @@ def test_loss_and_gradient_promote_no_dtype_silently(dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_no_frozen_matrix_gets_a_gradient():
     """When this fails, LoRA computes and stores what it exists to save. The same search finds them in full training."""
     config, spec = tiny.with_lora(CONFIG, "llama3")

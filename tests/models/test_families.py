@@ -31,6 +31,7 @@ def toy_family(monkeypatch):
     return toy
 
 
+@pytest.mark.slow
 def test_a_family_from_outside_opens_trains_and_exports(toy_family, tmp_path):
     """When this fails, a family needs edits all over the package, or training ignores its norm placement."""
     model = tiny.write_model(tmp_path / "model")

@@ -147,6 +147,7 @@ def test_the_needed_memory_is_read_from_out_of_memory_errors_only():
 # The report.
 
 
+@pytest.mark.slow
 def test_a_plan_for_virtual_devices(place, tmp_path, capsys):
     """The parts add up to the compiler's peak, and the compiled program's FLOPs are those counted by hand."""
     assert rapo(*arguments(place, "mesh.tensor=2", "--devices", "cpu:8", "--json", tmp_path / "plan.json")) == 0
@@ -163,6 +164,7 @@ def test_a_plan_for_virtual_devices(place, tmp_path, capsys):
     assert {each["kind"] for each in tree["collectives"]} & {"all-gather", "reduce-scatter", "all-reduce"}
 
 
+@pytest.mark.slow
 def test_remat_is_counted_separately(place, tmp_path):
     """When this fails, a plan counts work that is done twice as useful."""
     trees = {}
