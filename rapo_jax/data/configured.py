@@ -9,6 +9,7 @@ from rapo_jax.config.tree import Config, SourceOptions
 from rapo_jax.data import mixture
 from rapo_jax.data.rewards import CONSTANT, origin_in_words, read_scores, with_constants, with_scores
 from rapo_jax.data.row_needs import RowNeeds
+from rapo_jax.data.schemas.registry import require_schema
 from rapo_jax.data.sources import SourceRecords, counts_in_words, read_records
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
@@ -27,15 +28,11 @@ class ConfiguredSource:
     def said(self) -> str:
         return f"{self.option}={self.options.path}"
 
-    @property
-    def schema_option(self) -> str:
-        """The key that holds its schema: data.sources[0].schema beside data.sources[0].path, else data.schema."""
-        return self.option.replace(".path", ".schema") if "[" in self.option else "data.schema"
-
 
 def sources_of_part(config: Config, part: Part) -> tuple[ConfiguredSource, ...]:
-    """The sources of the training data or of the evaluation data."""
+    """The sources of the training data or of the evaluation data. Raises UserError for a schema that does not exist."""
     data = config.data
+    require_schema(data.schema)
     common = SourceOptions(
         path=data.path,
         split=data.split,
@@ -49,6 +46,8 @@ def sources_of_part(config: Config, part: Part) -> tuple[ConfiguredSource, ...]:
         options = replace(common, path=data.eval_path, split=data.eval_split, revision="", rewards=rewards)
         return (ConfiguredSource("data.eval_path", options),)
     if data.sources:
+        for n, source in enumerate(data.sources):
+            require_schema(source.schema, option=f"data.sources[{n}].schema")
         return tuple(ConfiguredSource(f"data.sources[{n}].path", source) for n, source in enumerate(data.sources))
     return (ConfiguredSource("data.path", common),)
 
@@ -57,9 +56,7 @@ def read_source(config: Config, source: ConfiguredSource, need: RowNeeds) -> Sou
     """The records of one source with their rewards and weights, without those that must not be trained on."""
     elsewhere = source.options.rewards or config.relabel.attributes
     need = replace(need, scores=need.scores and not elsewhere)
-    found = read_records(
-        source.options, need, option=source.option, schema_option=source.schema_option, data=config.data
-    )
+    found = read_records(source.options, need, option=source.option, data=config.data)
     found = keep_learnable(config, source, give_rewards(config, source, found))
     check_source_weights(config, found.records)
     if config.objective.needs("weight") and not (found.columns.weight or config.data.source_weights):

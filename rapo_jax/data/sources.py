@@ -41,23 +41,17 @@ class SourceRecords:
 
 
 def read_records(
-    source: SourceOptions,
-    need: RowNeeds,
-    *,
-    option: str = "data.path",
-    schema_option: str = "data.schema",
-    data: Data | None = None,
+    source: SourceOptions, need: RowNeeds, *, option: str = "data.path", data: Data | None = None
 ) -> SourceRecords:
     """Reads the records of a source: with one response where one is wanted, else with all that a row has.
 
     `source.path` is a .jsonl, .json or .parquet file, a directory of them, a directory written by `save_to_disk`, or,
     if no such file exists, a data set on the hub. `source.schema` and `source.columns` override the detection on the
-    first row. `data` gives bad_rows and score_defect; `option` and `schema_option` are the keys that hold path and
-    schema. A row with fewer than two different responses is dropped and counted where two are wanted. Raises UserError,
-    one for all bad rows together.
+    first row. `data` gives bad_rows and score_defect; `option` is what the user calls the path. A row with fewer than
+    two different responses is dropped and counted where two are wanted. Raises UserError, one for all bad rows together.
     """
     data = Data() if data is None else data
-    require_schema(source.schema, option=schema_option)
+    require_schema(source.schema)
     said = f"{option}={source.path}"
     rows = read_rows(source.path, split=source.split, revision=source.revision, option=option)
     first = next(rows, None)

@@ -10,7 +10,6 @@ from rapo_jax.batching.batch_plan import Group
 from rapo_jax.batching.groups import NAN
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import sources_of_part
-from rapo_jax.data.schemas.registry import require_schema
 from rapo_jax.errors import UserError
 from rapo_jax.opened import open_for_training
 
@@ -34,8 +33,7 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
     """
     if not (config.data.path or config.data.sources):
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
-    for source in sources_of_part(config, "train"):  # a misspelt name must not pass for a missing file
-        require_schema(source.options.schema, option=source.schema_option)
+    sources_of_part(config, "train")  # raises: a misspelt schema must not pass for a missing file
     try:
         opened = open_for_training(model_dir, config)
         data = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt)
