@@ -58,14 +58,13 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
             f"{prepared.said}: nothing is left of its {prepared.num_rows} rows; {num_ties} records are ties, which "
             "relabel.ties=keep keeps."
         )
-    with ExitStack() as all_or_none:  # exited in reverse order: the rows are renamed into place last
-        named = {name: path for name, path in vars(files).items() if name != "scale" or report["scale"]}
-        temporary = {name: all_or_none.enter_context(whole_file(path)) for name, path in named.items()}
-        write_rows(temporary["rows"], [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
-        write_json(temporary["report"], report)
+    with ExitStack() as stack:  # exited in reverse order: the rows are renamed into place last
+        whole = lambda path: stack.enter_context(whole_file(path))  # noqa: E731
+        write_rows(whole(files.rows), [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
+        write_json(whole(files.report), report)
         if report["scale"]:
-            write_json(temporary["scale"], report["scale"])
-        draw_report(temporary["figure"], prepared.records, report, title=out.name)
+            write_json(whole(files.scale), report["scale"])
+        draw_report(whole(files.figure), prepared.records, report, title=out.name)
     sides = Counter(one.preference.goal_of or "no goal" for one, _ in written)
     return {"rows": prepared.num_rows, "dropped": sum(prepared.dropped.values()), "ties": num_ties, **sides}
 
