@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole story on a laptop: a small world, a base model, plain DPO, reward-augmented DPO, and what each answers when
-# it is asked for scores 1 to 10. Needs Python 3.11 or newer, two CPU cores and the package index; takes 2 to 5 minutes
+# it is asked for scores 1 to 10. Needs Python 3.11 or newer, two CPU cores and the package index; takes 2 to 6 minutes
 # after the installation. Everything goes to build/quickstart (or to the directory given as first argument).
 #
 #   bash launch/quickstart.sh

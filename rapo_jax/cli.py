@@ -52,9 +52,7 @@ def exit_code_of(options: argparse.Namespace) -> int:
 
         say(f"interrupted: {stop}; run the same command to go on.")
         return INTERRUPTED
-    except (
-        KeyboardInterrupt
-    ):  # long work saves what it has and raises Interrupted; nothing had begun, or nothing is kept
+    except KeyboardInterrupt:  # long work that saves raises Interrupted instead
         print(f"rapo {options.name}: interrupted; nothing more was saved. Run the same command again.", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
@@ -151,10 +149,8 @@ def export(options: argparse.Namespace) -> int:
     chosen = ExportOptions(step=options.step, adapter=options.adapter, goal=options.goal, bake=options.bake)
     done = export_run(Path(options.run_dir), Path(options.out_dir), options=chosen)
     asks = f"its chat template asks for: {done.goal_prompt.sentence(done.goal_prompt.baked) or 'no goal'}"
-    say(
-        f"{options.out_dir}: step {done.step} of {options.run_dir}; read back, largest difference of logits "
-        f"{done.difference:.1e}"
-    )
+    say(f"{options.out_dir}: step {done.step} of {options.run_dir}")
+    say(f"  read back; largest difference of logits {done.difference:.1e}")
     say(textwrap.fill(asks, width=79, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
     return 0
 
