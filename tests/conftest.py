@@ -26,11 +26,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-optimizes_little = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and Version(version("jaxlib")) < Version(
-    "0.11.3"
-)
-flags = [os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, COMPILE_FAST if optimizes_little else ""]
-os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+flags = [os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES]
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and Version(version("jaxlib")) <= Version("0.11.2"):
+    flags.append(COMPILE_FAST)
+os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 OWN_CACHE = None if os.environ.get("JAX_COMPILATION_CACHE_DIR") else tempfile.mkdtemp(prefix="compiled-")
 if OWN_CACHE:  # workers are started by the process that made it, and inherit its name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = OWN_CACHE

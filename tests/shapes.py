@@ -29,10 +29,11 @@ DEPENDENCIES = (
     "optax",
     "orbax.checkpoint.experimental.v1",
     "scipy.stats",
-    "transformers",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.tokenization_utils_base",
+    "jax.experimental.pallas.ops.tpu.splash_attention",
+    "jax.experimental.pallas.triton",
 )
-DEPENDENCIES += ("transformers.tokenization_utils_base", "transformers.models.auto.tokenization_auto")
-DEPENDENCIES += ("jax.experimental.pallas.ops.tpu.splash_attention", "jax.experimental.pallas.triton")
 
 
 def check_shapes() -> None:

@@ -4,6 +4,7 @@ Half of a tiny run's seconds is Python tracing a step that an earlier run has tr
 trace theirs as users do.
 """
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,8 +25,7 @@ MAKERS = (
 
 def share_steps(patch: pytest.MonkeyPatch) -> None:
     for name in MAKERS:
-        module, _, function = name.rpartition(".")
-        patch.setattr(name, made_once(getattr(__import__(module, fromlist=[function]), function)))
+        patch.setattr(name, made_once(pkgutil.resolve_name(name)))
 
 
 def made_once(make: Callable) -> Callable:
