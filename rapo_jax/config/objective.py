@@ -65,6 +65,11 @@ class Objective:
         asked = {term.spec.responses for term in self.terms}
         return next(kind for kind in ("all", "labelled", "pair", "one") if kind in asked)
 
+    @property
+    def unit(self) -> str:
+        """The unit of a batch: responses, pairs or groups."""
+        return {"one": "responses", "pair": "pairs"}.get(self.responses, "groups")
+
 
 def needed_by(term: Objective, what: LossNeed) -> bool:
     need: bool | str = getattr(term.spec, f"needs_{what}")

@@ -6,7 +6,7 @@ from typing import Any
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, changed
 from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
-from rapo_jax.runs.announce import parameter_count, trained_count, unit_of
+from rapo_jax.runs.announce import parameter_count, trained_count
 
 SMALLEST_SHARE = 0.001  # kinds of collectives with less than this share of the largest kind's bytes are not shown
 
@@ -41,7 +41,7 @@ def heading(assessment: Assessment, name: str) -> str:
             f"  model   {config.model.path}: {question.spec.family}, {parameters(assessment):,} parameters, "
             f"{config.model.dtype}, remat {config.model.remat}{layers}{attention}",
             *adapters(assessment),
-            f"  data    {packing.num_groups:,} {unit_of(config.objective)} from {question.lengths.source}",
+            f"  data    {packing.num_groups:,} {config.objective.unit} from {question.lengths.source}",
             f"  packed  {packing.num_steps:,} steps of {packing.batch_size}; {shape['B']} rows of {shape['T']} a microbatch, "
             f"{packing.mean_microbatches:.1f} of at most {shape['M']} microbatches a step; "
             f"{packing.real_token_fraction:.1%} real tokens; planned in {packing.seconds:.1f} s",

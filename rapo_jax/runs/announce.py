@@ -16,8 +16,6 @@ from rapo_jax.models.parameters import parameter_letters, shape_of, trained_lett
 from rapo_jax.models.spec import Spec
 from rapo_jax.runs.setup import Setup
 
-COUNTED = {"one": "responses", "pair": "pairs"}  # the unit of a batch, by what the objective compares
-
 
 def write_records(
     setup: Setup, data: pipeline.Dataset, *, held_out: dict[str, pipeline.Dataset], plan: BatchPlan
@@ -49,7 +47,7 @@ def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, resuming_
         say(f"  lora   rank {lora.rank} on {', '.join(lora.targets)}, scale {lora.scale:g}:")
         say(f"         {trained_count(setup.spec):,} parameters trained")
     announce_data(setup, data)
-    say(f"  plan   {len(plan.steps)} steps of {config.train.batch_size} {unit_of(config.objective)};")
+    say(f"  plan   {len(plan.steps)} steps of {config.train.batch_size} {config.objective.unit};")
     say(f"         {shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
     resuming = f", resuming after step {resuming_after}" if resuming_after is not None else ""
     say(f"  loss   {loss_in_words(config.objective)}; into {setup.run_dir}{resuming}")
@@ -68,13 +66,8 @@ def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
         else "no goals"
     )
     say(f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties)")
-    say(f"         -> {report['groups']:,} {unit_of(setup.config.objective)}, {cut:,} tokens cut;")
+    say(f"         -> {report['groups']:,} {setup.config.objective.unit}, {cut:,} tokens cut;")
     say(f"         {goals}")
-
-
-def unit_of(objective: Objective) -> str:
-    """The unit of a batch: responses, pairs or groups."""
-    return COUNTED.get(objective.responses, "groups")
 
 
 def loss_in_words(objective: Objective) -> str:

@@ -24,7 +24,8 @@ class Journal:
     def __init__(self, run_dir: Path, config: Config, *, num_steps: int, first_step: int):
         self.enabled = jax.process_index() == 0
         self.num_steps, self.first_step = num_steps, first_step
-        self.started = self.printed = time.monotonic()
+        self.unit, self.printed = config.objective.unit, time.monotonic()
+        self.timed_from: tuple[int, float] | None = None  # the first step that was reported, and when
         if not self.enabled:
             return
         path = run_dir / "metrics.jsonl"
@@ -48,17 +49,22 @@ class Journal:
             self.wandb.log(record, step=step)
 
     def progress(self, step: int, metrics: dict[str, float]) -> None:
-        """Prints a line at most every two seconds, and always for the first and the last step."""
+        """Prints a line at most every two seconds, and always for the first and the last step.
+
+        The time left is estimated from the steps after the first report, which waits for the compiler.
+        """
         now = time.monotonic()
+        first, since = self.timed_from = self.timed_from or (step, now)
         edge = step in (self.first_step + 1, self.num_steps)
         if not self.enabled or (now - self.printed < PRINT_EVERY and not edge):
             return
         self.printed = now
-        left = (now - self.started) / max(1, step - self.first_step) * (self.num_steps - step)
         parts = [f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}", f"loss {metrics['loss']:.4f}"]
         if "rewards/margins" in metrics:
             parts += [f"margin {metrics['rewards/margins']:+.4f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
-        parts += [f"{metrics['pairs_per_s']:.1f} pairs/s", f"{duration(left)} left"]
+        parts += [f"{metrics['pairs_per_s']:.1f} {self.unit}/s"]
+        if step > first:
+            parts += [f"{duration((now - since) / (step - first) * (self.num_steps - step))} left"]
         self.say("  ".join(parts))
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:

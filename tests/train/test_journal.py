@@ -2,10 +2,11 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from rapo_jax.config.files import load_config
+from rapo_jax.config.files import from_dict, load_config
 from rapo_jax.config.tree import Config
 from rapo_jax.train.journal import Journal, cut_back, duration
 from tests.tiny import PAIRS, RUN, rapo, write_model, write_rows
@@ -185,6 +186,23 @@ def test_a_side_without_groups_is_left_out_but_a_nan_loss_is_not(tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text) == {"step": 1, "loss": None, "goal_chosen/loss": 0.7}
     assert "NaN" not in text  # which is not JSON
+
+
+def test_the_time_left_leaves_out_the_compilation_and_the_rate_names_what_it_counts(tmp_path, monkeypatch, capsys):
+    """When this fails, a run of two minutes announces a quarter of an hour at its first step, or counts responses as pairs."""
+    clock = iter([0.0, 60.0, 70.0, 120.0])  # made; steps 1 (after compiling), 2 and 7 reported
+    monkeypatch.setattr("rapo_jax.train.journal.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    journal = Journal(
+        tmp_path, from_dict({"objective": {"name": "sft"}, "relabel": {"goals": []}}), num_steps=10, first_step=0
+    )
+    for step in (1, 2, 7):
+        journal.progress(step, {"loss": 2.0, "pairs_per_s": 3.2})
+    journal.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "step  1/10  loss 2.0000  3.2 responses/s",
+        "step  2/10  loss 2.0000  3.2 responses/s  1 m 20 s left",
+        "step  7/10  loss 2.0000  3.2 responses/s  30 s left",
+    ]
 
 
 @pytest.mark.parametrize(
