@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,6 +23,7 @@ from rapo_jax.distributed import interruptible
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.parallel import to_device
 from rapo_jax.train.journal import Journal
+from rapo_jax.train.metrics import GroupSums
 from rapo_jax.train.profile import Profile
 from rapo_jax.train.state import State
 from rapo_jax.train.step import EvaluateStep, TrainStep
@@ -194,6 +194,9 @@ def watch_skipped(progress: Progress, skipped: float, *, step: int, config: Conf
         )
 
 
+means_of = jax.jit(GroupSums.means)
+
+
 def evaluate(run: Run, state: State, *, reference: dict, progress: Progress) -> dict[str, float]:
     """Exact means over the groups of every evaluation set, by metric with the set's prefix.
 
@@ -207,7 +210,6 @@ def evaluate(run: Run, state: State, *, reference: dict, progress: Progress) -> 
             sums = jax.device_get(evaluation.step(state.parameters, reference, batch, share_done))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         assert total is not None, "evaluation sets have groups"
-        means = jax.tree.map(jnp.asarray, total).means()
-        metrics |= {f"{prefix}_{name}": float(value) for name, value in means.items()}
+        metrics |= {f"{prefix}_{name}": float(value) for name, value in means_of(total).items()}
     progress.clock += time.monotonic() - started
     return metrics

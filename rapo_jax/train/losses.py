@@ -166,6 +166,7 @@ def make_divergence(
         def sums_of(rows: Batch[Array]) -> tuple[Array, Array]:
             return divergence_sums(logps_of(parameters, reference, rows, remat="none"))
 
-        return mean_divergence(*sum_over_microbatches(sums_of, batch, shape))
+        zero = jnp.float32(0), jnp.float32(0)
+        return mean_divergence(*sum_over_microbatches(sums_of, zero, batch, shape))
 
     return divergence

@@ -188,6 +188,12 @@ def register_metric(name: str, metric: Metric) -> None:
     METRICS[name] = metric
 
 
+def sums_of_no_groups(objective: Objective) -> GroupSums:
+    """What the sums of microbatches are added to."""
+    zeros = {name: jnp.zeros(NUM_SIDES) for name, metric in METRICS.items() if metric.applies_to(objective)}
+    return GroupSums(sums=zeros, counts=zeros)
+
+
 def group_sums(
     loss_BP: Float[Array, "B P"], logps: Logps, side_BP: Int[Array, "B P"], objective: Objective
 ) -> GroupSums:

@@ -23,18 +23,15 @@ def over_microbatches(
     return jax.lax.fori_loop(0, batch.num_microbatches, lambda m, total: add(total, microbatch(batch, m)), total)
 
 
-def sum_over_microbatches(function: Callable[[Batch[Array]], Total], batch: Batch[Array], shape: Shape) -> Total:
-    """The sum of what a function returns for each microbatch in use."""
+def sum_over_microbatches(
+    function: Callable[[Batch[Array]], Total], zero: Total, batch: Batch[Array], shape: Shape
+) -> Total:
+    """`zero` plus what a function returns for each microbatch in use."""
 
     def add(total: Total, rows: Batch[Array]) -> Total:
         return jax.tree.map(jnp.add, total, function(rows))
 
-    return over_microbatches(add, zeros_of(lambda: function(microbatch(batch, 0))), batch, shape)
-
-
-def zeros_of(function: Callable[[], Total]) -> Total:
-    """Zeros in the shapes of what a function would return."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
+    return over_microbatches(add, zero, batch, shape)
 
 
 def microbatch(batch: Batch[Array], m: Int[Array, ""] | int) -> Batch[Array]:

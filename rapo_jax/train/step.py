@@ -21,8 +21,8 @@ from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import compiler_options, replicated, sharding
 from rapo_jax.train.forward import Forward, response_logps
 from rapo_jax.train.losses import make_divergence, make_losses
-from rapo_jax.train.metrics import GroupSums
-from rapo_jax.train.microbatches import microbatch, over_microbatches, sum_over_microbatches, zeros_of
+from rapo_jax.train.metrics import GroupSums, sums_of_no_groups
+from rapo_jax.train.microbatches import microbatch, over_microbatches, sum_over_microbatches
 from rapo_jax.train.optim import adamw, clip, learning_rate
 from rapo_jax.train.reference import weights_are_resident
 from rapo_jax.train.state import State, parameter_shardings, state_shardings, trained_shardings
@@ -80,8 +80,7 @@ def make_gradients(config: Config, spec: Spec, mesh: Mesh, shape: Shape, *, num_
                 gradients = jax.tree.map(jnp.add, gradients, new)
             return gradients, jax.tree.map(jnp.add, sums, new_sums)
 
-        no_metrics = zeros_of(lambda: loss(state.parameters, None, microbatch(batch, 0))[1])
-        start = jax.tree.map(jnp.zeros_like, state.parameters), no_metrics
+        start = jax.tree.map(jnp.zeros_like, state.parameters), sums_of_no_groups(config.objective)
         return over_microbatches(add_gradients, start, batch, shape)
 
     return gradients_of
@@ -119,7 +118,7 @@ def make_evaluate_step(config: Config, spec: Spec, mesh: Mesh, shape: Shape) -> 
         def sums_of(rows: Batch[Array]) -> GroupSums:
             return losses(parameters, reference, rows, remat="none", **scalars)[1]
 
-        return sum_over_microbatches(sums_of, batch, shape)
+        return sum_over_microbatches(sums_of, sums_of_no_groups(config.objective), batch, shape)
 
     weights, reference = trained_shardings(spec, mesh), reference_shardings(config, spec, mesh)
     shardings = (weights, reference, batch_shardings(mesh, shape), replicated(mesh))
