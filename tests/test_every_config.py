@@ -79,7 +79,9 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def one_device(monkeypatch):
+def quick(monkeypatch):
+    """One device, and no checkpoint, which takes as long as the two steps."""
+    monkeypatch.setattr("rapo_jax.checkpoint.Store.save", lambda *_, **__: None)
     monkeypatch.setattr("rapo_jax.runs.setup.make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
 
 
@@ -93,13 +95,13 @@ def overrides(name: str, world: Path, directory: Path) -> list[str]:
         "train": {"batch_size": 4, "max_steps": 2, "log_every": 1, "eval_every": None, "save_every": None}
         | {"num_epochs": 1, "keep_last": 1, "keep_best": 0},
         "optimizer": {"learning_rate": 1e-3},
-        "rows": {"length": 512, "per_shard": 2},
+        "rows": {"length": 256, "per_shard": 2},
         "run_dir": str(directory / "run"),
     }
     if "/" in name:  # compiles faster; configs/*.yaml take the default
         assert config.model.attention == "auto"
         changes["model"]["attention"] = "einsum"
-    changes["data"] |= {"max_length": 384, "max_prompt_length": 256, "chat_template": None}
+    changes["data"] |= {"max_length": 224, "max_prompt_length": 192, "chat_template": None}
     if config.lora.rank:
         changes["lora"] = {"rank": 4}  # the tiny model's smallest matrix is 16 x 8
     if config.data.eval_fraction:
@@ -116,7 +118,7 @@ def overrides(name: str, world: Path, directory: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_every_configuration_trains_for_two_steps(name, world, one_device, tmp_path, capsys):
+def test_every_configuration_trains_for_two_steps(name, world, quick, tmp_path, capsys):
     """When this fails, a system that the papers compare can be read about here and not be run."""
     assert tiny.rapo("train", CONFIGS / name, *overrides(name, world, tmp_path)) == 0, capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -22,6 +22,13 @@ ROWS = [
 SETS = [{"prompt": row["prompt"], "responses": ["A", "B", row["chosen"]], "rewards": [1, 2, 4]} for row in ROWS]
 
 
+@pytest.fixture(autouse=True)
+def quick_picture(request, monkeypatch):
+    """A second saved in every test but those that look at the picture."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(preferences, "draw_report", lambda path, *_, **__: path.write_bytes(b"a picture"))
+
+
 @pytest.fixture
 def config(tmp_path):
     """A function (rows, tree) -> Config of a file with these rows."""

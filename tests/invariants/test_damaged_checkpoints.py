@@ -36,10 +36,10 @@ DAMAGES = [flip_a_byte, cut_in_half, delete]
 
 @pytest.fixture(scope="module")
 def interrupted(world, tmp_path_factory):
-    """A run directory with checkpoints of steps 6, 8 and 9, of 14 steps."""
+    """A run directory with checkpoints of steps 2, 4 and 5, of 10 steps."""
     run_dir = tmp_path_factory.mktemp("interrupted") / "run"
-    assert tiny.rapo_until(9, world.train(run_dir)) == runs.INTERRUPTED
-    assert runs.steps_of(run_dir)[-2:] == [8, 9]
+    assert tiny.rapo_until(5, world.train(run_dir)) == runs.INTERRUPTED
+    assert runs.steps_of(run_dir) == [2, 4, 5]
     return run_dir
 
 
@@ -61,18 +61,18 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_bef
 ):
     """When this fails, a run goes on from silently wrong weights, or refuses to start, or trains without ever saving
     again (orbax declines to save a step that is not newer than the newest it knows)."""
-    hurt(run_dir, 9, damage)
+    hurt(run_dir, 5, damage)
     assert tiny.rapo(*world.train(run_dir)) == runs.DONE
-    assert "corrupt-9 is damaged and was set aside; going on from step 8" in capsys.readouterr().out
-    assert (run_dir / "checkpoints" / "corrupt-9").is_dir()
-    assert runs.steps_of(run_dir)[-3:] == [10, 12, 14]
+    assert "corrupt-5 is damaged and was set aside; going on from step 4" in capsys.readouterr().out
+    assert (run_dir / "checkpoints" / "corrupt-5").is_dir()
+    assert runs.steps_of(run_dir)[-3:] == [6, 8, 10]
     runs.assert_same_run(run_dir, undisturbed)
 
 
 def test_two_damaged_checkpoints_cost_two(world, undisturbed, run_dir):
     """When this fails, only the newest checkpoint is ever doubted."""
-    hurt(run_dir, 9, flip_a_byte)
-    hurt(run_dir, 8, delete)
+    hurt(run_dir, 5, flip_a_byte)
+    hurt(run_dir, 4, delete)
     assert tiny.rapo(*world.train(run_dir)) == runs.DONE
     runs.assert_same_run(run_dir, undisturbed)
 
@@ -91,9 +91,9 @@ def test_nothing_but_damaged_checkpoints_is_said_and_nothing_is_touched(world, r
 
 def test_export_skips_a_damaged_checkpoint_and_moves_nothing(world, run_dir, tmp_path, capsys):
     """When this fails, wrong weights are published, or reading a run changes it under the hands of who writes it."""
-    hurt(run_dir, 9, flip_many_bytes)  # in the parameters too: moments are not read, and may rot
+    hurt(run_dir, 5, flip_many_bytes)  # in the parameters too: moments are not read, and may rot
     before = sorted(run_dir.rglob("*"))
     assert tiny.rapo("export", run_dir, tmp_path / "out") == runs.DONE
-    assert "step 8 of" in capsys.readouterr().out
+    assert "step 4 of" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert sorted(run_dir.rglob("*")) == before

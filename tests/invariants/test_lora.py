@@ -23,9 +23,10 @@ from rapo_jax.train.step import make_train_step
 from tests import tiny
 from tests.tiny import runs
 
-CONFIG = tiny.tiny_config(train={"batch_size": 12})
+CONFIG = tiny.tiny_config(
+    train={"batch_size": 12}, model={"attention": "einsum"}
+)  # compiles fastest; adapters do not see it
 GROUPS = tiny.random_groups(36, prompt=(9, 50))
-FAMILIES = ["llama3", "llama3.2-tied", "llama-biases", "qwen2", "gemma2", "mistral-v0.1-window"]
 
 
 def first_step(config, spec, mesh, *, base_seed=0):
@@ -70,8 +71,14 @@ def test_an_objective_without_a_reference_trains_adapters_too():
 
 @pytest.mark.parametrize(
     ("family", "remat", "scan"),
-    [(family, "full", True) for family in FAMILIES]
-    + [("gemma2", "none", True), ("gemma2", "attention", True), ("gemma2", "full", False), ("qwen2", "none", False)],
+    [
+        ("llama3", "full", True),
+        ("llama3.2-tied", "none", True),
+        ("llama-biases", "attention", True),
+        ("mistral-v0.1-window", "full", True),
+        ("gemma2", "full", False),
+        ("qwen2", "none", False),
+    ],
 )
 @pytest.mark.slow
 def test_gradients_of_adapters_are_those_through_the_merged_weights(family, remat, scan):
@@ -215,7 +222,7 @@ def test_a_checkpoint_holds_adapters_and_their_moments_alone(lora_run):
 def test_an_interrupted_run_resumes_bit_for_bit(world, lora_run, tmp_path):
     """When this fails, N + N steps of adapters are not 2N."""
     run_dir = tmp_path / "run"
-    assert tiny.rapo_until(7, world.train(run_dir, *LORA)) == runs.INTERRUPTED
+    assert tiny.rapo_until(5, world.train(run_dir, *LORA)) == runs.INTERRUPTED
     assert tiny.rapo(*world.train(run_dir, *LORA)) == runs.DONE
     runs.assert_same_run(run_dir, lora_run)
 
@@ -228,11 +235,13 @@ def test_a_run_with_the_cache_has_the_metrics_of_one_that_computes_the_reference
 
 
 @pytest.mark.slow
-def test_a_run_from_random_weights_is_exported_merged_and_not_as_adapters(lora_run, tmp_path, capsys):
+def test_a_run_from_random_weights_is_exported_merged_and_not_as_adapters(world, tmp_path, capsys):
     """When this fails, adapters are written for weights that no file holds."""
-    assert tiny.rapo("export", lora_run, tmp_path / "out", "--adapter") == runs.USER_ERROR
+    run_dir = tmp_path / "run"
+    assert tiny.rapo(*world.train(run_dir, *LORA, "model.random_init=true", "train.max_steps=1")) == runs.DONE
+    assert tiny.rapo("export", run_dir, tmp_path / "out", "--adapter") == runs.USER_ERROR
     assert "started from random weights (model.random_init)" in capsys.readouterr().err
-    assert tiny.rapo("export", lora_run, tmp_path / "out") == runs.DONE
+    assert tiny.rapo("export", run_dir, tmp_path / "out") == runs.DONE
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 

@@ -97,7 +97,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(world, filled, tmp_path, m
     ("change", "named"),
     [
         ("relabel.template=released_code", "relabel.template ('paper' -> 'released_code')"),
-        ("seed=5", "the model ("),
+        ("model.random_init=true", "the model ("),
         ("data.max_length=100 data.max_prompt_length=60", "data.max_length (1024 -> 100)"),
         ("model.dtype=bfloat16", "model.dtype ('float32' -> 'bfloat16')"),
     ],

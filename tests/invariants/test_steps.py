@@ -21,6 +21,7 @@ from rapo_jax.train.step import make_evaluate_step, make_train_step
 from tests import tiny
 
 CONFIG = tiny.tiny_config(train={"batch_size": 12})
+EINSUM = tiny.tiny_config(train={"batch_size": 12}, model={"attention": "einsum"})  # compiles fastest
 GROUPS = tiny.random_groups(36, prompt=(9, 50))
 
 
@@ -65,7 +66,7 @@ def unbalanced(monkeypatch):
 def test_rematerialization_changes_no_step(remat, unbalanced):
     """When this fails, a memory setting changes the training: with "full", gradients are added to a running total layer
     by layer, otherwise at the end of each microbatch."""
-    config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=4))
+    config = replace(EINSUM, rows=replace(CONFIG.rows, per_shard=4))
     assert config.model.remat == "full"
     full = one_device("llama3", row_length=128, config=config)
     other = one_device("llama3", row_length=128, config=replace(config, model=replace(config.model, remat=remat)))
@@ -78,7 +79,7 @@ def test_rematerialization_changes_no_step(remat, unbalanced):
 def test_unrolled_layers_take_the_same_steps(family, sizes, remat):
     """When this fails, model.scan_layers=false changes the training: a layer's gradient joins another layer's total, or
     windows go to the wrong layers."""
-    config = replace(CONFIG, rows=replace(CONFIG.rows, per_shard=2), model=replace(CONFIG.model, remat=remat))
+    config = replace(EINSUM, rows=replace(CONFIG.rows, per_shard=2), model=replace(EINSUM.model, remat=remat))
     spec, mesh, start = (
         tiny.tiny_spec(family),
         tiny.mesh_of(*sizes),

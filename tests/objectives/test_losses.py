@@ -4,6 +4,7 @@ Case A: log pi = (-20, -25), log pi_ref = (-22, -24), tokens (10, 8), rewards (8
 Case B: log pi = (-24, -22), log pi_ref = (-22, -23), tokens (12, 6), rewards (5, 4.5): log-ratios (-2, 1), difference -3.
 """
 
+import functools
 import math
 from dataclasses import replace
 
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from rapo_jax import objectives
 from rapo_jax.objectives import OBJECTIVES, Logps
@@ -50,9 +50,32 @@ def cases(dtype=jnp.float32, **changes):
     return group(**fields, dtype=dtype)
 
 
+@functools.cache
+def of(name, **options):
+    """The objective's loss with these options; the same function each time, so that what was compiled is found again."""
+    return lambda logps: OBJECTIVES[name].loss(logps, **options)
+
+
 def slopes(loss, logps):
     """d loss / d log pi, [..., C], group by group."""
-    return jax.grad(lambda policy: loss(replace(logps, policy=policy)).sum())(logps.policy)
+    return losses_and_slopes(loss, logps)[1]
+
+
+def losses_and_slopes(loss, logps):
+    """Losses [...] and their slopes."""
+    return compiled(loss)(vars(logps))
+
+
+@functools.cache
+def compiled(loss):
+    """Losses and slopes as one program, of the fields of Logps: operation by operation takes several times as long."""
+
+    def losses_and_slopes(fields):
+        logps = Logps(**fields)
+        losses, gradient_of = jax.vjp(lambda policy: loss(replace(logps, policy=policy)), logps.policy)
+        return losses, *gradient_of(jnp.ones_like(losses))
+
+    return jax.jit(losses_and_slopes)
 
 
 # name: (objective, options, changes of the cases, (loss of A, of B), gradient of A by chosen and rejected).
@@ -112,40 +135,45 @@ def test_the_golden_values_and_gradients(name):
     """When this fails, a loss has a wrong sign, no beta or a swapped reference; it still trains, to a wrong model."""
     objective, options, changes, losses, gradients = GOLDEN[name]
     with jax.enable_x64(True):
-        loss = lambda logps: OBJECTIVES[objective].loss(logps, **options)  # noqa: E731
-        logps = cases(jnp.float64, **changes)
-        np.testing.assert_allclose(loss(logps), losses, rtol=0, atol=1e-8)
-        np.testing.assert_allclose(slopes(loss, logps)[0], gradients, rtol=0, atol=1e-6)
+        found, found_gradients = losses_and_slopes(of(objective, **options), cases(jnp.float64, **changes))
+    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found_gradients[0], gradients, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_gradient_is_the_slope_of_the_value(name):
+    """Central differences of every log-probability, all in one call."""
     objective, options, changes, *_ = GOLDEN[name]
     options = options | {"joint": True} if objective == "dro_pointwise" else options
+    loss, step = of(objective, **options), 1e-4
     with jax.enable_x64(True):
         logps = cases(jnp.float64, **changes)
+        nudges = step * np.stack([np.eye(2), -np.eye(2)])[:, :, None, :]  # up and down, which response, any group, C
+        moved = jnp.asarray(logps.policy + nudges)
+        (up, down), _ = losses_and_slopes(loss, spread(logps, moved.shape[:2], policy=moved))
+        np.testing.assert_allclose(slopes(loss, logps), (up - down).T / (2 * step), rtol=1e-6, atol=1e-7)
 
-        def loss(policy):  # called with NumPy arrays for finite differences
-            return OBJECTIVES[objective].loss(replace(logps, policy=jnp.asarray(policy)), **options)
 
-        check_grads(loss, (logps.policy,), order=1, modes=["rev"])
+def spread(logps, shape, **changes):
+    """The groups repeated along new leading axes of `shape`."""
+    scalars = ("divergence", "progress")
+    fields = {
+        name: value if value is None or name in scalars else jnp.broadcast_to(value, (*shape, *value.shape))
+        for name, value in vars(logps).items()
+    }
+    return Logps(**fields | changes)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_every_objective_returns_one_loss_per_group(name):
     """When this fails, an objective averages over its microbatch, and the loss depends on how rows were packed."""
-    objective, options, changes, *_ = GOLDEN[name]
-    logps, loss = cases(**changes), OBJECTIVES[objective].loss
-    scalars = ("divergence", "progress")
-    stacked = Logps(**{k: v if k in scalars or v is None else jnp.stack([v, v, v]) for k, v in vars(logps).items()})
-    assert loss(stacked, **options).shape == (3, 2)
-    np.testing.assert_allclose(loss(stacked, **options)[1], loss(logps, **options), rtol=1e-6)
-
-
-def test_float32_is_near_float64():
-    for name, (objective, options, changes, losses, _) in GOLDEN.items():
-        got = OBJECTIVES[objective].loss(cases(**changes), **options)
-        np.testing.assert_allclose(got, losses, rtol=2e-5, err_msg=name)
+    objective, options, changes, losses_in_float64, _ = GOLDEN[name]
+    logps = cases(**changes)
+    loss = of(objective, **options)
+    (alone, _), (stacked, _) = losses_and_slopes(loss, logps), losses_and_slopes(loss, spread(logps, (3,)))
+    assert stacked.shape == (3, 2)
+    np.testing.assert_allclose(stacked[1], alone, rtol=1e-6)
+    np.testing.assert_allclose(alone, losses_in_float64, rtol=2e-5)
 
 
 # Identities, on arbitrary numbers.
@@ -154,20 +182,19 @@ LOGP = st.floats(-200, -0.01)
 GROUPS = st.tuples(LOGP, LOGP, LOGP, LOGP, st.integers(1, 50), st.integers(1, 50), st.floats(-5, 5), st.floats(-5, 5))
 
 
-def any_group(numbers, **changes):
-    policy, reference, tokens, rewards = ([numbers[i], numbers[i + 1]] for i in (0, 2, 4, 6))
-    return group(policy, reference, tokens, rewards, dtype=jnp.float64, **changes)
+def any_group(numbers):
+    """The fields of one group."""
+    policy, reference, tokens, rewards = (np.asarray(numbers[i : i + 2], np.float64) for i in (0, 2, 4, 6))
+    fields = {"policy": policy, "reference": reference, "num_tokens": tokens, "rewards": rewards}
+    return fields | dict.fromkeys(("prompt", "divergence", "progress"), np.float64(0))
 
 
-def same(first, second, logps, *, gradient_only=False):
+def same(first, second, fields, *, gradient_only=False):
     with jax.enable_x64(True):
-        if not gradient_only:
-            np.testing.assert_allclose(first(logps), second(logps), rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(slopes(first, logps), slopes(second, logps), rtol=1e-9, atol=1e-12)
-
-
-def of(name, **options):
-    return lambda logps: OBJECTIVES[name].loss(logps, **options)
+        (losses, gradient), (others, other_gradient) = compiled(first)(fields), compiled(second)(fields)
+    if not gradient_only:
+        np.testing.assert_allclose(losses, others, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(gradient, other_gradient, rtol=1e-9, atol=1e-12)
 
 
 def without_reference(logps):
@@ -204,18 +231,14 @@ EQUAL = {
 @given(numbers=GROUPS)
 @settings(max_examples=30, deadline=None)
 def test_special_cases_of_losses_are_other_losses(name, numbers):
-    with jax.enable_x64(True):
-        logps = any_group(numbers)
     if numbers[6] != numbers[7] or "rrhf" not in name:  # equal rewards are not compared
-        same(*EQUAL[name], logps)
+        same(*EQUAL[name], any_group(numbers))
 
 
 @given(numbers=GROUPS)
 @settings(max_examples=30, deadline=None)
 def test_soft_labels_and_the_backward_divergence_have_the_same_gradient(numbers):
-    with jax.enable_x64(True):
-        logps = any_group(numbers)
-    same(of("rpo_bwd_kl", beta=0.1), of("soft_label_dpo", beta=0.1), logps, gradient_only=True)
+    same(of("rpo_bwd_kl", beta=0.1), of("soft_label_dpo", beta=0.1), any_group(numbers), gradient_only=True)
 
 
 @pytest.mark.parametrize(
@@ -225,10 +248,11 @@ def test_soft_labels_and_the_backward_divergence_have_the_same_gradient(numbers)
 @settings(max_examples=10, deadline=None)
 def test_a_shift_of_policy_and_reference_changes_nothing(name, numbers, shift):
     """When this fails, whatever policy and reference have in common, such as the prompt, changes the loss."""
+    fields = any_group(numbers)
+    moved = fields | {name: fields[name] + shift for name in ("policy", "reference")}
     with jax.enable_x64(True):
-        logps = any_group(numbers)
-        moved = replace(logps, policy=logps.policy + shift, reference=logps.reference + shift)
-        np.testing.assert_allclose(of(name)(moved), of(name)(logps), rtol=1e-6, atol=1e-9)
+        (losses, _), (others, _) = compiled(of(name))(fields), compiled(of(name))(moved)
+    np.testing.assert_allclose(losses, others, rtol=1e-6, atol=1e-9)
 
 
 def test_infonca_of_rewards_far_apart_is_dpo():
@@ -395,35 +419,34 @@ def test_extreme_log_probabilities_give_finite_losses_and_gradients(name, dtype)
     extremes = [[-1e4, -1e-3], [-1e-3, -1e4], [-1e-30, -1e-30], [-1e4, -1e4]]
     tokens = jnp.tile(jnp.asarray(changes.get("num_tokens", NUM_TOKENS))[:1], (4, 1))
     logps = group(extremes, -50.0, tokens, [8.0, 5.0], dtype, prompt=jnp.zeros(4), divergence=0.5)
-    loss = of(objective, **options)
-    losses, gradient = loss(logps), slopes(loss, logps)
+    losses, gradient = losses_and_slopes(of(objective, **options), logps)
     assert losses.dtype == gradient.dtype == dtype
-    assert jnp.isfinite(losses).all() and jnp.isfinite(gradient).all()
+    assert np.isfinite(np.asarray(losses, np.float32)).all() and np.isfinite(np.asarray(gradient, np.float32)).all()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_absent_group_gives_no_nan(name):
     """When this fails, rows with fewer groups than others divide 0 by 0 and make the sum's gradient NaN."""
-    nothing = group([0.0, 0.0], 0.0, 0.0, 0.0)
-    assert jnp.isfinite(of(name)(nothing)).all()
-    assert jnp.isfinite(slopes(of(name), nothing)).all()
+    losses, gradient = losses_and_slopes(of(name), group([0.0, 0.0], 0.0, 0.0, 0.0))
+    assert np.isfinite(losses).all() and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if not o.needs_rewards])
 def test_losses_that_need_no_rewards_do_not_read_them(name):
     """When this fails, data without scores trains on NaN."""
-    logps = cases(rewards=jnp.nan)
-    assert jnp.isfinite(of(name)(logps)).all()
-    assert jnp.isfinite(slopes(of(name), logps)).all()
+    losses, gradient = losses_and_slopes(of(name), cases(rewards=jnp.nan))
+    assert np.isfinite(losses).all() and np.isfinite(gradient).all()
 
 
 def test_only_losses_that_read_the_reference_ask_for_one():
     """When this fails, a second model is in memory for nothing, or zeros stand in for the reference."""
-    read = {}
-    for name in OBJECTIVES:
-        logps = cases()
-        gradient = jax.grad(lambda reference: of(name)(replace(logps, reference=reference)).sum())(logps.reference)  # noqa: B023
-        read[name] = bool((gradient != 0).any())
+    logps = cases()
+
+    @jax.jit
+    def losses(reference):
+        return {name: of(name)(replace(logps, reference=reference)).sum() for name in OBJECTIVES}
+
+    read = {name: bool((slope != 0).any()) for name, slope in jax.jacrev(losses)(logps.reference).items()}
     assert read == {name: objective.needs_reference for name, objective in OBJECTIVES.items()}
 
 

@@ -56,7 +56,7 @@ def trainer_of(model_dir, rows: list[dict], directory, *, num_accumulated: int, 
 
 
 CASES = {
-    "llama-20-steps": ("llama", 20, 1, {"schedule": "cosine"}),
+    "llama": ("llama", 12, 1, {"schedule": "cosine"}),
     "mistral-accumulated-clipped-decayed": (
         "mistral",
         8,
@@ -80,7 +80,8 @@ def test_our_steps_are_those_of_trl_on_our_relabelled_file(case, tmp_path):
         "objective": {"beta": BETA},
         "optimizer": optimizer | {"learning_rate": 1e-3},
         "train": {"batch_size": BATCH_SIZE, "max_steps": num_steps},
-        "rows": {"length": 512, "per_shard": 1},
+        "relabel": {"template": "Answer as one who scores {goal} of {goal_max}."},  # short: TRL repeats it
+        "rows": {"length": 192, "per_shard": 1},
     }
     ours = trajectory.run(tree)
     write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", goal_prompt=ours.setup.goal_prompt)

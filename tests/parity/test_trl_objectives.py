@@ -20,7 +20,9 @@ import torch
 import transformers
 import trl
 
-from rapo_jax.export.preferences import write_preferences
+from rapo_jax.batching.pipeline import read_part
+from rapo_jax.data.relabelled import relabel_records
+from rapo_jax.export.preferences import as_rows
 from tests.parity import trajectory
 from tests.parity.test_trl import METRICS, in_order
 
@@ -76,15 +78,22 @@ def our_run(tmp_path, section, **sections):
         "objective": section,
         "optimizer": {"learning_rate": 1e-3, "eps": EPS, "schedule": "constant", "warmup_ratio": 0.0},
         "train": {"batch_size": BATCH_SIZE, "max_steps": NUM_STEPS},
-        "rows": {"length": 512, "per_shard": 4},
+        "relabel": {"template": "Answer as one who scores {goal} of {goal_max}."},  # short: TRL repeats it
+        "rows": {"length": 192, "per_shard": BATCH_SIZE},
     }
     for name, changes in sections.items():
         tree[name] = tree.get(name, {}) | changes
     ours = trajectory.run(tree)
-    write_preferences(ours.setup.config, tmp_path / "pairs.jsonl", goal_prompt=ours.setup.goal_prompt)
-    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    rows = rows_of(ours)
     assert len(rows) == len(ours.groups), "group i must come from line i"
     return ours, [rows[member] for step in ours.steps for member in step]
+
+
+def rows_of(ours):
+    """What `rapo relabel` writes of a run's data, row by row."""
+    config, goal_prompt = ours.setup.config, ours.setup.goal_prompt
+    relabelled, _ = relabel_records(read_part(config, "train").records, config)
+    return [row for one in relabelled for row in as_rows(one, config, goal_prompt=goal_prompt)]
 
 
 def load(model_dir):
@@ -170,7 +179,7 @@ def test_kto_on_a_batch_that_is_the_whole_source_is_that_of_trl(weights, tmp_pat
     section = {"name": "kto", "beta": 0.1} | weights
     source = {"path": str(write_labelled(tmp_path / "labelled.jsonl"))}
     ours, rows = our_run(tmp_path, section, data=source, relabel={"goals": []})
-    in_source_order = rows_of(tmp_path)
+    in_source_order = rows_of(ours)
     for step in range(NUM_STEPS):
         each = slice(BATCH_SIZE * step, BATCH_SIZE * (step + 1))
         assert sorted(map(json.dumps, rows[each])) == sorted(map(json.dumps, in_source_order))
@@ -186,10 +195,6 @@ def test_kto_on_a_batch_that_is_the_whole_source_is_that_of_trl(weights, tmp_pat
     names = ("loss", "grad_norm", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "kl")
     assert_same_run(ours, trainer, names)
     assert max(step["kl"] for step in ours.metrics) > 0.01, "a divergence that is clamped to 0 would prove nothing"
-
-
-def rows_of(tmp_path):
-    return [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
 
 
 def write_reward_model(directory, loudness=10.0):

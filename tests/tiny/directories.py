@@ -68,13 +68,17 @@ def write_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE, s
     directory.mkdir(parents=True)
     tokenizer = build_tokenizer(chat_template)
     tokenizer.save_pretrained(directory)
-    config = CONFIG | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    write_weights(directory, CONFIG | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}, seed=seed)
+    return directory
+
+
+def write_weights(directory: Path, config: dict, *, seed: int = 0) -> None:
+    """config.json and random weights of its shapes."""
     (directory / "config.json").write_text(json.dumps(config))
     spec, random = spec_from_config(config), np.random.default_rng(seed)
     shapes = {row.name: row.file_shape(spec) for row in table(spec)}
     weights = {name: random.normal(float("norm" in name), 0.1, shape) for name, shape in shapes.items()}
     save_file({name: weight.astype(np.float32) for name, weight in weights.items()}, directory / "model.safetensors")
-    return directory
 
 
 def with_padding(directory: Path) -> Path:

@@ -17,13 +17,14 @@ from rapo_jax.quickstart.world import write_world
 from rapo_jax.runs.setup import open_run_dir, set_up
 from rapo_jax.train.optim import adamw
 from rapo_jax.train.state import abstract_state
+from tests.tiny.directories import write_weights
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
-NUM_STEPS = 14  # of 8 pairs: more than the epoch of some 110
+NUM_STEPS = 10  # of 8 pairs: more than the epoch of some 70
 BETA = 0.1
 
 CONFIG = f"""
-model: {{dtype: float32, random_init: true, remat: none}}
+model: {{dtype: float32, remat: none, attention: einsum}}
 objective: {{beta: {BETA}}}
 optimizer: {{learning_rate: 1e-3}}
 rows: {{length: 128}}
@@ -66,10 +67,9 @@ class World:
 
 def make_world(directory: Path) -> World:
     world = World(directory / "world")
-    write_world(world.directory, num_pairs=60, num_conversations=1, num_eval_pairs=10, num_prompts=1)
-    config = world.directory / "config.json"
-    tiny = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 64}
-    config.write_text(json.dumps(json.loads(config.read_text()) | tiny))
+    write_world(world.directory, num_pairs=38, num_conversations=1, num_eval_pairs=10, num_prompts=1)
+    shape = json.loads((world.directory / "config.json").read_text())
+    write_weights(world.directory, shape | {"hidden_size": 32, "head_dim": 8, "intermediate_size": 64})
     (world.directory / "run.yaml").write_text(CONFIG)
     return world
 
