@@ -5,16 +5,24 @@ with a file written by a person, another program or an earlier run. Every writer
 so no reader and no later run ever sees half a file. What the values mean is not decided here.
 """
 
+import bz2
+import codecs
 import dataclasses
+import fcntl
+import gzip
 import json
+import lzma
 import os
 import shutil
+import socket
+import time
 import types
 import typing
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import yaml
 
@@ -30,6 +38,8 @@ KINDS: dict[Any, str] = {
     tuple: "a list",
     dict: "an object",
 }
+IN_USE = "in_use"  # the file that names the holder of a directory
+DECOMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # by suffix
 
 
 # Reading.
@@ -90,9 +100,25 @@ def read_json_lines(
 
 def _byte_lines(path: Path, *, remedy: str) -> Iterator[bytes]:
     """Bytes, because only b"\\n" ends a line; str.splitlines would also split at other Unicode separators."""
+    with opened_bytes(path, remedy=remedy) as file:
+        yield from file
+
+
+@contextmanager
+def opened_bytes(path: Path, *, remedy: str = "") -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed where its name ends in .gz, .bz2 or .xz.
+
+    Raises UserError for what cannot be read, also while the block reads, and for text in UTF-16.
+    """
+    opener = DECOMPRESSED.get(Path(path).suffix, open)
     try:
-        with Path(path).open("rb") as file:
-            yield from file
+        with opener(path, "rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(_sentence(f"{path} is text in UTF-16; save it in UTF-8", ""))
+            file.seek(0)
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(_sentence(f"{path} is not a whole {Path(path).suffix} file ({error})", remedy)) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, remedy) from error
 
@@ -278,3 +304,31 @@ def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any],
     """Writes one JSON value per line, atomically; `rows` may be a generator."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(encode(row) + "\n" for row in rows)
+
+
+@contextmanager
+def claimed(directory: Path, *, said: str) -> Iterator[None]:
+    """Keeps a directory for this process while the block runs; the system lets go of it when the process dies.
+
+    Raises UserError, which names the holder, where another process has it. `said` is what the user calls the directory.
+    """
+    path = directory / IN_USE
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise UserError(
+                f"{said} is in use by {holder}; wait for it, stop it, or choose another directory."
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -33,6 +33,17 @@ class Corrupt(Exception):
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """How many steps of a run had no finite gradient and changed nothing: in all, and in a row up to the last."""
+
+    total: int = 0
+    in_a_row: int = 0
+
+
+NONE_SKIPPED = Skipped()
+
+
+@dataclass(frozen=True)
 class Restored:
     """A checkpoint that was read; identity and config are as they were saved."""
 
@@ -40,6 +51,7 @@ class Restored:
     state: Any
     identity: dict[str, Any]
     config: dict[str, Any]
+    skipped: Skipped = NONE_SKIPPED
 
 
 def _fingerprint_leaf(x: Array) -> Array:
@@ -121,7 +133,14 @@ class Store:
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
     def save(
-        self, step: int, state: Any, *, identity: dict[str, Any], config: dict[str, Any], eval_loss: float | None = None
+        self,
+        step: int,
+        state: Any,
+        *,
+        identity: dict[str, Any],
+        config: dict[str, Any],
+        eval_loss: float | None = None,
+        skipped: Skipped = NONE_SKIPPED,
     ) -> None:
         """Starts writing in the background. Raises the error of the previous save, if it failed."""
         self.wait()
@@ -130,6 +149,7 @@ class Store:
             "step": step,
             "identity": identity,
             "config": config,
+            "skipped": vars(skipped),
             "fingerprint": fingerprint(state),
             "shapes": {name: list(array.shape) for name, array in flat(state).items()},
         }
@@ -198,7 +218,8 @@ class Store:
         if changed:
             raise Corrupt(f"fingerprint differs in {', '.join(changed[:3])}")
         state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
-        return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"])
+        skipped = Skipped(**meta.get("skipped", {}))  # earlier versions did not count them
+        return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"], skipped=skipped)
 
     def _alone(self) -> ocp.Context:
         """An Orbax context without barriers, at which the other processes would wait for one whose part is damaged."""
@@ -232,15 +253,22 @@ class Store:
         )
 
     def set_aside_after(self, step: int | None) -> list[str]:
-        """Renames steps newer than `step` to corrupt-N, so that saving can continue from it. Returns the new names."""
-        newer = [s for s in self.steps() if step is None or s > step]
+        """Renames steps newer than `step` to corrupt-N, or corrupt-N-2 and so on where a step is damaged again, so that
+        saving can continue from it. Returns the new names."""
+        names = {s: self._free_name(f"corrupt-{s}") for s in self.steps() if step is None or s > step}
+        if names:
+            barrier("names for damaged checkpoints are chosen")
         if is_first():
-            for s in newer:
-                os.replace(self.directory / str(s), self.directory / f"corrupt-{s}")
-        if newer:
+            for s, name in names.items():
+                os.replace(self.directory / str(s), self.directory / name)
+        if names:
             barrier("damaged checkpoints are renamed")
             self._checkpointer.reload()
-        return [f"corrupt-{s}" for s in newer]
+        return list(names.values())
+
+    def _free_name(self, name: str) -> str:
+        names = (name, *(f"{name}-{n}" for n in range(2, 10**6)))
+        return next(free for free in names if not (self.directory / free).exists())
 
     def close(self) -> None:
         """Waits for the last save."""

@@ -3,10 +3,12 @@
 With a single process, everything here works without joining.
 """
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,6 +53,16 @@ def from_first(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*sha
     if jax.process_count() == 1:
         return values
     return np.array(multihost_utils.broadcast_one_to_all(values))
+
+
+def each_process(value: Any) -> list[Any]:
+    """The JSON value of every process, on all processes; all have to call this."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    length = int(multihost_utils.process_allgather(np.array(len(text))).max())
+    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(length), np.uint8))
+    return [json.loads(row.tobytes()) for row in np.asarray(rows)]
 
 
 def anywhere(flag: bool) -> bool:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_goal_prompt, read_goal_prompt
 from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.config.tree import Config
+from rapo_jax.errors import UserError
 from rapo_jax.models.directory import declared_stop_tokens, model_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
@@ -107,6 +108,19 @@ def goal_prompt_for_relabelling(config: Config) -> GoalPrompt:
     return configured_goal_prompt(config.relabel, placement=config.relabel.placement, chat_template="")
 
 
+def require_ids_fit(tokenizer: PreTrainedTokenizerBase, spec: Spec, *, said: Path | str) -> None:
+    """Raises UserError for a tokenizer with ids beyond the embedding, which a lookup would clamp to its last row."""
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= spec.V)
+    if beyond:
+        shown = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3]) + (
+            ", ..." if len(beyond) > 3 else ""
+        )
+        raise UserError(
+            f"{said}: its tokenizer has {len(beyond)} tokens beyond the model's vocabulary of {spec.V}: {shown}; take a "
+            "model whose embedding was resized to its tokenizer, or a tokenizer without them."
+        )
+
+
 def answer_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """The text of an answer's tokens, without special tokens."""
     text = tokenizer.decode(list(tokens), skip_special_tokens=True)
@@ -134,6 +148,7 @@ def with_weights(
 def load_model(opened: OpenedTokenizer, *, mesh: Mesh | None = None, dtype: jnp.dtype | str = "float32") -> OpenedModel:
     """The weights of a directory whose tokenizer is open, in `dtype`, on `mesh` (default: all devices as fsdp)."""
     spec = spec_from_config(read_config(opened.directory))
+    require_ids_fit(opened.tokenizer, spec, said=opened.directory)
     mesh = mesh or make_mesh(fsdp=-1)
     parameters = load_parameters(opened.directory, spec, mesh=mesh, dtype=jnp.dtype(dtype))
     return with_weights(opened, parameters, spec=spec, mesh=mesh, dtype=dtype)

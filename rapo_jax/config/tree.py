@@ -72,13 +72,17 @@ class Columns:
     label: str = key("", "whether the single response is desirable: true or false", affects="tokens")
     source: str = key("", "where the row comes from, or its class", affects="tokens")
     weight: str = key("", "weight of the row in the loss", affects="tokens")
+    system: str = key("", "a system turn to put before the prompt; no column is taken by default", affects="tokens")
+    input: str = key("", "a text to put after the prompt, as in Alpaca's rows; none by default", affects="tokens")
 
 
 @dataclass(frozen=True)
 class SourceOptions:
     """One of several data sources."""
 
-    path: str = key("", ".jsonl, .parquet, a datasets directory, or a hub id", affects="nothing")  # rows are hashed
+    path: str = key(
+        "", ".jsonl, .parquet, .csv, a datasets directory, or a hub id", affects="nothing"
+    )  # rows are hashed
     split: str = key("train", "which split, where the source has splits", affects="nothing")
     revision: str = key("", "branch, tag or commit of a hub id", affects="nothing")
     name: str = key("", 'name of the source; "" takes it from the column `source`', affects="tokens")
@@ -96,7 +100,7 @@ class SourceOptions:
 @dataclass(frozen=True)
 class Data:
     path: str = key(
-        "", ".jsonl, .parquet, a datasets directory, or a hub id, with the same rows on resume", affects="nothing"
+        "", ".jsonl, .parquet, .csv, a datasets directory, or a hub id, with the same rows on resume", affects="nothing"
     )
     sources: tuple[SourceOptions, ...] = key((), "several sources in place of data.path", affects="tokens")
     eval_path: str = key(

@@ -1,4 +1,7 @@
-"""Paths -> numbered rows: JSON lines, parquet, directories of these, saved data sets, hub ids, whatever the columns."""
+"""Paths -> numbered rows: JSON lines, JSON arrays, parquet, CSV, directories of these, saved data sets, hub ids.
+
+Files of text may be compressed. Columns are not looked at.
+"""
 
 import codecs
 import functools
@@ -7,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rapo_jax.borders import read_json, read_json_lines
+from rapo_jax.borders import DECOMPRESSED, opened_bytes, parse_json, read_json_lines
 from rapo_jax.errors import UserError, nearest
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".jsonl", ".json", ".parquet", *SEPARATORS)
+COMPRESSED = (*DECOMPRESSED, ".zst")
 
 
 class FileRow(NamedTuple):
@@ -47,10 +52,37 @@ def _read_files(files: list[Path]) -> Iterator[FileRow]:
     offset = 0
     for file in files:
         last = 0
-        for row in _read_parquet(file) if file.suffix == ".parquet" else _read_json(file):
+        for row in _read_file(file):
             last = row.number
             yield row._replace(number=offset + last)
         offset += last
+
+
+def kind_of(file: Path) -> str:
+    """The suffix that tells how a file is read, without that of its compression: ".jsonl" of rows.jsonl.gz."""
+    return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
+
+
+def _read_file(file: Path) -> Iterator[FileRow]:
+    if file.suffix == ".zst":
+        raise UserError(f"{file} is compressed with zstd, which is not read; decompress it (zstd -d) or use gzip.")
+    kind = kind_of(file)
+    if kind == ".parquet":
+        return _read_parquet(file)
+    if kind in SEPARATORS:
+        return _numbered(str(file), _from_csv(file, SEPARATORS[kind]))
+    return _read_json(file)
+
+
+def _from_csv(file: Path, separator: str) -> Iterator[Mapping[str, Any]]:
+    """Rows as `datasets` reads them: the first line names the columns, and columns of numbers become numbers."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield from datasets.load_dataset("csv", data_files=str(file), split="train", sep=separator, streaming=True)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(f"{file} is not CSV that can be read: {str(error).splitlines()[0]}.") from error
 
 
 def _read_parquet(file: Path) -> Iterator[FileRow]:
@@ -69,19 +101,22 @@ def _read_parquet(file: Path) -> Iterator[FileRow]:
 
 
 def _read_json(file: Path) -> Iterator[FileRow]:
-    """One object per line; a .json file may also hold one array of objects."""
-    if file.suffix != ".json" or not _begins_an_array(file):
+    """One object per line, or an array of objects, as in most .json files."""
+    with opened_bytes(file) as opened:
+        begins = opened.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not begins.startswith(b"["):
+        if begins.startswith(b"{") and begins[1:].lstrip(b" \t\r").startswith(b"\n"):
+            raise UserError(
+                f"{file} holds an object over several lines; an array of objects, or one a line, is needed."
+            )
         yield from (FileRow(number, f"{file} line {number}", values) for number, values in read_json_lines(file))
         return
-    for row in _numbered(str(file), read_json(file)):
+    with opened_bytes(file) as opened:
+        rows = parse_json(opened.read().removeprefix(codecs.BOM_UTF8), said=str(file))
+    for row in _numbered(str(file), rows):
         if not isinstance(row.values, dict):
             raise UserError(f"{row.place} is {row.values!r:.40}; an array of objects is needed.")
         yield row
-
-
-def _begins_an_array(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> list[Path]:
@@ -90,15 +125,17 @@ def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> li
     If no file is named after a split, all files are read. Raises UserError where the split has no file.
     """
     places = (directory, directory / "data")
-    files = [file for place in places for file in sorted(place.glob("*")) if file.suffix in (".jsonl", ".parquet")]
+    found = [file for place in places for file in sorted(place.glob("*")) if file.is_file()]
+    files = [file for file in found if kind_of(file) in (".jsonl", ".parquet")]
+    files = files or [file for file in found if kind_of(file) in SUFFIXES]  # .json beside them is about the data
     named = [file for file in files if re.match(re.escape(split) + r"[-.]", file.name)]
     if named:
         return named
     names = ", ".join(file.name for file in files) or "none"
     if not files or any(re.match(r"(train|test|val|dev|eval)", file.name) for file in files):
         raise UserError(
-            f"{said} has no .jsonl or .parquet file of {of_split} (found: {names}); a split's files "
-            f"are called {split}.jsonl or {split}-*.parquet."
+            f"{said} has no file of {of_split} (found: {names}); a split's files are called {split}.jsonl or "
+            f"{split}-*.parquet, and may also end in {', '.join(SUFFIXES)}, compressed or not."
         )
     return files
 
@@ -120,10 +157,10 @@ def _from_disk(said: str, of_split: str, directory: Path, split: str) -> Any:
 def _from_hub(said: str, of_split: str, path: str, *, split: str, revision: str) -> Any:
     missing = (
         f"{said}: no such file or directory, and no data set that can be loaded from the hub with "
-        f"{of_split}; give a .jsonl, .json or .parquet file, a directory of them, one written by save_to_disk, "
+        f"{of_split}; give a .jsonl, .json, .parquet or .csv file, a directory of them, one written by save_to_disk, "
         "or the id of a data set."
     )
-    if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
+    if path.startswith((".", "/", "~")) or kind_of(Path(path)) in SUFFIXES or path.count("/") > 1:
         raise UserError(missing)
     import datasets
     from datasets.exceptions import DatasetsError

@@ -6,7 +6,7 @@ lost silently: bad rows are reported together in one error or, with data.bad_row
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any
 
@@ -15,11 +15,22 @@ from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.row_needs import RowNeeds, Want
 from rapo_jax.data.schemas.registry import require_schema, resolve_schema
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
-from rapo_jax.data.values import BadRow, finite_score
+from rapo_jax.data.values import BadRow, finite_score, text
 from rapo_jax.errors import UserError
-from rapo_jax.messages import Record
+from rapo_jax.messages import Message, Record
 
 SHOWN = 5  # facts that a message about many rows lists
+# Columns that usually belong to the prompt, and the key that has them read; "" where none does.
+CONTEXT = {
+    "system": "data.columns.system",
+    "system_prompt": "data.columns.system",
+    "input": "data.columns.input",
+    "context": "data.columns.input",
+    "tools": "",
+    "functions": "",
+    "images": "",
+}
+UNREAD = "unread_column_"  # how notes about them begin
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,8 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
 
     def read(values: Mapping[str, Any]) -> Parsed:
         record, notes = schema.read(values, columns, options)
+        record = replace(record, prompt=with_context(record.prompt, values, columns))
+        notes = (*notes, *(f"{UNREAD}{name}" for name in unread(values, columns)))
         source = values.get(columns.source) if columns.source else ""
         source = ", ".join(map(str, source)) if isinstance(source, list) else str("" if source is None else source)
         weight = finite_score(values.get(columns.weight), columns.weight) if columns.weight else 1.0
@@ -123,6 +136,25 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
         return Parsed(replace(record, source=source, weight=weight), notes)
 
     return read
+
+
+def with_context(prompt: tuple[Message, ...], values: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]:
+    """The prompt with the texts of the system and input columns, where they are named and not empty."""
+    system = text(values.get(columns.system) or "", columns.system) if columns.system else ""
+    more = text(values.get(columns.input) or "", columns.input) if columns.input else ""
+    if more.strip():
+        prompt = (*prompt[:-1], Message("user", f"{prompt[-1].content}\n\n{more}"))
+    if not system.strip() or prompt[0] == Message("system", system):
+        return prompt
+    if prompt[0].role == "system":
+        raise BadRow("roles", f"the prompt has a system turn, and {columns.system} holds another")
+    return (Message("system", system), *prompt)
+
+
+def unread(values: Mapping[str, Any], columns: Columns) -> list[str]:
+    """Columns that usually belong to the prompt, hold something and are read by nobody."""
+    named = {getattr(columns, field.name) for field in fields(Columns)}
+    return [name for name in CONTEXT if values.get(name) not in (None, "", [], {}) and name not in named]
 
 
 def _too_few(record: Record, want: Want) -> str | None:

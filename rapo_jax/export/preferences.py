@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rapo_jax.batching.pipeline import read_part
-from rapo_jax.borders import whole_file, write_json, write_json_lines
+from rapo_jax.borders import whole_file, write_json, write_json_lines, write_text
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config
 from rapo_jax.data.relabelled import Relabelled, relabel_records
@@ -28,12 +28,17 @@ class OutputFiles:
     scale: Path
 
 
+def unfinished(out: Path) -> Path:
+    """The file that is there while the others are written: what it finds of them after a kill is ours."""
+    return out.with_name(f"{out.name}.unfinished")
+
+
 def output_files(out: Path) -> OutputFiles:
-    """Raises UserError where one of them exists."""
+    """Raises UserError where one of them exists and is not the leftover of an attempt that was killed."""
     beside = (out.with_name(f"{out.stem}.{kind}") for kind in ("report.json", "report.png", "scale.json"))
     files = OutputFiles(out, *beside)
     for path in vars(files).values():
-        if path.exists():
+        if path.exists() and (path == out or not unfinished(out).exists()):
             raise UserError(f"{path} exists; nothing was written. Choose another --out.")
     return files
 
@@ -58,7 +63,9 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
             f"{prepared.said}: nothing is left of its {prepared.num_rows} rows; {num_ties} records are ties, which "
             "relabel.ties=keep keeps."
         )
+    write_text(unfinished(out), "")
     with ExitStack() as stack:  # exited in reverse order: the rows are renamed into place last
+        stack.callback(unfinished(out).unlink, missing_ok=True)
         whole = lambda path: stack.enter_context(whole_file(path))  # noqa: E731
         write_rows(whole(files.rows), [row for _, rows in written for row in rows], parquet=out.suffix == ".parquet")
         write_json(whole(files.report), report)

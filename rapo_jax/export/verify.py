@@ -18,7 +18,10 @@ TOLERANCE = 1e-5  # between float32 logits computed from bit-identical weights
 def largest_difference(
     parameters: dict[str, Any], written: dict[str, Any], *, spec: Spec, dtype: jnp.dtype | str = "float32"
 ) -> float:
-    """The largest difference of logits (of scores, for a reward model) on random tokens, weights rounded to `dtype`."""
+    """The largest difference of logits (of scores, for a reward model) on random tokens, weights rounded to `dtype`.
+
+    Infinite where an output is not finite.
+    """
     tokens_BT = np.random.default_rng(0).integers(0, spec.V, (1, NUM_TOKENS))
     graph, _ = abstract_decoder(spec)
 
@@ -28,10 +31,11 @@ def largest_difference(
         hidden_BTD = decoder(jnp.asarray(tokens_BT), plain_layout(jnp.asarray(tokens_BT)))
         return decoder.score(hidden_BTD) if spec.scored else decoder.logits(hidden_BTD)
 
-    return float(jnp.abs(outputs(parameters) - outputs(written)).max())
+    ours, theirs = outputs(parameters), outputs(written)
+    return float(jnp.where(jnp.isfinite(ours) & jnp.isfinite(theirs), jnp.abs(ours - theirs), jnp.inf).max())
 
 
 def require_same(difference: float, directory: Path) -> None:
-    """Raises RuntimeError for a difference beyond rounding, or NaN: a bug, or a disk that lost what was written."""
-    if not difference <= TOLERANCE:
+    """Raises RuntimeError for a difference beyond rounding: a bug, or a disk that lost what was written."""
+    if not abs(difference) <= TOLERANCE:
         raise RuntimeError(f"{directory} was written but computes other logits (difference {difference:.3g})")

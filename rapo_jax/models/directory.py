@@ -16,6 +16,7 @@ def model_directory(path: str, *, option: str = "model.path", weights: bool = Tr
     """
     local = Path(path).expanduser()
     if path and local.is_dir():
+        refuse_other_directories(local, said=f"{option}={path}")
         return local
     if not path or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(f"{option}={path!r}: no such directory; give a Hugging Face model directory or a hub id.")
@@ -30,6 +31,21 @@ def model_directory(path: str, *, option: str = "model.path", weights: bool = Tr
         raise UserError(
             f"{option}={path!r} is neither a directory nor a hub id that can be reached ({type(error).__name__})."
         ) from error
+
+
+def refuse_other_directories(directory: Path, *, said: str) -> None:
+    """Raises UserError for a directory of LoRA adapters and for a run directory, with the way to a model."""
+    if (directory / "config.json").exists():
+        return
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{said} holds LoRA adapters and no model; give the merged model: `rapo export RUN_DIR OUT_DIR` without "
+            "--adapter, or merge_and_unload() of peft."
+        )
+    if (directory / "config.yaml").is_file() and (directory / "checkpoints").is_dir():
+        raise UserError(
+            f"{said} is a run directory; export it first: rapo export {directory} OUT_DIR, and give OUT_DIR."
+        )
 
 
 def read_generation_config(directory: Path) -> dict[str, Any]:

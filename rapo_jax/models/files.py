@@ -21,6 +21,7 @@ from rapo_jax.models.spec import Spec, is_scored, read_config
 from rapo_jax.models.table import TensorRow, table, top_tensor
 from rapo_jax.parallel import from_slices, host_slice
 
+FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors headers name them
 RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # saved by old Llama checkpoints
 
 
@@ -81,12 +82,16 @@ class Checkpoint:
         except SafetensorError as error:
             raise UserError(f"{self.directory / file} does not hold {name}, which the index promises.") from error
 
+    def dtype(self, name: str) -> str:
+        """As the file's header names it, such as "BF16"."""
+        return self._open(self.files[name]).get_slice(name).get_dtype()
+
     def read(self, name: str, slices: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
         return self._open(self.files[name]).get_slice(name)[slices]
 
 
 def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None:
-    """Raises one UserError that lists every missing, unknown and misshapen tensor.
+    """Raises one UserError that lists every missing, unknown and misshapen tensor, and those that are not of floats.
 
     With `new_head` the directory is a language model's, from which a reward model takes everything but the head.
     """
@@ -102,6 +107,8 @@ def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None
         shape = checkpoint.shape(name)
         if shape != wanted[name]:
             problems.append(f"misshapen: {name} is {shape}, config.json implies {wanted[name]}")
+        elif (dtype := checkpoint.dtype(name)) not in FLOATS:
+            problems.append(f"quantized or not a weight: {name} is {dtype}, and only {', '.join(FLOATS)} are read")
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise UserError(f"{checkpoint.directory} does not match its config.json: {shown}.")
@@ -111,11 +118,13 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
     """The parameters of a model directory, sharded over the mesh, in `dtype`.
 
     A reward model may start from a language model's directory: its score head is then drawn from `seed`, normal like any
-    matrix of an untrained model.
+    matrix of an untrained model. Raises UserError for tensors that are not those of config.json, for values that are not
+    finite in `dtype`, and where a head that config.json ties to the embedding is another matrix.
     """
     checkpoint = Checkpoint(directory)
     new_head = spec.scored and not is_scored(read_config(directory))
     check(checkpoint, spec, new_head=new_head)
+    tied_to = top_tensor(spec, "embed") if spec.tied and top_tensor(spec, "head") in checkpoint.files else None
     parameters: dict = {"blocks": {}}
     for path, letters in parameter_letters(spec).items():
         if new_head and path == ("score_head",):
@@ -130,11 +139,40 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
             return np.stack([read_part(row, index[1:]) for row in rows[index[0]]])
 
         def read_part(row: TensorRow, index: tuple[slice, ...]) -> np.ndarray:
-            tensor = checkpoint.read(row.name, row.file_slices(index, spec))
-            return row.from_file(tensor, index).astype(dtype)
+            slices = row.file_slices(index, spec)
+            tensor = checkpoint.read(row.name, slices)
+            if row.name == tied_to:
+                refuse_other_head(checkpoint, spec, tensor, slices)
+            with np.errstate(over="ignore"):  # named below
+                part = row.from_file(tensor, index).astype(dtype)
+            require_finite(part, row.name, checkpoint.directory)
+            return part
 
         place(parameters, path, from_slices(mesh, letters, shape_of(spec, letters), read))
     return parameters
+
+
+def require_finite(array: Shaped[np.ndarray, "..."], name: str, place: Path) -> None:
+    """Raises UserError for NaN and infinities."""
+    number = array.size - np.count_nonzero(np.isfinite(array))
+    if number:
+        raise UserError(
+            f"{place}: {name} has {number:,} values that are not finite in {array.dtype.name}, so nothing that is "
+            f"computed from it would be; use weights from before they diverged, or download them again."
+        )
+
+
+def refuse_other_head(
+    checkpoint: Checkpoint, spec: Spec, embedding: Shaped[np.ndarray, "..."], slices: tuple[slice, ...]
+) -> None:
+    """Raises UserError where the file's head is not the embedding (or these rows of it) that config.json ties it to."""
+    head, tied_to = top_tensor(spec, "head"), top_tensor(spec, "embed")
+    same_shape = checkpoint.shape(head) == checkpoint.shape(tied_to)
+    if not same_shape or not np.array_equal(checkpoint.read(head, slices), embedding):
+        raise UserError(
+            f"{checkpoint.directory} holds {head}, which differs from the embedding that config.json ties it to; set "
+            f"tie_word_embeddings to false in config.json, or remove the tensor."
+        )
 
 
 def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
@@ -148,7 +186,10 @@ def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[t
 def save_parameters(
     parameters: dict, spec: Spec, directory: Path, *, dtype: np.dtype, shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Writes model.safetensors, or shards of at most `shard_bytes` with an index; at most one shard is in memory."""
+    """Writes model.safetensors, or shards of at most `shard_bytes` with an index; at most one shard is in memory.
+
+    Raises UserError for values that are not finite in `dtype`.
+    """
     directory = Path(directory)
     sizes = {row.name: prod(row.file_shape(spec)) * np.dtype(dtype).itemsize for row in table(spec)}
     shard_of = assign_shards(sizes, shard_bytes)
@@ -157,6 +198,7 @@ def save_parameters(
     pending: dict[str, np.ndarray] = {}
     weight_map = {}
     for name, tensor in file_tensors(parameters, spec, dtype=dtype):
+        require_finite(tensor, name, directory)
         pending[name] = tensor
         last = all(other in pending for other, shard in shard_of.items() if shard == shard_of[name])
         weight_map[name] = shard_name(shard_of[name], num_shards)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from rapo_jax.borders import write_json
 from rapo_jax.matrices import MATRICES
+from rapo_jax.models.files import require_finite
 from rapo_jax.models.parameters import layer_parameters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
 from rapo_jax.models.table import TensorRow, file_groups, top_tensor
@@ -70,8 +71,10 @@ def adapter_tensors(trained: dict, spec: Spec) -> Iterator[tuple[str, np.ndarray
 
 
 def save_adapters(trained: dict, spec: Spec, directory: Path, *, base: str) -> None:
-    """Writes both files into a directory that exists."""
+    """Writes both files into a directory that exists. Raises UserError for values that are not finite."""
     tensors = dict(adapter_tensors(trained, spec))
+    for name, tensor in tensors.items():
+        require_finite(tensor, name, directory)
     if jax.process_index() == 0:
         save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
         write_json(directory / CONFIG, adapter_config(spec, base=base))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from rapo_jax.borders import read_object
 from rapo_jax.errors import UserError
+from rapo_jax.models.config_types import check_types
 from rapo_jax.models.families import FAMILIES, Family
 
 FULL_ATTENTION = 2**30  # a window wider than any sequence
@@ -119,12 +120,21 @@ def identity_fields(spec: Spec) -> dict[str, str]:
 
 # Keys that do not affect the forward pass.
 INERT = frozenset(
-    "architectures auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id finetuning_task "
-    "id2label is_decoder is_encoder_decoder label2id max_position_embeddings model_type name_or_path "
-    "num_labels num_return_sequences output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id "
-    "task_specific_params tokenizer_class torch_dtype torchscript transformers_version unk_token_id unsloth_fixed "
-    "unsloth_version use_cache use_return_dict".split()
+    "architectures attn_implementation auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id "
+    "finetuning_task id2label is_decoder is_encoder_decoder label2id max_position_embeddings model_max_length model_type "
+    "name_or_path num_labels output_attentions output_hidden_states pad_token_id prefix problem_type return_dict "
+    "sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version "
+    "unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict".split()
 )
+# Settings of generation, which transformers 4 kept here and published configs still hold; none is a part of the model.
+GENERATION = frozenset(
+    "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size "
+    "exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens "
+    "min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values "
+    "repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p".split()
+)
+# Second names under which published configs repeat a key; they must agree with it.
+REPEATED = {"sliding_window_size": "sliding_window"}
 # Keys that affect it unless they have one of these values.
 MUST_BE = {
     "attention_dropout": (0, 0.0, None),
@@ -167,7 +177,8 @@ def read_config(model_dir: Path) -> dict[str, Any]:
 
 
 def spec_from_config(config: Mapping[str, Any]) -> Spec:
-    """The spec of a config.json. Raises a UserError that names every key we cannot honour."""
+    """The spec of a config.json. Raises a UserError that names every key that cannot be honoured."""
+    check_types(config)
     family = family_of(config)
     refuse_unsupported(config, family)
     missing = [key for key in REQUIRED if key not in config]
@@ -252,9 +263,12 @@ def score_config(config: Mapping[str, Any], *, pad_token: int) -> dict[str, Any]
 def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
     """Raises one UserError that lists all keys which are neither read nor known to be inert."""
     problems = []
-    known = READ | INERT | family.keys | {family.activation_key}
+    known = READ | INERT | GENERATION | family.keys | {family.activation_key}
     for key, value in config.items():
-        if key in MUST_BE:
+        if key in REPEATED:
+            if value not in (None, config.get(REPEATED[key])):
+                problems.append(f"{key}={value!r} beside {REPEATED[key]}={config.get(REPEATED[key])!r}")
+        elif key in MUST_BE:
             if value not in MUST_BE[key]:
                 problems.append(f"{key}={value!r} (only {MUST_BE[key][0]!r} is supported)")
         elif key not in known and not key.startswith("_") and value not in (None, False, [], {}):
@@ -274,11 +288,27 @@ def activation_name(config: Mapping[str, Any], family: Family) -> str:
 
 
 def rope_from_config(config: Mapping[str, Any]) -> Rope:
-    """Reads both spellings: rope_theta with rope_scaling (transformers 4) and rope_parameters (transformers 5)."""
-    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+    """Reads both spellings: rope_theta with rope_scaling (transformers 4) and rope_parameters (transformers 5).
+
+    Where a file has both, they must agree.
+    """
+    spellings = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)] or [{}]
+    first, *others = [rope_of(dict(spelling), config.get("rope_theta")) for spelling in spellings]
+    if any(other != first for other in others):
+        raise UserError(
+            f"config.json: rope_parameters={config['rope_parameters']} and rope_scaling={config['rope_scaling']} ask for "
+            "different rotary embeddings, and transformers reads only the first; remove the one that is not meant."
+        )
+    return first
+
+
+def rope_of(scaling: dict[str, Any], theta: float | None) -> Rope:
+    """`theta` stands where the scaling has no rope_theta of its own."""
+    theta = float(scaling.pop("rope_theta", None) or theta or 10000.0)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
+    if kind == "default" and scaling.get("factor") == 1:
+        del scaling["factor"]
     if kind not in ROPE_FIELDS:
         raise UserError(f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(ROPE_FIELDS)}.")
     names = ROPE_FIELDS[kind]

@@ -6,13 +6,14 @@ the caller explains a `Mismatch`.
 
 import hashlib
 import operator
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from rapo_jax.borders import read_object, shaped, write_json
 
@@ -29,21 +30,27 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class ColumnRecord:
-    """NAME.json: what the numbers belong to and, once all are known, their SHA-256."""
+    """NAME.json: what the numbers belong to and, once all are known, their SHA-256.
+
+    Until then NAME.crc.npy alone tells damaged groups from sound ones: a CRC-32 of each, written with it.
+    """
 
     identity: Belonging
     sha256: str | None = None
 
 
 class Column:
-    """float32 [groups, branches] in NAME.npy of a directory, NaN where unknown, and NAME.json. For process 0 only."""
+    """float32 [groups, branches] in NAME.npy of a directory, NaN where unknown, NAME.crc.npy and NAME.json. For process 0
+    only."""
 
     def __init__(self, directory: Path, name: str, *, shape: tuple[int, int], identity: Belonging):
         self.numbers, self.record = directory / f"{name}.npy", directory / f"{name}.json"
+        self.checks = directory / f"{name}.crc.npy"
         self.shape, self.identity = shape, identity
 
     def open(self, fits: Callable[[Belonging, Belonging], bool] = operator.eq) -> None:
-        """Maps the numbers into memory as `values`; starts over if there are none or they are damaged.
+        """Maps the numbers into memory as `values`; starts over if there are none or the file is damaged as a whole, and
+        forgets the groups whose numbers are damaged.
 
         `fits(before, now)` says whether the identity on record is that of this column. Raises Mismatch where it is not.
         """
@@ -57,7 +64,24 @@ class Column:
             start[:] = np.nan
             start.flush()
             self.write_record(ColumnRecord(self.identity))
+            self.checks.unlink(missing_ok=True)
         self.values = np.lib.format.open_memmap(self.numbers, mode="r+")
+        if not self.is_complete:  # the checksum of the whole has been compared
+            self.open_checks()
+
+    def open_checks(self) -> None:
+        """Maps the CRCs into memory; makes them for a column of an earlier version, which has none."""
+        try:
+            self.crcs = np.lib.format.open_memmap(self.checks, mode="r+")
+            sound = self.crcs.shape == self.shape[:1] and self.crcs.dtype == np.uint32
+        except (OSError, ValueError):
+            sound = False
+        if not sound:
+            self.crcs = np.lib.format.open_memmap(self.checks, mode="w+", dtype=np.uint32, shape=self.shape[:1])
+            self.crcs[:] = crcs_of(self.values)
+        damaged = np.flatnonzero(self.crcs != crcs_of(self.values))
+        if len(damaged):
+            self.write(damaged, np.full((len(damaged), self.shape[1]), np.nan, np.float32))
 
     def is_damaged(self) -> bool:
         """Whether the numbers are missing, of another shape, or not those of the checksum."""
@@ -71,7 +95,9 @@ class Column:
     def write(self, members: Int[np.ndarray, " n"], numbers: Float[np.ndarray, "n A"]) -> None:
         """Stores the numbers of the groups `members`; they are on disk when this returns."""
         self.values[members] = numbers
+        self.crcs[members] = crcs_of(self.values[members])
         self.values.flush()
+        self.crcs.flush()
 
     @property
     def is_complete(self) -> bool:
@@ -88,6 +114,11 @@ class Column:
 
     def write_record(self, record: ColumnRecord) -> None:
         write_json(self.record, {name: value for name, value in asdict(record).items() if value is not None})
+
+
+def crcs_of(values: Float[np.ndarray, "n A"]) -> UInt32[np.ndarray, " n"]:
+    """The CRC-32 of each group's numbers."""
+    return np.fromiter((zlib.crc32(row.tobytes()) for row in np.asarray(values)), np.uint32, count=len(values))
 
 
 def checksum_of(values: Float[np.ndarray, "G A"]) -> str:

@@ -21,7 +21,7 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, num_branches
 from rapo_jax.config.tree import Config, Rows
 from rapo_jax.distributed import from_first, interruptible, say
-from rapo_jax.errors import Interrupted
+from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards, to_device
 from rapo_jax.passes.column import Column
@@ -79,7 +79,7 @@ def fill(
     if len(missing):
         plan = plan_pass(groups, missing, options, num_row_shards=num_row_shards(model.mesh))
         with matmul_precision(options.forward.dtype.name):
-            run_pass(model, groups, options, plan=plan, results=Results(known, column, len(missing)))
+            run_pass(model, groups, options, plan=plan, results=Results(said, groups, known, column, len(missing)))
     if column and not column.is_complete and not np.isnan(known).any():
         column.finish()
     return known
@@ -106,6 +106,8 @@ def plan_pass(
 class Results:
     """Results on their way from the devices to the column, and the pass's progress."""
 
+    said: str  # what the pass is called
+    groups: Sequence[Group]
     known: np.ndarray  # [G, A]
     column: Column | None
     total: int
@@ -116,9 +118,16 @@ class Results:
     printed: float = field(default_factory=time.monotonic)
 
     def fetch(self, rows: Sequence[Sequence[int]], logps_BPA: Float[Array, "B P A"]) -> None:
-        """Waits for the numbers of a batch; `rows` are the groups in each of its rows."""
+        """Waits for the numbers of a batch; `rows` are the groups in each of its rows. Raises UserError for NaN and
+        infinities, before they are kept."""
         fetched_BPA = jax.device_get(logps_BPA)
         for b, row in enumerate(rows):
+            finite = np.isfinite(fetched_BPA[b, : len(row)]).all(-1)
+            if not finite.all():
+                raise UserError(
+                    f"{self.said}: the model gives row {self.groups[row[int(finite.argmin())]].row} of the data a number that "
+                    "is not finite; use model.dtype=float32, or another model."
+                )
             self.known[row] = fetched_BPA[b, : len(row)]
             self.unwritten.append(np.array(row))
             self.done += len(row)

@@ -1,5 +1,6 @@
 """What a run reports before its first step, on the terminal and in run_dir."""
 
+from collections.abc import Iterator
 from math import prod
 
 import jax
@@ -11,9 +12,10 @@ from rapo_jax.borders import write_json, write_text
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
 from rapo_jax.data.scaling import SCALE_FILE
+from rapo_jax.data.sources import CONTEXT, UNREAD
 from rapo_jax.distributed import say
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
-from rapo_jax.models.spec import Spec
+from rapo_jax.models.spec import Spec, read_config
 from rapo_jax.runs.setup import Setup
 
 
@@ -56,18 +58,41 @@ def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, resuming_
 
 
 def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
-    """Prints what became of the rows."""
+    """Prints what became of the rows, and what of them deserves a look."""
     report, relabel = data.report, setup.config.relabel
-    dropped = sum(report["rows_dropped"].values()) + report["ties"]["dropped"] + sum(report["cut"]["dropped"].values())
+    reasons, ties = report["rows_dropped"], report["ties"]["dropped"]
+    held_out = reasons.get("held_out", 0)
+    dropped = sum(reasons.values()) - held_out + ties + sum(report["cut"]["dropped"].values())
     cut = report["cut"]["prompt_tokens_cut"] + report["cut"]["response_tokens_cut"]
+    of_all = f" ({cut / (cut + sum(group.num_tokens for group in data.groups)):.0%} of all)" if cut else ""
     goals = (
         f"goals of {' and '.join(relabel.goals)} in the {setup.goal_prompt.placement} turn"
         if relabel.goals
         else "no goals"
     )
-    say(f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({report['ties']['dropped']:,} ties)")
-    say(f"         -> {report['groups']:,} {setup.config.objective.unit}, {cut:,} tokens cut;")
+    held = f", {held_out:,} held out" if held_out else ""
+    say(f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({ties:,} ties){held}")
+    say(f"         -> {report['groups']:,} {setup.config.objective.unit}, {cut:,} tokens cut{of_all};")
     say(f"         {goals}")
+    for note in notes_on(setup, data):
+        say(f"  note   {note}")
+
+
+def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
+    """Sentences about columns that nobody reads, goals that no scale has, and rows longer than the model knows."""
+    report, relabel = data.report, setup.config.relabel
+    for note, number in report.get("notes", {}).items():
+        if note.startswith(UNREAD):
+            column = note.removeprefix(UNREAD)
+            knob = f"; {key}={column} reads it" if (key := CONTEXT[column]) else ""
+            yield f"{number:,} rows hold {column!r}, which is not read{knob}"
+    outside = report["goals"]["outside_scale"]
+    if outside:
+        yield f"{outside:,} goals are not from {relabel.goal_min:g} to {relabel.goal_max:g}; relabel.scale.fit maps scores"
+    positions = read_config(setup.model_dir).get("max_position_embeddings")
+    longest = max(len(group.prompt) + max(map(len, group.continuations)) for group in data.groups)
+    if positions and longest > positions:
+        yield f"a row has {longest:,} tokens, the model {positions:,} positions; see data.max_length"
 
 
 def loss_in_words(objective: Objective) -> str:

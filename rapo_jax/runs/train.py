@@ -4,6 +4,7 @@ Composes the other rooms; the loop is rapo_jax/train/loop.py. Nothing is written
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.batch import Batch
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
+from rapo_jax.borders import IN_USE, claimed
 from rapo_jax.chat.templates import padding_token
-from rapo_jax.checkpoint import Store
+from rapo_jax.checkpoint import NONE_SKIPPED, Skipped, Store
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import say
+from rapo_jax.distributed import anywhere, is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
+from rapo_jax.runs.agreement import require_same_configuration, require_same_inputs
 from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify, refuse_changes
 from rapo_jax.runs.references import cached_references
@@ -62,44 +65,71 @@ def train_or_resume(config: Config) -> Trained:
 
     Raises UserError for what cannot be trained, and Interrupted when a signal came and everything is saved.
     """
+    require_same_configuration(config)
     setup = set_up(config)
     attention_kernel(config, setup.mesh)  # raises for a kernel that does not exist or does not run here
     if setup.spec.scored:
         padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what could not be exported is not trained
-    refuse_foreign_directory(setup.run_dir)
+    refuse_foreign_directory(setup)
     inputs = read_inputs(setup)
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, inputs.data)
+    require_same_inputs(identity)
     columns = cached_references(
         setup, parameters, identity=identity, plan=inputs.plan, data=inputs.data, held_out=inputs.held_out
     )
     run = make_run(setup, inputs, identity=identity, columns=columns)
-    store = Store(
-        setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if inputs.held_out else 0
-    )
-    try:
-        reference = resident_reference(parameters, config, setup.spec, setup.mesh)
-        first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
-        del parameters  # restoring needs the memory
-        state, resuming_after = starting_state(setup, first, store=store, identity=identity)
-        write_records(setup, inputs.data, held_out=inputs.held_out, plan=inputs.plan)
-        announce(setup, inputs.data, plan=inputs.plan, resuming_after=resuming_after)
-        if resuming_after is not None and resuming_after >= inputs.num_steps:
-            say(f"nothing to do: {setup.run_dir} is complete at step {resuming_after}.")
-            return Trained(setup.run_dir, resuming_after, inputs.num_steps, state, last_record(setup.run_dir))
-        finished = finish(run, state, reference=reference, store=store, first_step=resuming_after or 0)
-    finally:
-        store.close()
-    say(f"done: {setup.run_dir} is complete at step {inputs.num_steps}.")
-    say(f"  next: rapo export {setup.run_dir} OUT_DIR")
-    return Trained(setup.run_dir, inputs.num_steps, inputs.num_steps, finished.state, finished.metrics)
+    with one_writer(setup.run_dir):
+        store = Store(
+            setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if inputs.held_out else 0
+        )
+        try:
+            reference = resident_reference(parameters, config, setup.spec, setup.mesh)
+            first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
+            del parameters  # restoring needs the memory
+            start = starting_state(setup, first, store=store, identity=identity)
+            state, resuming_after = start.state, start.resuming_after
+            write_records(setup, inputs.data, held_out=inputs.held_out, plan=inputs.plan)
+            announce(setup, inputs.data, plan=inputs.plan, resuming_after=resuming_after)
+            if resuming_after is not None and resuming_after >= inputs.num_steps:
+                say(f"nothing to do: {setup.run_dir} is complete at step {resuming_after}.")
+                return Trained(setup.run_dir, resuming_after, inputs.num_steps, state, last_record(setup.run_dir))
+            finished = finish(run, start, reference=reference, store=store)
+        finally:
+            store.close()
+        skipped = finished.skipped.total
+        say(
+            f"done: {setup.run_dir} is complete at step {inputs.num_steps}{f', {skipped} without an update' if skipped else ''}."
+        )
+        say(f"  next: rapo export {setup.run_dir} OUT_DIR")
+        return Trained(setup.run_dir, inputs.num_steps, inputs.num_steps, finished.state, finished.metrics)
 
 
-def refuse_foreign_directory(run_dir: Path) -> None:
-    """Raises UserError for a run_dir that holds something other than a run."""
+@contextmanager
+def one_writer(run_dir: Path) -> Iterator[None]:
+    """Keeps run_dir for this run, on process 0. Raises UserError on every process where another run has it."""
+    refused: UserError | None = None
+    with ExitStack() as stack:
+        if is_first():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(claimed(run_dir, said=f"run_dir={run_dir}"))
+            except UserError as error:
+                refused = error
+        if anywhere(refused is not None):
+            raise refused or UserError(f"run_dir={run_dir} is in use by another run.")
+        yield
+
+
+def refuse_foreign_directory(setup: Setup) -> None:
+    """Raises UserError for a run_dir that holds something other than a run, or than what a killed start left."""
+    run_dir, cache = setup.run_dir, setup.config.reference.cache
     if not run_dir.exists():
         return
-    is_empty = run_dir.is_dir() and not any(run_dir.iterdir())
+    ours = {IN_USE}
+    if cache and run_dir.resolve() in Path(cache).resolve().parents:
+        ours.add(Path(cache).resolve().relative_to(run_dir.resolve()).parts[0])
+    is_empty = run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= ours
     if not (is_empty or (run_dir / "checkpoints").exists()):
         raise UserError(f"run_dir={run_dir} exists and is not a run of rapo_jax; choose another run_dir.")
 
@@ -112,8 +142,17 @@ def read_inputs(setup: Setup) -> Inputs:
     return Inputs(data, held_out, plan)
 
 
-def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: Identity) -> tuple[State, int | None]:
-    """The state of the newest sound checkpoint and its step, or that of the parameters `first`, and None.
+@dataclass(frozen=True)
+class Start:
+    """Where the loop begins: the state, the step of the checkpoint that it comes from, and the steps skipped up to it."""
+
+    state: State
+    resuming_after: int | None = None
+    skipped: Skipped = NONE_SKIPPED
+
+
+def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: Identity) -> Start:
+    """The newest sound checkpoint, or the parameters `first` with fresh moments.
 
     Damaged checkpoints are set aside. Raises UserError where the checkpoint belongs to something else.
     """
@@ -124,10 +163,10 @@ def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: 
     )
     if restored is None:
         assert first is not None, "a store with steps restores one of them or raises"
-        return first_state(first, setup.spec, setup.mesh, transform), None
+        return Start(first_state(first, setup.spec, setup.mesh, transform))
     for name in store.set_aside_after(restored.step):
         say(f"{store.directory / name} is damaged and was set aside; going on from step {restored.step}.")
-    return restored.state, restored.step
+    return Start(restored.state, restored.step, restored.skipped)
 
 
 def make_run(setup: Setup, inputs: Inputs, *, identity: Identity, columns: dict[str, Float[np.ndarray, "_ _"]]) -> Run:
@@ -142,6 +181,7 @@ def make_run(setup: Setup, inputs: Inputs, *, identity: Identity, columns: dict[
         num_steps=inputs.num_steps,
         num_groups=len(groups),
         costs=step_costs(inputs.data, plan, setup),
+        source_rows=lambda step: sorted({groups[member].row for row in plan.steps[step] for member in row}),
         evaluations={
             name: evaluation_of(setup, held, reference=columns.get(name)) for name, held in inputs.held_out.items()
         },
@@ -181,11 +221,13 @@ def step_costs(data: pipeline.Dataset, plan: BatchPlan, setup: Setup) -> Callabl
     return cost
 
 
-def finish(run: Run, state: State, *, reference: dict, store: Store, first_step: int) -> Finished:
+def finish(run: Run, start: Start, *, reference: dict, store: Store) -> Finished:
     """Runs the loop to the last step, with a journal, in the precision of the configuration."""
+    first_step = start.resuming_after or 0
     journal = Journal(Path(run.config.run_dir), run.config, num_steps=run.num_steps, first_step=first_step)
     try:
         with matmul_precision(run.config.model.dtype):
-            return run_loop(run, state, reference=reference, store=store, journal=journal)
+            more = {"reference": reference, "store": store, "journal": journal, "skipped": start.skipped}
+            return run_loop(run, start.state, **more)
     finally:
         journal.close()

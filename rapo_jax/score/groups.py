@@ -15,7 +15,8 @@ from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
-from rapo_jax.opened import open_tokenizer
+from rapo_jax.models.spec import read_config, spec_from_config
+from rapo_jax.opened import open_tokenizer, require_ids_fit
 
 Encode = Callable[[list[Item]], list[Encoded | None]]
 
@@ -35,9 +36,13 @@ def read_all(config: Config) -> list[Record]:
 
 
 def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:
-    """The records as groups of equally many responses. Raises UserError for rows that do not fit data.max_length."""
+    """The records as groups of equally many responses.
+
+    Raises UserError for rows that do not fit data.max_length, and for a tokenizer with ids beyond the vocabulary.
+    """
     data = config.data
     tokenizer = open_tokenizer(tokenizer_of, chat_template=data.chat_template).tokenizer
+    require_ids_fit(tokenizer, spec_from_config(read_config(tokenizer_of)), said=tokenizer_of)
 
     def encode(items: list[Item], *, progress: bool = False) -> list[Encoded | None]:
         limits = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.accounting import mfu
 from rapo_jax.batch import Batch
-from rapo_jax.checkpoint import Store
+from rapo_jax.checkpoint import NONE_SKIPPED, Skipped, Store
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import interruptible
@@ -27,6 +27,8 @@ from rapo_jax.train.metrics import GroupSums
 from rapo_jax.train.profile import Profile
 from rapo_jax.train.state import State
 from rapo_jax.train.step import EvaluateStep, TrainStep
+
+SHOWN_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Run:
     """What stays the same over the loop.
 
     `batches(k)` yields this process's rows of steps k, k + 1, ... (from 0); `num_rows` is B over all processes;
-    `costs(k)` is what step k computes; `identity` is stored with every checkpoint.
+    `costs(k)` is what step k computes, `source_rows(k)` the rows of the data that it reads; `identity` is stored with
+    every checkpoint.
     """
 
     config: Config
@@ -66,6 +69,7 @@ class Run:
     num_steps: int
     num_groups: int  # in one epoch
     costs: Callable[[int], Cost]
+    source_rows: Callable[[int], list[int]]
     evaluations: dict[str, Evaluation]  # by the prefix of their metrics, such as "eval"
     identity: dict[str, Any]
 
@@ -79,26 +83,29 @@ class Progress:
     clock: float = field(default_factory=time.monotonic)
     clock_step: int = 0
     waited_for_data: float = 0.0  # seconds since the clock was set
-    num_skipped: int = 0
+    skipped: Skipped = NONE_SKIPPED
     written: dict[str, float] = field(default_factory=dict)  # the metrics that were written last
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The state after the last step, and the metrics that were written last."""
+    """The state after the last step, the metrics that were written last, and how many steps changed nothing."""
 
     state: State
     metrics: dict[str, float]
+    skipped: Skipped
 
 
-def run_loop(run: Run, state: State, *, reference: dict, store: Store, journal: Journal) -> Finished:
-    """Trains from `state`, which it consumes, to the last step.
+def run_loop(
+    run: Run, state: State, *, reference: dict, store: Store, journal: Journal, skipped: Skipped = NONE_SKIPPED
+) -> Finished:
+    """Trains from `state`, which it consumes, to the last step; `skipped` counts steps up to there.
 
-    Raises Interrupted after a checkpoint on SIGINT or SIGTERM, and UserError when too many steps in a row had a gradient
-    that is not finite.
+    Raises Interrupted after a checkpoint on SIGINT or SIGTERM, and UserError when too many steps in a row, or all of a
+    run, had a gradient that is not finite.
     """
     config, first = run.config, int(state.step)
-    progress = Progress(clock_step=first)
+    progress = Progress(clock_step=first, skipped=skipped)
     with jax.set_mesh(run.mesh), interruptible() as interrupted, profile_of(run, first) as profile:
         for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
             profile.before(step, progress.pending)
@@ -113,12 +120,15 @@ def run_loop(run: Run, state: State, *, reference: dict, store: Store, journal: 
             if last or stop or due(step, config.train.save_every):
                 eval_loss = progress.evaluation.get("eval_loss")
                 write_metrics(run, progress, journal=journal)
-                store.save(step, state, identity=run.identity, config=as_dict(config), eval_loss=eval_loss)
+                if last:
+                    refuse_no_update(progress.skipped, run.num_steps)
+                record = {"identity": run.identity, "config": as_dict(config), "skipped": progress.skipped}
+                store.save(step, state, eval_loss=eval_loss, **record)
             if stop and not last:
                 store.wait()
                 raise Interrupted(f"step {step} is saved")
     store.wait()
-    return Finished(state, progress.written)
+    return Finished(state, progress.written, progress.skipped)
 
 
 def profile_of(run: Run, first: int) -> Profile:
@@ -136,7 +146,8 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
     (step, metrics), evaluation = progress.pending, progress.evaluation
     progress.pending, progress.evaluation = None, {}
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    watch_skipped(progress, values.pop("skipped"), step=step, config=run.config, journal=journal)
+    watch_skipped(run, progress, values.pop("skipped"), step=step, journal=journal)
+    values["skipped_steps"] = float(progress.skipped.total)
     train = run.config.train
     if step % train.log_every and step != run.num_steps and not evaluation:
         return
@@ -182,15 +193,29 @@ def timed(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
         yield batch
 
 
-def watch_skipped(progress: Progress, skipped: float, *, step: int, config: Config, journal: Journal) -> None:
-    """Counts consecutive steps that were skipped. Raises UserError when they are too many."""
-    progress.num_skipped = progress.num_skipped + 1 if skipped else 0
-    if skipped:
-        journal.say(f"step {step}: loss or gradient is not finite; the update was skipped.")
-    if progress.num_skipped >= config.train.max_skipped_steps:
+def watch_skipped(run: Run, progress: Progress, skipped: float, *, step: int, journal: Journal) -> None:
+    """Counts the steps that were skipped, over restarts too. Raises UserError when too many were in a row."""
+    before = progress.skipped
+    if not skipped:
+        progress.skipped = Skipped(before.total)
+        return
+    progress.skipped = Skipped(before.total + 1, before.in_a_row + 1)
+    journal.say(f"step {step}: loss or gradient is not finite; the update was skipped.")
+    rows = run.source_rows(step - 1)
+    journal.say(f"  its rows: {', '.join(map(str, rows[:SHOWN_ROWS]))}{' ...' if len(rows) > SHOWN_ROWS else ''}")
+    if progress.skipped.in_a_row >= run.config.train.max_skipped_steps:
         raise UserError(
-            f"{progress.num_skipped} steps in a row up to step {step} had no finite gradient. Checkpoints hold no such step; "
+            f"{progress.skipped.in_a_row} steps in a row up to step {step} had no finite gradient. Checkpoints hold no such step; "
             f"lower optimizer.learning_rate, set optimizer.max_grad_norm, or raise train.max_skipped_steps."
+        )
+
+
+def refuse_no_update(skipped: Skipped, num_steps: int) -> None:
+    """Raises UserError for a run whose every step was skipped: its model is the one that it started from."""
+    if skipped.total >= num_steps:
+        raise UserError(
+            f"none of the {num_steps} steps had a finite gradient, so nothing was trained and the run is not complete; lower "
+            "optimizer.learning_rate, set optimizer.max_grad_norm, or look at the rows and the loss of metrics.jsonl."
         )
 
 

@@ -159,7 +159,7 @@ def test_missing_data_is_named_with_its_option(world, place, refused, option):
     message = refused("train", *settings(world, "new"), f"{option}=none.jsonl")
     assert message.startswith(f"{option}=none.jsonl: no such file or directory, and no data set that can be loaded")
     assert f"with {option.replace('path', 'split')}=" in message
-    assert message.endswith("give a .jsonl, .json or .parquet file, a directory of them, one written by save_to_disk, or "
+    assert message.endswith("give a .jsonl, .json, .parquet or .csv file, a directory of them, one written by save_to_disk, or "
                             "the id of a data set.")  # fmt: skip
 
 

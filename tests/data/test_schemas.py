@@ -198,7 +198,14 @@ def test_single_responses_with_a_label(read, response):
     ]
 
 
-def test_a_label_that_is_not_a_bool_is_a_bad_row(refusal):
+@pytest.mark.parametrize("labels", [(1, 0), (1.0, 0.0), ("true", "False"), ("1", "0")])
+def test_labels_as_people_write_them_are_read(read, labels):
+    """When this fails, KTO's usual data, labels of 0 and 1, is asked for chosen and rejected."""
+    rows = [{"prompt": "Hi", "completion": "A", "label": label} for label in labels]
+    assert [record.labels for record in read(*rows, scores=False, want="labelled").records] == [(True,), (False,)]
+
+
+def test_a_label_that_is_neither_true_nor_false_is_a_bad_row(refusal):
     rows = [{"prompt": "Hi", "completion": "A", "label": label} for label in (True, "yes")]
     assert "line 2: label is 'yes', neither true nor false" in refusal(*rows, scores=False, want="labelled")
 

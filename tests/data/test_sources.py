@@ -1,7 +1,12 @@
 """Files -> records: detection of columns, whole conversations, and every bad row with its message."""
 
+import bz2
+import csv
+import gzip
 import json
+import lzma
 import re
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -135,6 +140,21 @@ def test_columns_can_be_named(write):
     assert (record.responses, record.rewards) == (("Good", "Bad"), (2, 1))
 
 
+def test_a_system_column_and_an_input_column_become_part_of_the_prompt(write):
+    """When this fails, a question that stands in a column of its own is lost, and responses are trained to nothing."""
+    row = PAIR | {"prompt": "Translate.", "system": "Be brief.", "input": "Guten Tag"}
+    bare = PAIR | {"prompt": "Hi", "system": "", "input": None}
+    path = write(row, bare)
+    first, second = read_file(path, scores=True, columns=Columns(system="system", input="input")).records
+    assert first.prompt == (Message("system", "Be brief."), Message("user", "Translate.\n\nGuten Tag"))
+    assert second.prompt == (Message("user", "Hi"),)
+    assert read_file(path, scores=True).notes == {"unread_column_system": 1, "unread_column_input": 1}
+    own = row | {"prompt": turns("Be long.", "Hi", roles=("system", "user"))}
+    assert "the prompt has a system turn, and system holds another" in error(
+        write(own), columns=Columns(system="system")
+    )
+
+
 def test_a_named_column_that_is_absent_is_answered_with_the_nearest(write):
     message = error(write(PAIR), columns=Columns(score_chosen="score_chosn", score_rejected="score_rejected"))
     assert "not data.columns.score_chosen='score_chosn'; did you mean 'score_chosen'?" in message
@@ -257,6 +277,44 @@ def test_a_json_file_may_be_an_array(write):
     assert len(read_file(write(PAIR, PAIR, name="pairs.json"), scores=True).records) == 2
 
 
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.bz2", ".jsonl.xz", ".json.gz"])
+def test_compressed_files_are_read(write, suffix):
+    """When this fails, users decompress tens of gigabytes by hand."""
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[Path(suffix).suffix]
+    text = json.dumps([PAIR, PAIR]) if suffix.startswith(".json.") else (json.dumps(PAIR) + "\n") * 2
+    path = write(PAIR, name=f"pairs{suffix}")
+    with opener(path, "wt") as file:
+        file.write(text)
+    assert len(read_file(path, scores=True).records) == 2
+    Path(path).write_bytes(Path(path).read_bytes()[:-9])
+    assert f"pairs{suffix} is not a whole {Path(suffix).suffix} file" in error(path)
+
+
+def test_csv_is_read_with_numbers_as_numbers(tmp_path):
+    """When this fails, data from a spreadsheet is "not JSON"."""
+    columns = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+    rows = [columns, ("Why, then?", 'He said "so"', "No", 9, 2), ("And\nnow?", "Yes", "No", 8.5, 1)]
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    first, second = read_file(str(tmp_path / "pairs.csv"), scores=True).records
+    assert (first.prompt[0].content, first.responses, first.rewards) == ("Why, then?", ('He said "so"', "No"), (9.0, 2))
+    assert (second.prompt[0].content, second.rewards) == ("And\nnow?", (8.5, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fact"),
+    [
+        ("pairs.jsonl", json.dumps(PAIR).encode("utf-16"), "is text in UTF-16; save it in UTF-8."),
+        ("pairs.json", json.dumps(PAIR, indent=2).encode(), "holds an object over several lines; an array of objects"),
+        ("pairs.jsonl.zst", b"anything", "is compressed with zstd, which is not read; decompress it (zstd -d)"),
+        ("pairs.csv", b"", "is not CSV that can be read"),
+    ],
+)
+def test_a_format_that_is_not_read_is_told_by_name(name, content, fact, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert f"{name} {fact}" in error(str(tmp_path / name))
+
+
 def test_parquet_and_saved_data_sets_give_the_same_records_as_json_lines(write, tmp_path):
     rows = [{**PAIR, "chosen": turns("Hi", f"Good {i}"), "rejected": turns("Hi", "Bad")} for i in range(3)]
     expected = read_file(write(*rows), scores=True)
@@ -281,7 +339,7 @@ def test_a_directory_is_read_by_split_and_rows_are_numbered_across_files(tmp_pat
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / f"{name}.parquet")
     records = read_file(str(tmp_path), scores=True).records
     assert [(record.row, record.responses[0]) for record in records] == [(1, "A0"), (2, "A1"), (3, "B0"), (4, "B1")]
-    assert "no .jsonl or .parquet file of data.split=dev (found: test-0.parquet" in error(str(tmp_path), split="dev")
+    assert "has no file of data.split=dev (found: test-0.parquet" in error(str(tmp_path), split="dev")
 
 
 def test_a_directory_whose_file_names_name_no_split_is_read_whole(write):

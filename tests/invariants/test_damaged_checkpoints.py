@@ -69,6 +69,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_bef
     runs.assert_same_run(run_dir, undisturbed)
 
 
+def test_a_step_that_is_damaged_a_second_time_is_set_aside_under_another_name(world, run_dir, capsys):
+    """When this fails, a run on a bad disk refuses to start for ever: the name is taken."""
+    (run_dir / "checkpoints" / "corrupt-5").mkdir()
+    hurt(run_dir, 5, flip_a_byte)
+    assert tiny.rapo(*world.train(run_dir)) == runs.DONE
+    assert "corrupt-5-2 is damaged and was set aside; going on from step 4" in capsys.readouterr().out
+
+
 def test_two_damaged_checkpoints_cost_two(world, undisturbed, run_dir):
     """When this fails, only the newest checkpoint is ever doubted."""
     hurt(run_dir, 5, flip_a_byte)

@@ -54,8 +54,9 @@ def test_sweeps_over_beta_and_learning_rate_share_the_cache(filled, world, tmp_p
 
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(world, filled, tmp_path, monkeypatch, capsys):
-    """When this fails, a preemption during the pass over 61k pairs starts it from the beginning."""
-    cache, computed = tmp_path / "cache", []
+    """When this fails, a preemption during the pass over 61k pairs starts it from the beginning, or a cache inside run_dir is
+    taken for something else than a run."""
+    cache, computed = tmp_path / "run" / "cache", []
     write = Column.write
 
     def write_and_count(column, members, logps):
@@ -133,6 +134,23 @@ def test_a_damaged_cache_is_computed_again(damage, filled, world, tmp_path):
     finally:
         numbers.write_bytes(whole)
         record.write_text(complete)
+
+
+def test_a_flipped_bit_in_a_column_that_is_not_complete_costs_one_group(tmp_path):
+    """When this fails, a cache of all groups but one has no checksum, and a flipped bit moves a gradient, unseen."""
+    column = Column(tmp_path, "train", shape=(5, 2), identity={})
+    column.open()
+    column.write(np.array([0, 1, 3]), np.arange(6, dtype=np.float32).reshape(3, 2))
+    del column.values, column.crcs
+    content = bytearray((tmp_path / "train.npy").read_bytes())
+    content[-3 * 8 - 1] ^= 1  # in group 1 of 5, whose two numbers are 8 bytes
+    (tmp_path / "train.npy").write_bytes(content)
+    again = Column(tmp_path, "train", shape=(5, 2), identity={})
+    again.open()
+    assert np.isnan(again.values).all(1).tolist() == [False, True, True, False, True]
+    (tmp_path / "train.crc.npy").unlink()  # as an earlier version left it
+    column.open()
+    assert np.isnan(column.values).all(1).tolist() == [False, True, True, False, True]
 
 
 def test_an_objective_without_a_reference_refuses_a_cache(world, tmp_path, capsys):

@@ -1,9 +1,11 @@
 """A run that was interrupted, killed or moved to another mesh is the run that it would have been."""
 
+import os
 import signal
 
 import pytest
 
+from rapo_jax.borders import claimed
 from tests import tiny
 from tests.tiny import runs
 
@@ -67,12 +69,43 @@ def test_a_finished_run_has_nothing_left_to_do(world, undisturbed, capsys):
     assert before == after
 
 
+def test_a_second_run_in_the_same_directory_is_refused_with_the_name_of_the_first(world, undisturbed, capsys):
+    """When this fails, two runs write one directory, and what is left belongs to neither."""
+    with claimed(undisturbed, said="run_dir"):
+        assert tiny.rapo(*world.train(undisturbed)) == runs.USER_ERROR
+        assert f"run_dir={undisturbed} is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert tiny.rapo(*world.train(undisturbed)) == runs.DONE
+    assert not (undisturbed / "in_use").exists()
+
+
+def test_a_directory_whose_holder_died_is_taken_over(world, tmp_path):
+    """When this fails, a run that was killed before its first checkpoint is taken for something else for ever."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "in_use").write_text("process 1 on a host that is gone")
+    assert tiny.rapo(*world.train(tmp_path / "run", "train.max_steps=1")) == runs.DONE
+
+
 def test_a_run_without_finite_gradients_stops_and_says_what_to_do(world, tmp_path, capsys):
     """When this fails, a diverged run burns its whole budget, or a user reads a traceback. beta = 1e38 leaves the first
     loss at ln 2 and its gradient beyond float32."""
     limits = ["objective.beta=1e38", "train.max_skipped_steps=3"]
     assert tiny.rapo(*world.train(tmp_path / "run", *limits)) == runs.USER_ERROR
     said = capsys.readouterr()
-    assert said.out.count("the update was skipped") == 3
+    assert said.out.count("the update was skipped") == 3 and said.out.count("its rows: ") == 3
     assert "3 steps in a row up to step 3 had no finite gradient" in said.err
     assert "optimizer.learning_rate" in said.err and "Traceback" not in said.err
+
+
+def test_a_run_without_any_update_is_never_complete_however_often_it_is_started(world, tmp_path, capsys):
+    """When this fails, a user who repeats the command after "no finite gradient" is told that the run is complete, and
+    exports the model that it started from."""
+    diverged = world.train(tmp_path / "run", "objective.beta=1e38", "train.save_every=1", "train.eval_every=null")
+    for _ in range(3):
+        assert tiny.rapo(*diverged, "train.max_skipped_steps=3") == runs.USER_ERROR
+        assert "3 steps in a row up to step 3 had no finite gradient" in capsys.readouterr().err
+    assert runs.steps_of(tmp_path / "run") == [1, 2]
+    short = world.train(tmp_path / "short", "objective.beta=1e38", "train.max_steps=2", "train.eval_every=null")
+    for _ in range(2):
+        assert tiny.rapo(*short) == runs.USER_ERROR
+        assert "none of the 2 steps had a finite gradient" in capsys.readouterr().err
+    assert [line["skipped_steps"] for line in runs.metrics_of(tmp_path / "short")] == [1, 2]

@@ -177,7 +177,7 @@ def test_evaluation_is_the_mean_over_groups_taken_one_at_a_time():
         )
 
     def metrics_of(evaluation):
-        run = Run(CONFIG, mesh, None, None, 0, 1, 0, None, {"eval": evaluation}, {})
+        run = Run(CONFIG, mesh, None, None, 0, 1, 0, None, None, {"eval": evaluation}, {})
         with jax.set_mesh(mesh):
             return evaluate(run, state, reference=reference, progress=Progress())
 
@@ -215,7 +215,7 @@ def test_an_evaluation_uses_the_current_training_progress_and_compiles_once():
         return Evaluation(step=step, batches=batches, num_rows=plan.shape.B)
 
     def loss_of(evaluation, *, after):
-        run = Run(CONFIG, mesh, None, None, 0, 10, 0, None, {"eval": evaluation}, {})
+        run = Run(CONFIG, mesh, None, None, 0, 10, 0, None, None, {"eval": evaluation}, {})
         state = replace(start, step=jax.device_put(jnp.int32(after), start.step.sharding))
         with jax.set_mesh(mesh):
             return evaluate(run, state, reference=reference, progress=Progress())["eval_loss"]

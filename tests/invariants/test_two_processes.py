@@ -21,15 +21,19 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def in_two_processes(arguments, *, log, meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
-    """Runs a verb in two processes that know each other: both exit codes, and what process 0 printed."""
+def in_two_processes(arguments, *, log, second=(), meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
+    """Runs a verb in two processes that know each other: both exit codes, and what process 0 printed.
+
+    `second` are more arguments of the second alone.
+    """
     coordinator = f"127.0.0.1:{free_port()}"
     logs = [log.with_name(f"{log.name}-{index}") for index in range(2)]
     with ExitStack() as stack:
         processes = []
         for index, output in enumerate(logs):
             join = ["--coordinator", coordinator, "--num-processes", "2", "--process-id", str(index)]
-            processes.append(stack.enter_context(runs.started([*arguments, *join], num_devices=4, log=output)))
+            started = [*arguments, *(second if index else ()), *join]
+            processes.append(stack.enter_context(runs.started(started, num_devices=4, log=output)))
         meanwhile(processes, logs[0])
         deadline = time.monotonic() + runs.PATIENCE
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -85,6 +89,16 @@ def test_two_processes_are_one_and_set_aside_a_checkpoint_that_only_one_of_them_
     assert f"going on from step {before}" in said
     runs.assert_same_metrics(run_dir, undisturbed)
     assert runs.steps_of(run_dir) == runs.steps_of(undisturbed)
+
+
+def test_two_processes_that_were_started_differently_stop_and_say_how(world, tmp_path):
+    """When this fails, a pod trains on a mixture of two configurations, and reports a loss that belongs to neither."""
+    other = ("optimizer.learning_rate=1e-4", "seed=3", f"model.path={world.directory}/")
+    codes, said = in_two_processes(world.train(tmp_path / "run"), second=other, log=tmp_path / "log")
+    assert codes == [runs.USER_ERROR, runs.USER_ERROR]
+    assert "optimizer.learning_rate is 0.001 in process 0 and 0.0001 in process 1" in said
+    assert "seed is 0 in process 0 and 3 in process 1" in said and "model.path" not in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_score_like_one(world, tmp_path):

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import Checkpoint, check
-from rapo_jax.models.spec import read_config, spec_from_config
+from rapo_jax.models.spec import FULL_ATTENTION, read_config, spec_from_config
 from rapo_jax.models.table import table
 from tests.tiny.families import FAMILIES, GEMMA2, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2
 
@@ -118,6 +118,78 @@ def test_keys_that_change_no_computation_are_accepted():
     """When this fails, users are kept out by keys that checkpoints in the wild are full of."""
     inert = {"use_cache": False, "torch_dtype": "bfloat16", "eos_token_id": [1, 2], "_name_or_path": "x", "new": None}
     assert spec_from_config(LLAMA | inert) == SPEC
+
+
+GENERATION = {
+    "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "max_length": 4096, "repetition_penalty": 1.1,
+    "num_beams": 1, "typical_p": 1.0,
+}  # fmt: skip
+# As published with google/gemma-2-9b-it: facts of the file, its keys and values whole.
+GEMMA2_9B = {
+    "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+    "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 16, "num_hidden_layers": 42,
+    "num_key_value_heads": 8, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096, "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.0.dev0", "use_cache": True, "vocab_size": 256000,
+}  # fmt: skip
+
+
+def test_a_published_config_with_a_key_twice_and_settings_of_generation_opens():
+    """When this fails, a model that our own configurations name is refused for keys that change nothing."""
+    spec = spec_from_config(GEMMA2_9B)
+    assert (spec.L, spec.H, spec.windows[:2]) == (42, 256, (4096, FULL_ATTENTION))
+    rope = {
+        "rope_scaling": {"rope_type": "default", "factor": 1.0},
+        "model_max_length": 4096,
+        "attn_implementation": "sdpa",
+    }
+    assert spec_from_config(LLAMA | GENERATION | rope) == SPEC
+    assert "sliding_window_size=1024 beside sliding_window=4096" in refusal(GEMMA2_9B | {"sliding_window_size": 1024})
+
+
+def test_two_spellings_of_the_rotary_embedding_must_agree():
+    """When this fails, a scaling that a user added by hand is ignored, and positions beyond the original are wrong."""
+    new, old = {"rope_type": "default", "rope_theta": 10000.0}, {"rope_type": "linear", "factor": 2.0}
+    assert "ask for different rotary embeddings" in refusal(LLAMA | {"rope_parameters": new, "rope_scaling": old})
+    same = LLAMA31_ROPE | {"rope_theta": 500000.0}
+    both = LLAMA | {"rope_parameters": same, "rope_scaling": LLAMA31_ROPE, "rope_theta": 500000.0}
+    assert spec_from_config(both).rope == spec_from_config(LLAMA | {"rope_parameters": same}).rope
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "must"),
+    [
+        ("vocab_size", {}, "a whole number from 1 to 100,000,000"),
+        ("hidden_size", 64.0, "a whole number from 1 to 100,000,000"),
+        ("num_hidden_layers", 10**8, "a whole number from 1 to 10,000"),
+        ("num_attention_heads", 0, "a whole number from 1 to 100,000,000"),
+        ("num_key_value_heads", "4", "a whole number from 1 to 100,000,000"),
+        ("head_dim", -8, "a whole number from 1 to 100,000,000"),
+        ("rms_norm_eps", "x", "a number from 0 to 1"),
+        ("rms_norm_eps", float("nan"), "a number from 0 to 1"),
+        ("rms_norm_eps", -1, "a number from 0 to 1"),
+        ("rope_theta", [10000.0], "a positive number"),
+        ("rope_scaling", "linear", "an object whose rope_type is a text and whose factors are positive"),
+        ("rope_scaling", {"type": 3}, "an object whose rope_type is a text and whose factors are positive"),
+        ("layer_types", 5, "a list of texts"),
+        ("architectures", "LlamaForCausalLM", "a list of texts"),
+        ("hidden_act", ["silu"], "a text"),
+        ("model_type", ["llama"], "a text"),
+        ("tie_word_embeddings", "no", "true or false"),
+        ("id2label", 1, "an object"),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_one_sentence(key, value, must):
+    """When this fails, a damaged config.json is a traceback, or a model of a hundred million layers is begun."""
+    assert refusal(LLAMA | {key: value}) == f"config.json: {key}={value!r} must be {must}."
+
+
+def test_heads_that_do_not_divide_are_named():
+    message = refusal(LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 3})
+    assert message == "config.json: num_attention_heads=4 is not a multiple of num_key_value_heads=3."
 
 
 @pytest.mark.parametrize("family", FAMILIES)

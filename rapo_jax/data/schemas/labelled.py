@@ -18,12 +18,19 @@ def read_labelled(values: Mapping[str, Any], columns: Columns, _: ReadOptions) -
     given = prompt_column(values, columns.prompt)
     prompt, response = prompt_and_response(present(values, columns.response), columns.response, given)
     check_turns(prompt)
-    label = present(values, columns.label)
-    if label not in (0, 1):
-        raise BadRow("label", f"{columns.label} is {label!r:.40}, neither true nor false")
+    label = as_label(present(values, columns.label))
+    if label is None:
+        raise BadRow("label", f"{columns.label} is {values[columns.label]!r:.40}, neither true nor false")
     rewards = (finite_score(values.get(columns.rewards), columns.rewards),) if columns.rewards else None
     attributes = attributes_column(values, columns.attributes, 1)
-    return Parsed(Record(0, prompt, (response,), rewards, attributes, labels=(bool(label),)))
+    return Parsed(Record(0, prompt, (response,), rewards, attributes, labels=(label,)))
+
+
+def as_label(value: Any) -> bool | None:
+    """True, 1, 1.0 and "true" are desirable; False, 0, 0.0 and "false" are not; anything else is no label."""
+    if isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def names_the_label(first: FirstRow) -> bool:
@@ -31,7 +38,7 @@ def names_the_label(first: FirstRow) -> bool:
 
 
 def has_a_label(first: FirstRow) -> bool:
-    labelled = isinstance(first.values.get("label"), bool) and not first.has("chosen")
+    labelled = as_label(first.values.get("label")) is not None and not first.has("chosen")
     return labelled and bool(first.first_of(RESPONSES))
 
 

@@ -37,6 +37,8 @@ def resolve_schema(first: FirstRow, name: str, need: RowNeeds) -> tuple[Schema, 
         source=first.first_of([first.columns.source, "source"]),
         attributes=first.first_of([first.columns.attributes, "attributes"]),
         weight=first.columns.weight,
+        system=first.columns.system,
+        input=first.columns.input,
     )
     has_scores = resolved.rewards or resolved.score_chosen or "rewards" in schema.inside
     if need.scores and not has_scores:
