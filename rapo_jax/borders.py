@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TextIO, TypeVar
 
 import yaml
 
@@ -117,6 +117,8 @@ def opened_bytes(path: Path, *, remedy: str = "") -> Iterator[BinaryIO]:
                 raise UserError(_sentence(f"{path} is text in UTF-16; save it in UTF-8", ""))
             file.seek(0)
             yield file
+    except UserError:  # which is a ValueError too
+        raise
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(_sentence(f"{path} is not a whole {Path(path).suffix} file ({error})", remedy)) from error
     except (OSError, ValueError) as error:
@@ -307,24 +309,14 @@ def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any],
 
 
 @contextmanager
-def claimed(directory: Path, *, said: str) -> Iterator[None]:
+def claimed(directory: Path, *, said: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keeps a directory for this process while the block runs; the system lets go of it when the process dies.
 
-    Raises UserError, which names the holder, where another process has it. `said` is what the user calls the directory.
+    Where another process has it, waits if it can `say` so, and otherwise raises UserError, which names the holder. `said` is what the user calls the directory. On
+    a file system without locks nothing is kept.
     """
     path = directory / IN_USE
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            raise UserError(
-                f"{said} is in use by {holder}; wait for it, stop it, or choose another directory."
-            ) from None
-        except OSError:  # a file system without locks
-            yield
-            return
+    with _locked(path, said=said, say=say) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
@@ -332,3 +324,24 @@ def claimed(directory: Path, *, said: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, *, said: str, say: Callable[[str], None] | None) -> TextIO:
+    """The file, open and locked. One that its holder removed in the meantime is left for a new one."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            fact = f"{said} is in use by {file.read() or 'another process'}"
+            if say is None:
+                file.close()
+                raise UserError(f"{fact}; wait for it, stop it, or choose another directory.") from None
+            say(f"{fact}; waiting for it ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            return file
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()

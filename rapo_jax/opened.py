@@ -7,13 +7,15 @@ A directory exported by rapo carries a chat template that asks for a goal by its
 (`tokenizer.chat_template` never writes one) and kept as `goal_prompt.baked`, so that no prompt asks twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_goal_prompt, read_goal_prompt
@@ -108,15 +110,16 @@ def goal_prompt_for_relabelling(config: Config) -> GoalPrompt:
     return configured_goal_prompt(config.relabel, placement=config.relabel.placement, chat_template="")
 
 
-def require_ids_fit(tokenizer: PreTrainedTokenizerBase, spec: Spec, *, said: Path | str) -> None:
-    """Raises UserError for a tokenizer with ids beyond the embedding, which a lookup would clamp to its last row."""
-    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= spec.V)
+def require_ids_fit(
+    texts: Iterable[Int[np.ndarray, " _"]], tokenizer: PreTrainedTokenizerBase, spec: Spec, *, said: Path | str
+) -> None:
+    """Raises UserError for token ids beyond the embedding, which a lookup would clamp to its last row."""
+    beyond = sorted({int(number) for tokens in texts for number in tokens[tokens >= spec.V]})
     if beyond:
-        shown = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3]) + (
-            ", ..." if len(beyond) > 3 else ""
-        )
+        named = zip(tokenizer.convert_ids_to_tokens(beyond[:3]), beyond, strict=False)
+        shown = ", ".join(f"{token!r} ({number})" for token, number in named) + (", ..." if len(beyond) > 3 else "")
         raise UserError(
-            f"{said}: its tokenizer has {len(beyond)} tokens beyond the model's vocabulary of {spec.V}: {shown}; take a "
+            f"{said}: its tokenizer writes {len(beyond)} tokens beyond the model's vocabulary of {spec.V}: {shown}; take a "
             "model whose embedding was resized to its tokenizer, or a tokenizer without them."
         )
 
@@ -148,7 +151,6 @@ def with_weights(
 def load_model(opened: OpenedTokenizer, *, mesh: Mesh | None = None, dtype: jnp.dtype | str = "float32") -> OpenedModel:
     """The weights of a directory whose tokenizer is open, in `dtype`, on `mesh` (default: all devices as fsdp)."""
     spec = spec_from_config(read_config(opened.directory))
-    require_ids_fit(opened.tokenizer, spec, said=opened.directory)
     mesh = mesh or make_mesh(fsdp=-1)
     parameters = load_parameters(opened.directory, spec, mesh=mesh, dtype=jnp.dtype(dtype))
     return with_weights(opened, parameters, spec=spec, mesh=mesh, dtype=dtype)

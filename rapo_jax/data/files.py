@@ -4,7 +4,10 @@ Files of text may be compressed. Columns are not looked at.
 """
 
 import codecs
+import csv
 import functools
+import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -74,15 +77,32 @@ def _read_file(file: Path) -> Iterator[FileRow]:
     return _read_json(file)
 
 
-def _from_csv(file: Path, separator: str) -> Iterator[Mapping[str, Any]]:
-    """Rows as `datasets` reads them: the first line names the columns, and columns of numbers become numbers."""
-    import datasets
-    from datasets.exceptions import DatasetsError
+def _from_csv(file: Path, separator: str) -> Iterator[dict[str, Any]]:
+    """Rows by the names in the first line. A column whose every text is a finite number is one of numbers; an empty text
+    is null."""
+    csv.field_size_limit(2**31 - 1)
+    with opened_bytes(file) as opened:
+        text = io.TextIOWrapper(opened, encoding="utf-8-sig", newline="")
+        try:
+            reader = csv.DictReader(text, delimiter=separator, strict=True)
+            rows = list(reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not CSV that can be read: {error}.") from error
+        finally:
+            text.detach()
+    if any(None in row for row in rows):
+        line = next(number for number, row in enumerate(rows, 1) if None in row)
+        raise UserError(f"{file} is not CSV that can be read: row {line} has more cells than the first line has names.")
+    numbers = {name for name in reader.fieldnames or () if all(is_number(row[name]) for row in rows if row[name])}
+    for row in rows:
+        yield {name: float(cell) if cell and name in numbers else cell or None for name, cell in row.items()}
 
+
+def is_number(text: str) -> bool:
     try:
-        yield from datasets.load_dataset("csv", data_files=str(file), split="train", sep=separator, streaming=True)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"{file} is not CSV that can be read: {str(error).splitlines()[0]}.") from error
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _read_parquet(file: Path) -> Iterator[FileRow]:
@@ -128,6 +148,8 @@ def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> li
     found = [file for place in places for file in sorted(place.glob("*")) if file.is_file()]
     files = [file for file in found if kind_of(file) in (".jsonl", ".parquet")]
     files = files or [file for file in found if kind_of(file) in SUFFIXES]  # .json beside them is about the data
+    present = {file.name for file in files}
+    files = [file for file in files if file.suffix not in COMPRESSED or file.stem not in present]
     named = [file for file in files if re.match(re.escape(split) + r"[-.]", file.name)]
     if named:
         return named
@@ -135,7 +157,7 @@ def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> li
     if not files or any(re.match(r"(train|test|val|dev|eval)", file.name) for file in files):
         raise UserError(
             f"{said} has no file of {of_split} (found: {names}); a split's files are called {split}.jsonl or "
-            f"{split}-*.parquet, and may also end in {', '.join(SUFFIXES)}, compressed or not."
+            f"{split}-*.parquet, and may also end in {', '.join(SUFFIXES)}, text with {', '.join(DECOMPRESSED)} behind it."
         )
     return files
 

@@ -29,8 +29,8 @@ class OutputFiles:
 
 
 def unfinished(out: Path) -> Path:
-    """The file that is there while the others are written: what it finds of them after a kill is ours."""
-    return out.with_name(f"{out.name}.unfinished")
+    """Exists while the files are written: with it, those that are there are leftovers of an attempt that was killed."""
+    return out.with_name(f"{out.name}.relabelling")
 
 
 def output_files(out: Path) -> OutputFiles:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from rapo_jax.models.attention.layout import Layout
 from rapo_jax.models.decoder import Cache, Decoder, ForwardOptions, abstract_decoder
 from rapo_jax.models.spec import Spec
-from rapo_jax.opened import OpenedModel
+from rapo_jax.opened import OpenedModel, require_ids_fit
 from rapo_jax.parallel import global_array, host_slice, my_rows, num_row_shards
 
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
@@ -51,7 +51,11 @@ class Continuation:
 def answer_tokens(
     model: OpenedModel, prompts: Sequence[Int[np.ndarray, " _"]], *, sampling: Sampling, batch_size: int = 16
 ) -> list[Continuation]:
-    """The continuations of all prompts (token ids), in their order. Shows progress on the first process."""
+    """The continuations of all prompts (token ids), in their order. Shows progress on the first process.
+
+    Raises UserError for token ids beyond the model's vocabulary.
+    """
+    require_ids_fit(prompts, model.tokenizer, model.spec, said=model.name)
     answers = decode(
         model.parameters,
         model.spec,

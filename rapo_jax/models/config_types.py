@@ -55,7 +55,6 @@ REQUIRED: dict[str, Kind] = {
         lambda value: whole(MOST_LAYERS, value),
     ),
 }
-# May be null, which is as good as absent.
 OPTIONAL: dict[str, Kind] = {
     **dict.fromkeys(("num_key_value_heads", "head_dim", "max_position_embeddings", "num_labels"), SIZE),
     "sliding_window": SIZE,
@@ -71,12 +70,23 @@ OPTIONAL: dict[str, Kind] = {
 }
 
 
+# Where null says "none" or "as transformers derives it", or is refused later; elsewhere it would be computed with.
+NULLABLE = {"model_type", *OPTIONAL} - {
+    "rms_norm_eps",
+    "query_pre_attn_scalar",
+    "max_window_layers",
+    "initializer_range",
+}
+
+
 def check_types(config: Mapping[str, Any]) -> None:
     """Raises one UserError that lists every key whose value is of another type or beyond its range."""
     problems = []
     for key, (words, fits) in (REQUIRED | OPTIONAL).items():
-        value = config.get(key)
-        if value is not None and not fits(value):
+        if key not in config or (config[key] is None and key in NULLABLE):
+            continue
+        value = config[key]
+        if not fits(value):
             problems.append(f"{key}={shown(value)} must be {words}")
     if not problems:
         problems = misfits(config)

@@ -297,13 +297,15 @@ def rope_from_config(config: Mapping[str, Any]) -> Rope:
     if any(other != first for other in others):
         raise UserError(
             f"config.json: rope_parameters={config['rope_parameters']} and rope_scaling={config['rope_scaling']} ask for "
-            "different rotary embeddings, and transformers reads only the first; remove the one that is not meant."
+            "different rotary embeddings, and which one is read depends on the version of transformers; remove the one that "
+            "is not meant."
         )
     return first
 
 
 def rope_of(scaling: dict[str, Any], theta: float | None) -> Rope:
     """`theta` stands where the scaling has no rope_theta of its own."""
+    scaling = {name: value for name, value in scaling.items() if value is not None}
     theta = float(scaling.pop("rope_theta", None) or theta or 10000.0)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt32
 
-from rapo_jax.borders import read_object, shaped, write_json
+from rapo_jax.borders import read_object, shaped, whole_file, write_json
 
 Belonging = dict[str, Any]  # what the numbers belong to (hashes of weights and tokens, settings), as JSON
 
@@ -66,7 +66,7 @@ class Column:
             self.write_record(ColumnRecord(self.identity))
             self.checks.unlink(missing_ok=True)
         self.values = np.lib.format.open_memmap(self.numbers, mode="r+")
-        if not self.is_complete:  # the checksum of the whole has been compared
+        if not self.is_complete or np.isnan(self.values).any():  # else the checksum of the whole has been compared
             self.open_checks()
 
     def open_checks(self) -> None:
@@ -77,8 +77,9 @@ class Column:
         except (OSError, ValueError):
             sound = False
         if not sound:
-            self.crcs = np.lib.format.open_memmap(self.checks, mode="w+", dtype=np.uint32, shape=self.shape[:1])
-            self.crcs[:] = crcs_of(self.values)
+            with whole_file(self.checks) as path, path.open("wb") as file:
+                np.save(file, crcs_of(self.values))
+            self.crcs = np.lib.format.open_memmap(self.checks, mode="r+")
         damaged = np.flatnonzero(self.crcs != crcs_of(self.values))
         if len(damaged):
             self.write(damaged, np.full((len(damaged), self.shape[1]), np.nan, np.float32))
@@ -106,6 +107,7 @@ class Column:
 
     def finish(self) -> None:
         """Marks the column complete, with a checksum that `open` compares."""
+        assert not np.isnan(self.values).any(), "a complete column knows all its numbers"
         self.write_record(ColumnRecord(self.identity, checksum_of(self.values)))
 
     def read_record(self) -> ColumnRecord:

@@ -1,5 +1,6 @@
 """The reference's log-probabilities of a run's groups, from a cache that outlives the run and is filled first."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from jaxtyping import Float
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, num_branches
 from rapo_jax.batching.groups import what_is_scored
+from rapo_jax.borders import claimed
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import is_first
+from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
@@ -37,17 +39,17 @@ def cached_references(
     options = pass_options(config, setup.spec.base, setup.mesh, scored=what_is_scored(config))
     needed = {"train": np.unique([member for rows in plan.steps for row in rows for member in row])}
     needed |= {name: np.arange(len(dataset.groups)) for name, dataset in held_out.items()}
-    for name, dataset in ({"train": data} | held_out).items() if config.reference.cache else ():
-        column = open_cache(config, name, data=dataset, run=identity) if is_first() else None
-        columns[name] = fill(
-            model,
-            dataset.groups,
-            options,
-            column=column,
-            needed=needed[name],
-            said=f"reference of {name}",
-            place=config.reference.cache,
-        )
+    if not config.reference.cache:
+        return {}
+    place = Path(config.reference.cache)
+    with ExitStack() as stack:
+        if is_first() and not place.is_file():  # one fills it, and those that share it wait
+            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(place, said=f"reference.cache={place}", say=say))
+        for name, dataset in ({"train": data} | held_out).items():
+            column = open_cache(config, name, data=dataset, run=identity) if is_first() else None
+            how = {"column": column, "needed": needed[name], "said": f"reference of {name}", "place": place}
+            columns[name] = fill(model, dataset.groups, options, **how)
     return columns
 
 

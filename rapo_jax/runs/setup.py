@@ -21,7 +21,7 @@ from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import Spec, read_config, spec_to_train
-from rapo_jax.opened import open_for_training, require_ids_fit
+from rapo_jax.opened import open_for_training
 from rapo_jax.parallel import make_mesh
 from rapo_jax.train.state import random_parameters
 
@@ -46,7 +46,6 @@ def set_up(config: Config) -> Setup:
     model_dir = model_directory(config.model.path)
     spec = spec_of(config, model_dir)
     opened = open_for_training(model_dir, config)
-    require_ids_fit(opened.tokenizer, spec, said=f"model.path={config.model.path}")
     return Setup(
         config=config,
         run_dir=Path(config.run_dir),

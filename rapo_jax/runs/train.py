@@ -21,8 +21,9 @@ from rapo_jax.checkpoint import NONE_SKIPPED, Skipped, Store
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import anywhere, is_first, say
 from rapo_jax.errors import UserError
+from rapo_jax.opened import require_ids_fit
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
-from rapo_jax.runs.agreement import require_same_configuration, require_same_inputs
+from rapo_jax.runs.agreement import require_same_configuration, require_same_inputs, require_same_model
 from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify, refuse_changes
 from rapo_jax.runs.references import cached_references
@@ -72,14 +73,15 @@ def train_or_resume(config: Config) -> Trained:
         padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what could not be exported is not trained
     refuse_foreign_directory(setup)
     inputs = read_inputs(setup)
+    require_same_model(setup.model_dir)
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, inputs.data)
-    require_same_inputs(identity)
-    columns = cached_references(
-        setup, parameters, identity=identity, plan=inputs.plan, data=inputs.data, held_out=inputs.held_out
-    )
-    run = make_run(setup, inputs, identity=identity, columns=columns)
+    require_same_inputs(identity, inputs.held_out)
     with one_writer(setup.run_dir):
+        columns = cached_references(
+            setup, parameters, identity=identity, plan=inputs.plan, data=inputs.data, held_out=inputs.held_out
+        )
+        run = make_run(setup, inputs, identity=identity, columns=columns)
         store = Store(
             setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if inputs.held_out else 0
         )
@@ -97,28 +99,36 @@ def train_or_resume(config: Config) -> Trained:
             finished = finish(run, start, reference=reference, store=store)
         finally:
             store.close()
-        skipped = finished.skipped.total
-        say(
-            f"done: {setup.run_dir} is complete at step {inputs.num_steps}{f', {skipped} without an update' if skipped else ''}."
-        )
+        skipped = f"; {finished.skipped.total} of its steps changed nothing" if finished.skipped.total else ""
+        say(f"done: {setup.run_dir} is complete at step {inputs.num_steps}{skipped}.")
         say(f"  next: rapo export {setup.run_dir} OUT_DIR")
         return Trained(setup.run_dir, inputs.num_steps, inputs.num_steps, finished.state, finished.metrics)
 
 
 @contextmanager
 def one_writer(run_dir: Path) -> Iterator[None]:
-    """Keeps run_dir for this run, on process 0. Raises UserError on every process where another run has it."""
-    refused: UserError | None = None
+    """Keeps run_dir for this run, on process 0; a run that is refused later leaves no empty directory.
+
+    Raises UserError on every process where another run has it, and OSError where it cannot be written.
+    """
+    refused: Exception | None = None
     with ExitStack() as stack:
         if is_first():
-            run_dir.mkdir(parents=True, exist_ok=True)
             try:
+                if not run_dir.exists():
+                    run_dir.mkdir(parents=True)
+                    stack.callback(remove_if_empty, run_dir)
                 stack.enter_context(claimed(run_dir, said=f"run_dir={run_dir}"))
-            except UserError as error:
+            except (UserError, OSError) as error:
                 refused = error
         if anywhere(refused is not None):
-            raise refused or UserError(f"run_dir={run_dir} is in use by another run.")
+            raise refused or UserError(f"run_dir={run_dir} cannot be used; process 0 says why.")
         yield
+
+
+def remove_if_empty(directory: Path) -> None:
+    if not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def refuse_foreign_directory(setup: Setup) -> None:
@@ -138,6 +148,9 @@ def read_inputs(setup: Setup) -> Inputs:
     """Reads the data and assigns it to steps. Raises UserError for what cannot be read or is too little."""
     data = read_training_data(setup)
     held_out = read_held_out_data(setup, data)
+    for groups in (data.groups, *(each.groups for each in held_out.values())):
+        texts = (tokens for group in groups for tokens in (group.prompt, *group.continuations))
+        require_ids_fit(texts, setup.tokenizer, setup.spec, said=f"model.path={setup.config.model.path}")
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     return Inputs(data, held_out, plan)
 

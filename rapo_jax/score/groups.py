@@ -42,7 +42,6 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
     """
     data = config.data
     tokenizer = open_tokenizer(tokenizer_of, chat_template=data.chat_template).tokenizer
-    require_ids_fit(tokenizer, spec_from_config(read_config(tokenizer_of)), said=tokenizer_of)
 
     def encode(items: list[Item], *, progress: bool = False) -> list[Encoded | None]:
         limits = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
@@ -64,6 +63,8 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
             f"{num_cut:,} of {len(records):,} rows have responses that are scored up to data.max_length={data.max_length} "
             "tokens only."
         )
+    texts = (tokens for each in fitting for tokens in (each.prompt, *each.responses))
+    require_ids_fit(texts, tokenizer, spec_from_config(read_config(tokenizer_of)), said=tokenizer_of)
     width = max(len(record.responses) for record in records)
     return [
         with_empty_responses(Group(each.prompt, each.responses, (NAN,) * len(each.responses), 0, record.row), width)

@@ -205,8 +205,9 @@ def watch_skipped(run: Run, progress: Progress, skipped: float, *, step: int, jo
     journal.say(f"  its rows: {', '.join(map(str, rows[:SHOWN_ROWS]))}{' ...' if len(rows) > SHOWN_ROWS else ''}")
     if progress.skipped.in_a_row >= run.config.train.max_skipped_steps:
         raise UserError(
-            f"{progress.skipped.in_a_row} steps in a row up to step {step} had no finite gradient. Checkpoints hold no such step; "
-            f"lower optimizer.learning_rate, set optimizer.max_grad_norm, or raise train.max_skipped_steps."
+            f"{progress.skipped.in_a_row} steps in a row up to step {step} had no finite gradient; start "
+            f"again in another run_dir with a lower optimizer.learning_rate or with optimizer.max_grad_norm, or raise "
+            f"train.max_skipped_steps."
         )
 
 
@@ -214,8 +215,8 @@ def refuse_no_update(skipped: Skipped, num_steps: int) -> None:
     """Raises UserError for a run whose every step was skipped: its model is the one that it started from."""
     if skipped.total >= num_steps:
         raise UserError(
-            f"none of the {num_steps} steps had a finite gradient, so nothing was trained and the run is not complete; lower "
-            "optimizer.learning_rate, set optimizer.max_grad_norm, or look at the rows and the loss of metrics.jsonl."
+            f"none of the {num_steps} steps had a finite gradient, so nothing was trained and the run is not complete; start "
+            "again in another run_dir with a lower optimizer.learning_rate or with optimizer.max_grad_norm."
         )
 
 

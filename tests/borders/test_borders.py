@@ -1,6 +1,10 @@
 """Whatever is wrong with a file, the user reads one sentence about it; whatever interrupts a write, the old file survives."""
 
 import json
+import os
+import re
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -246,3 +250,27 @@ def test_only_the_writing_process_touches_the_directory(tmp_path):
     with borders.whole_directory(tmp_path / "model", writes=False) as directory:
         assert directory == tmp_path / "model.partial"
     assert list(tmp_path.iterdir()) == []
+
+
+# One holder of a directory.
+
+
+def test_who_needs_a_directory_that_is_in_use_is_refused_or_waits(tmp_path):
+    """When this fails, two processes write one directory, or one that could wait fails."""
+    said, entered = [], threading.Event()
+
+    def wait_for_it():
+        with borders.claimed(tmp_path, said="cache=x", say=said.append):
+            entered.set()
+
+    with borders.claimed(tmp_path, said="cache=x"):
+        holder = rf"cache=x is in use by process {os.getpid()} on \S+ since [-0-9]+ [:0-9]+"
+        with pytest.raises(UserError, match=f"{holder}; wait for it, stop it, or choose another directory."):
+            borders.claimed(tmp_path, said="cache=x").__enter__()
+        waiting = threading.Thread(target=wait_for_it)
+        waiting.start()
+        while not said:
+            time.sleep(0.01)
+        assert re.fullmatch(holder + "; waiting for it ...", said[0]) and not entered.is_set()
+    waiting.join(timeout=60)
+    assert entered.is_set() and not (tmp_path / "in_use").exists()

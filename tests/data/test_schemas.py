@@ -205,6 +205,12 @@ def test_labels_as_people_write_them_are_read(read, labels):
     assert [record.labels for record in read(*rows, scores=False, want="labelled").records] == [(True,), (False,)]
 
 
+def test_a_number_called_label_is_a_class_where_no_labels_are_wanted(read):
+    """When this fails, data with class ids is read as if it said what is desirable, and older runs refuse to resume."""
+    rows = [{"prompt": "Hi", "response": "A", "score": 3.0, "label": label} for label in (0, 1, 2)]
+    assert read(*rows, scores=True, want="one").schema == "single"
+
+
 def test_a_label_that_is_neither_true_nor_false_is_a_bad_row(refusal):
     rows = [{"prompt": "Hi", "completion": "A", "label": label} for label in (True, "yes")]
     assert "line 2: label is 'yes', neither true nor false" in refusal(*rows, scores=False, want="labelled")

@@ -275,6 +275,8 @@ def test_a_json_file_may_be_an_array(write):
     source = read_file(write(json.dumps([PAIR, PAIR], indent=1), name="pairs.json"), scores=True)
     assert [record.row for record in source.records] == [1, 2]
     assert len(read_file(write(PAIR, PAIR, name="pairs.json"), scores=True).records) == 2
+    broken = write("[{]", name="pairs.json")
+    assert error(broken).startswith(f"{broken} is not JSON: ")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.bz2", ".jsonl.xz", ".json.gz"])
@@ -293,12 +295,16 @@ def test_compressed_files_are_read(write, suffix):
 def test_csv_is_read_with_numbers_as_numbers(tmp_path):
     """When this fails, data from a spreadsheet is "not JSON"."""
     columns = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
-    rows = [columns, ("Why, then?", 'He said "so"', "No", 9, 2), ("And\nnow?", "Yes", "No", 8.5, 1)]
+    rows = [columns, ("Why, then?", 'He said "so"', "N/A", 9, 2), ("And\nnow?", "007", "None", 8.5, 1)]
     with (tmp_path / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     first, second = read_file(str(tmp_path / "pairs.csv"), scores=True).records
-    assert (first.prompt[0].content, first.responses, first.rewards) == ("Why, then?", ('He said "so"', "No"), (9.0, 2))
-    assert (second.prompt[0].content, second.rewards) == ("And\nnow?", (8.5, 1))
+    assert (first.prompt[0].content, first.responses, first.rewards) == (
+        "Why, then?",
+        ('He said "so"', "N/A"),
+        (9.0, 2),
+    )
+    assert (second.prompt[0].content, second.responses, second.rewards) == ("And\nnow?", ("007", "None"), (8.5, 1))
 
 
 @pytest.mark.parametrize(
@@ -307,12 +313,17 @@ def test_csv_is_read_with_numbers_as_numbers(tmp_path):
         ("pairs.jsonl", json.dumps(PAIR).encode("utf-16"), "is text in UTF-16; save it in UTF-8."),
         ("pairs.json", json.dumps(PAIR, indent=2).encode(), "holds an object over several lines; an array of objects"),
         ("pairs.jsonl.zst", b"anything", "is compressed with zstd, which is not read; decompress it (zstd -d)"),
-        ("pairs.csv", b"", "is not CSV that can be read"),
+        (
+            "pairs.csv",
+            b"prompt,chosen\n1,2,3\n",
+            "is not CSV that can be read: row 1 has more cells than the first line",
+        ),
+        ("pairs.csv", b"prompt\n\xff\n", "is not CSV that can be read: 'utf-8' codec can't decode"),
     ],
 )
 def test_a_format_that_is_not_read_is_told_by_name(name, content, fact, tmp_path):
     (tmp_path / name).write_bytes(content)
-    assert f"{name} {fact}" in error(str(tmp_path / name))
+    assert error(str(tmp_path / name)).startswith(f"{tmp_path / name} {fact}")
 
 
 def test_parquet_and_saved_data_sets_give_the_same_records_as_json_lines(write, tmp_path):
@@ -340,6 +351,14 @@ def test_a_directory_is_read_by_split_and_rows_are_numbered_across_files(tmp_pat
     records = read_file(str(tmp_path), scores=True).records
     assert [(record.row, record.responses[0]) for record in records] == [(1, "A0"), (2, "A1"), (3, "B0"), (4, "B1")]
     assert "has no file of data.split=dev (found: test-0.parquet" in error(str(tmp_path), split="dev")
+
+
+def test_a_file_beside_its_compressed_copy_is_read_once(write):
+    """When this fails, every row is trained on twice."""
+    directory = write(PAIR, name="train.jsonl").removesuffix("train.jsonl")
+    for suffix in (".gz", ".zst"):
+        write(PAIR, name=f"train.jsonl{suffix}")
+    assert len(read_file(directory, scores=True).records) == 1
 
 
 def test_a_directory_whose_file_names_name_no_split_is_read_whole(write):

@@ -132,11 +132,11 @@ def test_a_failure_halfway_leaves_nothing_that_blocks_the_next_attempt(config, t
 
 def test_what_a_killed_attempt_left_does_not_block_the_next(config, tmp_path):
     """When this fails, `rapo relabel` that was killed after its report refuses for ever."""
-    for name in ("out.jsonl.unfinished", "out.report.json", "out.report.png", "out.jsonl.tmp"):
+    for name in ("out.jsonl.relabelling", "out.report.json", "out.report.png", "out.jsonl.tmp"):
         (tmp_path / name).write_text("half")
     _, rows = written(config(), tmp_path / "out.jsonl")
     assert len(rows) == 20 and json.loads((tmp_path / "out.report.json").read_text())["rows_read"] == 10
-    assert not (tmp_path / "out.jsonl.unfinished").exists() and not (tmp_path / "out.jsonl.tmp").exists()
+    assert not (tmp_path / "out.jsonl.relabelling").exists() and not (tmp_path / "out.jsonl.tmp").exists()
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.report.json", "out.report.png"])

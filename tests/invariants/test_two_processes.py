@@ -11,6 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.tiny import runs
+from tests.tiny.directories import write_weights
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,16 @@ def test_two_processes_that_were_started_differently_stop_and_say_how(world, tmp
     assert "optimizer.learning_rate is 0.001 in process 0 and 0.0001 in process 1" in said
     assert "seed is 0 in process 0 and 3 in process 1" in said and "model.path" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_with_other_weights_stop_before_they_are_mixed(world, tmp_path):
+    """When this fails, a pod trains from a model of which one half is another model, and nothing says so."""
+    other = shutil.copytree(world.directory, tmp_path / "other")
+    write_weights(other, json.loads((other / "config.json").read_text()), seed=1)
+    second = (f"model.path={other}",)
+    codes, said = in_two_processes(world.train(tmp_path / "run"), second=second, log=tmp_path / "log")
+    assert codes == [runs.USER_ERROR, runs.USER_ERROR]
+    assert "not started with the same: model.safetensors of the model is " in said
 
 
 def test_two_processes_score_like_one(world, tmp_path):

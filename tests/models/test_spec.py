@@ -155,6 +155,7 @@ def test_two_spellings_of_the_rotary_embedding_must_agree():
     new, old = {"rope_type": "default", "rope_theta": 10000.0}, {"rope_type": "linear", "factor": 2.0}
     assert "ask for different rotary embeddings" in refusal(LLAMA | {"rope_parameters": new, "rope_scaling": old})
     same = LLAMA31_ROPE | {"rope_theta": 500000.0}
+    assert "lacks factor" in refusal(LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": None}})
     both = LLAMA | {"rope_parameters": same, "rope_scaling": LLAMA31_ROPE, "rope_theta": 500000.0}
     assert spec_from_config(both).rope == spec_from_config(LLAMA | {"rope_parameters": same}).rope
 
@@ -180,6 +181,8 @@ def test_two_spellings_of_the_rotary_embedding_must_agree():
         ("model_type", ["llama"], "a text"),
         ("tie_word_embeddings", "no", "true or false"),
         ("id2label", 1, "an object"),
+        ("hidden_size", None, "a whole number from 1 to 100,000,000"),
+        ("rms_norm_eps", None, "a number from 0 to 1"),
     ],
 )
 def test_a_value_of_another_type_or_range_is_one_sentence(key, value, must):

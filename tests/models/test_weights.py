@@ -88,14 +88,17 @@ def test_another_head_than_the_tied_embedding_is_refused_and_the_same_one_is_not
 
 
 @pytest.mark.parametrize("verb", ["train", "generate", "score"])
-def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(verb, model, tmp_path, capsys):
+def test_a_token_beyond_the_embedding_is_refused(verb, model, tmp_path, capsys):
     """When this fails, tokens that were added to a tokenizer are all read as the last row of the embedding."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     size = len(tokenizer)
-    tokenizer.add_tokens(["<|think|>", "<|answer|>"])
+    tokenizer.add_tokens(["<|think|>", "<|answer|>", "<|never|>"])
     tokenizer.save_pretrained(model)
     assert json.loads((model / "config.json").read_text())["vocab_size"] == size
-    assert tiny.rapo(*commands(model, tmp_path)[verb]) == 2
+    command = commands(model, tmp_path)[verb]
+    tiny.write_rows(tmp_path / "rows.jsonl", [row | {"chosen": "<|think|>Yes.<|answer|>No."} for row in tiny.PAIRS])
+    tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": "<|think|>Why?<|answer|>"}])
+    assert tiny.rapo(*command) == 2
     said = f"2 tokens beyond the model's vocabulary of {size}: '<|think|>' ({size}), '<|answer|>' ({size + 1}); take"
     assert said in " ".join(capsys.readouterr().err.split())
 

@@ -38,7 +38,9 @@ def names_the_label(first: FirstRow) -> bool:
 
 
 def has_a_label(first: FirstRow) -> bool:
-    labelled = as_label(first.values.get("label")) is not None and not first.has("chosen")
+    label = first.values.get("label")  # elsewhere a number called label may be a class
+    labelled = isinstance(label, bool) or (first.want == "labelled" and as_label(label) is not None)
+    labelled = labelled and not first.has("chosen")
     return labelled and bool(first.first_of(RESPONSES))
 
 
