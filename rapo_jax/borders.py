@@ -312,8 +312,8 @@ def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any],
 def claimed(directory: Path, *, said: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keeps a directory for this process while the block runs; the system lets go of it when the process dies.
 
-    Where another process has it, waits if it can `say` so, and otherwise raises UserError, which names the holder. `said` is what the user calls the directory. On
-    a file system without locks nothing is kept.
+    Where another process has it, waits if it can `say` so, and otherwise raises UserError, which names the holder. `said`
+    is what the user calls the directory. On a file system without locks nothing is kept.
     """
     path = directory / IN_USE
     with _locked(path, said=said, say=say) as file:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from rapo_jax.borders import read_object
 from rapo_jax.errors import UserError
-from rapo_jax.models.config_types import check_types
+from rapo_jax.models.config_types import REQUIRED, check_types
 from rapo_jax.models.families import FAMILIES, Family
 
 FULL_ATTENTION = 2**30  # a window wider than any sequence
@@ -152,7 +152,6 @@ READ = frozenset(
     "num_key_value_heads rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings "
     "vocab_size".split()
 )
-REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 DEFAULTS = {"rms_norm_eps": 1e-6, "sliding_window": 4096, "initializer_range": 0.02, "tie_word_embeddings": False}
 ACTIVATION_NAMES: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 ROPE_FIELDS = {  # by rope_type: their name -> ours

@@ -2,7 +2,7 @@
 learning rate or in a data file would train on a mixture, or wait for ever."""
 
 import hashlib
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,20 @@ from rapo_jax.config.tree import Config
 from rapo_jax.distributed import each_process
 from rapo_jax.errors import UserError
 from rapo_jax.runs.identity import Identity
+from rapo_jax.runs.settings import dotted
 
 SHOWN = 5  # differences that the message lists
 # Where a host keeps its copies. Of the model a sample of its bytes is compared in its place, of data and template the tokens.
-PLACES = ("model.path", "data.path", "data.eval_path", "data.rewards", "data.eval_rewards", "data.drop_prompts",
-          "data.chat_template", "relabel.scale.file")  # fmt: skip
+PLACES = re.compile(
+    r"model\.path|data\.(path|sources\[\d+\]\.path|eval_path|rewards|eval_rewards|drop_prompts|chat_template)"
+    r"|relabel\.scale\.file"
+)
 SAMPLE = 2**20  # bytes of the end of every file of weights
 
 
 def require_same_configuration(config: Config) -> None:
     """Raises UserError on every process where two were started with different settings."""
-    leaves = dict(leaves_of(as_dict(config)))
-    _require_same({name: value for name, value in leaves.items() if name not in PLACES})
+    _require_same({key: value for key, value in dotted(as_dict(config)) if not PLACES.fullmatch(key)})
 
 
 def require_same_model(directory: Path) -> None:
@@ -48,19 +50,6 @@ def require_same_inputs(identity: Identity, held_out: dict[str, pipeline.Dataset
     """Raises UserError on every process where two read another tokenizer or other data."""
     read = {f"the {name}": getattr(identity, name)[:12] for name in ("tokenizer", "data", "tokens")}
     _require_same(read | {f"the data of {name}": data.fingerprint[:12] for name, data in held_out.items()})
-
-
-def leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf of nested dicts and lists; the paths of data.sources are left out."""
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            if not (name.startswith("data.sources.") and key == "path"):
-                yield from leaves_of(value, f"{name}.{key}" if name else key)
-    elif isinstance(tree, list) and tree:
-        for number, value in enumerate(tree):
-            yield from leaves_of(value, f"{name}.{number}")
-    else:
-        yield name, tree
 
 
 def _require_same(mine: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def read_all(config: Config) -> list[Record]:
 def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:
     """The records as groups of equally many responses.
 
-    Raises UserError for rows that do not fit data.max_length, and for a tokenizer with ids beyond the vocabulary.
+    Raises UserError for rows that do not fit data.max_length, and for token ids beyond the vocabulary.
     """
     data = config.data
     tokenizer = open_tokenizer(tokenizer_of, chat_template=data.chat_template).tokenizer
