@@ -75,6 +75,10 @@ def open_tokenizer(
     own = read_goal_prompt(directory)
     # Any template will do for raw texts: none is applied.
     tokenizer = load_tokenizer(str(directory), chat_template="plain" if raw else chat_template, option=option)
+    named: dict[str, str] = own.named_templates if own else {}
+    if isinstance(tokenizer.chat_template, dict):
+        named = named or dict(sorted(tokenizer.chat_template.items()))  # files are listed in any order
+        tokenizer.chat_template = tokenizer.chat_template["default"]
     if own and chat_template is None and not raw:
         tokenizer.chat_template = own.chat_template
     stops = declared_stop_tokens(directory)
@@ -84,9 +88,9 @@ def open_tokenizer(
     if raw:
         return OpenedTokenizer(directory, tokenizer, own or PAPER_GOAL_PROMPT, tuple(stops), own is not None)
     goal_prompt = own or replace(PAPER_GOAL_PROMPT, placement=resolve_placement(tokenizer, "auto"))
-    goal_prompt = replace(goal_prompt, chat_template=tokenizer.chat_template)
+    goal_prompt = replace(goal_prompt, chat_template=tokenizer.chat_template, named_templates=named)
     if chat_template is not None:
-        goal_prompt = replace(goal_prompt, baked=None)
+        goal_prompt = replace(goal_prompt, baked=None, named_templates={})
     stops = sorted({*stops, end_of_turn(tokenizer)})
     return OpenedTokenizer(directory, tokenizer, goal_prompt, tuple(stops), own is not None)
 
@@ -99,6 +103,7 @@ def open_for_training(directory: Path, config: Config) -> OpenedTokenizer:
         placement=resolve_placement(opened.tokenizer, config.relabel.placement),
         chat_template=opened.goal_prompt.chat_template,
     )
+    goal_prompt = replace(goal_prompt, named_templates=opened.goal_prompt.named_templates)
     return replace(opened, goal_prompt=goal_prompt, has_own_goal_prompt=True)
 
 

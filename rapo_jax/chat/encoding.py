@@ -16,11 +16,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat import templates as chat
+from rapo_jax.chat.bounds import bounded
 from rapo_jax.chat.templates import ChatFormat, Placement
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
 TOKENIZED_AT_ONCE = 256  # conversations rendered and tokenized at a time
+BATCH_SECONDS = 60.0  # that rendering them may take
 MIN_INSTRUCTION_TOKENS = 8  # that a shortened instruction must keep, not counting the assistant's header
 
 
@@ -107,7 +109,8 @@ def encode_all(
 
 
 def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> list[Encoded | str]:
-    texts = [_texts(form, item, item.prompt) for item in items]
+    with bounded(BATCH_SECONDS):
+        texts = [_texts(form, item, item.prompt) for item in items]
     ids = iter(chat.tokenize(form.tokenizer, list(chain.from_iterable(texts))))
     tokens = [_split(form, item, text, [next(ids) for _ in text]) for item, text in zip(items, texts, strict=True)]
     return [_truncated(form, item, token, limits) for item, token in zip(items, tokens, strict=True)]

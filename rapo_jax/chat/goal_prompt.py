@@ -5,7 +5,7 @@ model keeps its own in rapo.json, so that it is later asked in the words it was 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rapo_jax.borders import read_object, shaped
@@ -22,7 +22,8 @@ class GoalPrompt:
     """A sentence template, the scale it names, and the turn it is written in.
 
     `baked` is the goal that an exported chat template asks for by itself, if any; `chat_template` is the template
-    without it. With `attributes`, a goal is one number per attribute; a single number is repeated for each.
+    without it. `named_templates` are all templates of a tokenizer that has several, such as default and tool_use. With
+    `attributes`, a goal is one number per attribute; a single number is repeated for each.
     """
 
     template: str
@@ -32,6 +33,7 @@ class GoalPrompt:
     chat_template: str
     goal_min: float = 1
     attributes: tuple[str, ...] = ()
+    named_templates: dict[str, str] = field(default_factory=dict)
 
     def sentence(self, goal: Goal | None, *, source: str = "") -> str | None:
         """The sentence that asks for `goal`, or None where there is nothing to ask for.

@@ -1,19 +1,19 @@
 """Messages -> text -> tokens: where a goal is written, and where a response begins and ends.
 
-Training, generation and evaluation place the goal with `place_goal`, exported chat templates with its Jinja equivalent,
-`bake_goal`. Truncation and batching are in rapo_jax/chat/encoding.py.
+Training, generation and evaluation place the goal with `place_goal`; its equivalent in exported chat templates is
+rapo_jax/chat/baking.py. Truncation and batching are in rapo_jax/chat/encoding.py.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rapo_jax.borders import read_text
+from rapo_jax.chat.bounds import BYTES, TookTooLong, bounded
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
@@ -40,25 +40,11 @@ TEMPLATE_PRESETS = {
 TEMPLATE_CHOICES = f"{'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
 TEMPLATE_KNOB = f"data.chat_template={TEMPLATE_CHOICES}"
 PROBE = "rapo-jax-probe"  # text that no template contains or treats specially
+MOST_CHARACTERS = 2**26  # of one rendered conversation; tokenizers abort on gigabytes
 
-# Jinja code in front of a template; `rapo_goal` is set before it. trim_blocks removes the line feed that ends a prelude, so
-# the template after it renders as if it came first.
-SYSTEM_PRELUDE = (
-    r"{%- set messages = [{'role': 'system', 'content': rapo_goal + '\n\n' + messages[0]['content']}] + messages[1:] "
-    r"if messages[0]['role'] == 'system' else [{'role': 'system', 'content': rapo_goal}] + messages %}"
-    "\n"
-)
-USER_PRELUDE = (
-    "{%- set rapo_turns = namespace(placed=[], pending=true) -%}"
-    "{%- for message in messages -%}"
-    "{%- if rapo_turns.pending and message['role'] == 'user' -%}"
-    r"{%- set message = {'role': 'user', 'content': rapo_goal + '\n\n' + message['content']} -%}"
-    "{%- set rapo_turns.pending = false -%}"
-    "{%- endif -%}"
-    "{%- set rapo_turns.placed = rapo_turns.placed + [message] -%}"
-    "{%- endfor -%}"
-    "{%- set messages = rapo_turns.placed %}\n"
-)
+
+class CannotRender(Exception):
+    """Why a chat template gave no text for a conversation. Callers say for which row."""
 
 
 def load_tokenizer(
@@ -66,8 +52,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A tokenizer with a chat template: its own (None), a preset, or the text of a .jinja file.
 
-    `option` is what the user calls `chat_template`. No code from the checkpoint is run. Raises UserError if there is no fast
-    tokenizer or no template.
+    Its own may be several by name (a dict); "default" is among them. `option` is what the user calls `chat_template`. No
+    code from the checkpoint is run. Raises UserError if there is no fast tokenizer or no template.
     """
     local = Path(path).expanduser()
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
@@ -80,8 +66,13 @@ def load_tokenizer(
         raise UserError(f"{path} has no tokenizer.json; a fast tokenizer is needed, which maps tokens to characters.")
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template, option)
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         raise UserError(f"{path}: its tokenizer has no chat template; choose one with {option}={TEMPLATE_CHOICES}.")
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        raise UserError(
+            f"{path}: its tokenizer has the chat templates {', '.join(sorted(tokenizer.chat_template))}, none of which is called "
+            f"default; choose one with {option}={TEMPLATE_CHOICES}."
+        )
     return tokenizer
 
 
@@ -112,17 +103,6 @@ def place_goal(messages: Sequence[Message], text: str | None, placement: Placeme
     return (*messages[:index], message, *messages[index + 1 :])
 
 
-def bake_goal(template: str, text: str, placement: Placement) -> str:
-    """A chat template that contains the goal: it renders any messages as `template` renders them after `place_goal`.
-
-    A prelude rebinds `messages` and renders nothing; `template` follows unchanged.
-    """
-    # Not ASCII-only JSON: Jinja would read its surrogate pairs as two broken characters.
-    literal = json.dumps(text, ensure_ascii=False)
-    prelude = SYSTEM_PRELUDE if placement == "system" else USER_PRELUDE
-    return f"{{%- set rapo_goal = {literal} -%}}{prelude}{template}"
-
-
 def resolve_placement(tokenizer: PreTrainedTokenizerBase, requested: Literal["auto", "system", "user"]) -> Placement:
     """The turn that carries the goal. "auto": "system" if the template, probed, keeps a system turn, else "user".
 
@@ -145,11 +125,12 @@ def _keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
     opening = (Message("system", PROBE), Message("user", "Hi"))
     middle = (*opening, Message("assistant", "Hello"), Message("user", "Bye"))
     try:
-        texts = [
-            (render(tokenizer, prompt), render(tokenizer, (*prompt, Message("assistant", "Yes"))))
-            for prompt in (opening, middle)
-        ]
-    except jinja2.TemplateError:
+        with bounded():
+            texts = [
+                (render(tokenizer, prompt), render(tokenizer, (*prompt, Message("assistant", "Yes"))))
+                for prompt in (opening, middle)
+            ]
+    except CannotRender:
         return False
     return all(text.count(PROBE) == 1 for pair in texts for text in pair)
 
@@ -204,8 +185,9 @@ def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
 def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     """Renders a probe response. The first special token after it ends the turn; without one the eos token does."""
     try:
-        text = render(tokenizer, (Message("user", "Hi"), Message("assistant", PROBE)))
-    except jinja2.TemplateError as error:
+        with bounded():
+            text = render(tokenizer, (Message("user", "Hi"), Message("assistant", PROBE)))
+    except CannotRender as error:
         raise UserError(
             f"the chat template cannot be rendered: {error}; supply another with {TEMPLATE_KNOB}."
         ) from error
@@ -227,23 +209,40 @@ def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     return Ending(token=cast(int, tokenizer.eos_token_id), suffix=suffix, kept=suffix.rstrip() + eos)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **variables: Any) -> str:
     """The conversation as text, with the assistant's header appended unless an assistant turn is last.
 
-    A repeated bos token at the start is written once. Raises jinja2.TemplateError if the template refuses the messages.
+    `variables` are given to the template, such as the goal for one that asks for a goal by itself.
+    A repeated bos token at the start is written once. Raises CannotRender for whatever a template can do wrong; bounds on
+    its time and memory are the caller's.
     """
-    text = cast(
-        str,
-        tokenizer.apply_chat_template(
+    try:
+        text = tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],
             tokenize=False,
             add_generation_prompt=messages[-1].role != "assistant",
-        ),
-    )
+            **variables,
+        )
+        assert isinstance(text, str)  # a list only for a batch of conversations
+        text.encode()
+    except Exception as error:  # a template is a program: anything can be raised in it
+        raise CannotRender(_in_words(error)) from error
+    if len(text) > MOST_CHARACTERS:
+        raise CannotRender(f"it writes {len(text):,} characters")
     bos = cast(str | None, tokenizer.bos_token)
     while bos and text.startswith(bos + bos):
         text = text.removeprefix(bos)
     return text
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, (jinja2.TemplateError, TookTooLong)):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"it needs more than {BYTES / 2**30:g} GiB of memory"
+    if isinstance(error, UnicodeEncodeError):
+        return "it writes half of a surrogate pair, which is not Unicode"
+    return f"{type(error).__name__}: {error}"
 
 
 def render_texts(
@@ -257,7 +256,7 @@ def render_texts(
     conversations = [prompt, *((*prompt, Message("assistant", response)) for response in responses)]
     try:
         prompt_text, *texts = (render(chat.tokenizer, conversation) for conversation in conversations)
-    except jinja2.TemplateError as error:
+    except CannotRender as error:
         raise UserError(
             f"row {row}: the chat template refuses it: {error}; supply another with {TEMPLATE_KNOB}."
         ) from error

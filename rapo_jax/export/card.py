@@ -58,7 +58,9 @@ def goal_in_words(goal_prompt: GoalPrompt) -> str:
     quoted = "\n> ".join(sentence.splitlines())
     return (
         f"The chat template asks for a score of {format_score(goal_prompt.baked)} by itself, in the "
-        f"{goal_prompt.placement} turn:\n\n> {quoted}"
+        f"{goal_prompt.placement} turn:\n\n> {quoted}\n\nIts variable `goal` asks for another, from "
+        f"{format_score(goal_prompt.goal_min)} to {format_score(goal_prompt.goal_max)}: "
+        '`apply_chat_template(messages, goal=...)`, or `"chat_template_kwargs": {"goal": ...}` in a request to vLLM.'
     )
 
 

@@ -1,7 +1,8 @@
 """Writing a model, or LoRA adapters, as a directory that transformers, peft and `rapo generate` read.
 
 The sentence that asks for the goal becomes part of the exported chat template, so that its users get the best answers
-without knowing about goals. The weights are read back and their logits compared before the directory appears.
+without knowing about goals. The weights are read back and their logits compared before the directory appears, and so is
+the text that the template writes.
 """
 
 import copy
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 
 from rapo_jax import __version__
 from rapo_jax.borders import whole_directory, write_json, write_text
+from rapo_jax.chat.baking import baked_templates
 from rapo_jax.chat.goal_prompt import SIDECAR, GoalPrompt
-from rapo_jax.chat.templates import bake_goal, padding_token
+from rapo_jax.chat.templates import padding_token
 from rapo_jax.distributed import barrier, is_first
 from rapo_jax.export.card import CardKind, model_card
 from rapo_jax.export.verify import largest_difference, require_same
+from rapo_jax.export.verify_text import require_same_text
 from rapo_jax.models.directory import read_generation_config
 from rapo_jax.models.files import load_parameters, save_parameters
 from rapo_jax.models.lora import with_adapters
@@ -90,7 +93,6 @@ def write_companions(setup: Setup, directory: Path, *, step: int, goal_prompt: G
 def write_tokenizer(setup: Setup, directory: Path, goal_prompt: GoalPrompt) -> None:
     """The tokenizer with the goal baked into its chat template. `setup.tokenizer` is left as it was."""
     tokenizer = copy.deepcopy(setup.tokenizer)
-    sentence = goal_prompt.sentence(goal_prompt.baked)
-    if sentence is not None:
-        tokenizer.chat_template = bake_goal(goal_prompt.chat_template, sentence, goal_prompt.placement)
+    tokenizer.chat_template = baked_templates(goal_prompt)
     tokenizer.save_pretrained(directory)
+    require_same_text(directory, setup.tokenizer, goal_prompt)

@@ -60,7 +60,7 @@ def recorded(record: dict[str, Any]) -> Identity:
 def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity:
     """The identity of a run: what its checkpoints belong to."""
     tokenizer = cast(PreTrainedTokenizerFast, setup.tokenizer).backend_tokenizer.to_str() + str(
-        setup.tokenizer.chat_template
+        setup.goal_prompt.named_templates or setup.tokenizer.chat_template
     )
     return Identity(
         model=model_identity(setup, parameters),

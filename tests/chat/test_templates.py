@@ -1,4 +1,4 @@
-"""Where the goal is written, where a response begins and ends, and how the exported template says the same."""
+"""Where the goal is written, and where a response begins and ends."""
 
 import pytest
 from tokenizers import normalizers
@@ -6,7 +6,6 @@ from tokenizers import normalizers
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.chat.templates import (
     TEMPLATE_PRESETS,
-    bake_goal,
     chat_format,
     end_of_turn,
     load_tokenizer,
@@ -19,21 +18,6 @@ from rapo_jax.messages import Message
 from rapo_jax.relabel import goal_text, relabel
 
 SYSTEM, USER, BOT = (lambda text, role=role: Message(role, text) for role in ("system", "user", "assistant"))
-SUPPORTED = [("llama3", "system"), ("qwen", "system"), ("zephyr", "system")] + [
-    (name, "user") for name in ("llama3", "qwen", "zephyr", "mistral", "gemma")
-]
-CONVERSATIONS = {
-    "one turn": (USER("Hi"),),
-    "several turns": (USER("Hi"), BOT("Hello"), USER("More"), BOT("Sure"), USER("End")),
-    "system": (SYSTEM("Be brief"), USER("Hi")),
-    "system, several turns": (SYSTEM("Be brief"), USER("Hi"), BOT("Hello"), USER("More")),
-    "answered": (USER("Hi"), BOT("Hello")),
-}
-GOALS = [
-    goal_text(7.5),
-    goal_text(8, template="released_code"),
-    "quotes \" ' back\\slash \\n, braces {{ x }} {% endif %} {# c #}, \u00e9 \u2028 \U0001f600, tab\t, feed\r\n.",
-]
 
 
 def encode(tokenizer, *items, placement, max_length=4000, max_prompt_length=3000):
@@ -265,55 +249,6 @@ def test_a_template_without_the_assistants_turn_or_without_any_end_is_an_error(b
 def test_a_template_that_is_not_jinja_is_an_error(build_tokenizer):
     with pytest.raises(UserError, match="the chat template cannot be rendered: unexpected '}'; supply another with"):
         end_of_turn(build_tokenizer("{{ messages }", None, "</s>", []))
-
-
-# The exported template.
-
-
-@pytest.mark.parametrize("goal", GOALS)
-@pytest.mark.parametrize(("name", "placement"), SUPPORTED)
-def test_a_baked_goal_renders_what_placing_it_renders(tokenizers, name, placement, goal):
-    for label, messages in CONVERSATIONS.items():
-        if label.startswith("system") and name in ("mistral", "gemma"):
-            continue
-        same_template(tokenizers[name], tokenizers[name].chat_template, messages, goal, placement)
-
-
-@pytest.mark.parametrize("placement", ["system", "user"])
-@pytest.mark.parametrize(
-    "start", ["", "\n", "\n\n  ", "  text", "  {% if true %}\n  x\n  {% endif %}\n", "\t{{- 'y' }}\n"]
-)
-def test_a_baked_goal_keeps_the_white_space_that_starts_a_template(tokenizers, start, placement):
-    template = (
-        start + "{% for m in messages[1:] %}{{ m['role'] + m['content'] }}{% endfor %}{{ messages[0]['content'] }}\n\n"
-    )
-    for messages in CONVERSATIONS.values():
-        same_template(tokenizers["llama3"], template, messages, GOALS[0], placement)
-
-
-@pytest.mark.parametrize("placement", ["system", "user"])
-def test_a_baked_goal_reaches_macros_and_templates_that_rebind_messages(tokenizers, placement):
-    template = (
-        "{%- macro last() %}{{ messages[-1].content }}{% endmacro %}\n"
-        "{%- if messages[0].role == 'system' %}{% set head = messages[0].content %}{% set messages = messages[1:] %}"
-        "{%- else %}{% set head = 'none' %}{% endif %}\n"
-        "{{ head }}:{% for m in messages %}{{ m.role + m.content }}{% endfor %}{{ last() }}"
-    )
-    for messages in CONVERSATIONS.values():
-        same_template(tokenizers["llama3"], template, messages, GOALS[0], placement)
-
-
-def same_template(tokenizer, template, messages, goal, placement):
-    def rendered(messages, template):
-        dicts = [{"role": message.role, "content": message.content} for message in messages]
-        return [
-            tokenizer.apply_chat_template(dicts, chat_template=template, tokenize=False, add_generation_prompt=header)
-            for header in (False, True)
-        ]
-
-    baked = bake_goal(template, goal, placement)
-    assert baked.endswith(template)
-    assert rendered(messages, baked) == rendered(place_goal(messages, goal, placement), template)
 
 
 # Loading.

@@ -54,6 +54,42 @@ def test_another_template_replaces_the_baked_goal_too(exported):
     assert opened.goal_prompt == replace(OWN, baked=None, chat_template=opened.tokenizer.chat_template)
 
 
+TOOLS = "{{ tools }}" + tiny.CHAT_TEMPLATE
+
+
+def test_of_several_named_templates_the_default_is_used_and_an_export_bakes_the_goal_into_each(model, tmp_path):
+    """When this fails, the export of such a model writes a Python dict's text as its chat template."""
+    directory = shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = {"default": tiny.CHAT_TEMPLATE, "tool_use": TOOLS}
+    tokenizer.save_pretrained(directory)
+    opened = open_tokenizer(directory)
+    assert opened.tokenizer.chat_template == opened.goal_prompt.chat_template == tiny.CHAT_TEMPLATE
+    goal_prompt = replace(opened.goal_prompt, baked=10.0)
+    exported = as_export(directory, tmp_path / "exported", goal_prompt)
+    baked = AutoTokenizer.from_pretrained(exported)
+    sentence = goal_prompt.sentence(10)
+    message = [{"role": "user", "content": "Hi"}]
+    plain, with_tools = (baked.apply_chat_template(message, tokenize=False, tools=t) for t in (None, [{"a": 1}]))
+    assert plain == f"<|system|>{sentence}<|end|><|user|>Hi<|end|>"
+    assert with_tools == "[{'a': 1}]" + plain
+    again = open_tokenizer(exported)
+    assert again.goal_prompt == goal_prompt
+    assert again.tokenizer.chat_template == tiny.CHAT_TEMPLATE
+
+
+def test_named_templates_without_a_default_are_refused_by_name(model, tmp_path):
+    directory = shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = {"rag": tiny.CHAT_TEMPLATE, "tool_use": TOOLS}
+    (directory / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(directory)
+    with pytest.raises(
+        UserError, match="has the chat templates rag, tool_use, none of which is called default; choose"
+    ):
+        open_tokenizer(directory)
+
+
 @pytest.mark.parametrize("declared", ["config.json", "generation_config.json"])
 def test_the_end_of_a_turn_is_always_a_stop_token_except_for_raw_texts(model, tmp_path, declared):
     """When this fails, answers run on past their end wherever a checkpoint declares only some other token."""

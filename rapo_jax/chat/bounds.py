@@ -1,0 +1,57 @@
+"""Bounds on the time and the memory of a chat template: a program of strangers, which may loop or grow for ever."""
+
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+SECONDS = 10.0  # for a few conversations, each of which takes a millisecond
+BYTES = 2**31  # beyond what the process has taken already
+STATM = Path("/proc/self/statm")  # of Linux; elsewhere memory has no bound
+
+
+class TookTooLong(Exception):
+    """The block ran into its bound on time."""
+
+
+@contextmanager
+def bounded(seconds: float = SECONDS) -> Iterator[None]:
+    """Raises TookTooLong or MemoryError inside the block when it exceeds a bound. Threads but the main one have none on time.
+
+    Entering takes as long as rendering a conversation or two, so many are rendered in one block.
+    """
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            stack.enter_context(_deadline(seconds))
+        if STATM.exists():
+            stack.enter_context(_memory())
+        yield
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TookTooLong(f"it takes longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again every second, should some code swallow the exception
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(STATM.read_text().split()[0]) * resource.getpagesize()
+    most = min(limit for limit in (taken + BYTES, soft, hard) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
