@@ -104,6 +104,7 @@ def tokenize_records(
         placement=goal_prompt.placement,
         max_length=config.data.max_length,
         max_prompt_length=config.data.max_prompt_length,
+        drop_unfaithful=config.data.bad_rows == "drop",
         progress=progress,
     )
     groups = as_groups([(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None], config)

@@ -6,7 +6,7 @@ goal is written and where a response begins is decided in rapo_jax/chat/template
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -53,7 +53,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """Truncation statistics of all items. Tokens and turns are counted over kept items; `dropped` counts items by reason."""
+    """Truncation statistics of all items. Tokens and turns are counted over kept items; `dropped` counts items by reason.
+
+    `ends_removed` counts assistant turns that ended with an end-of-turn token of their own.
+    """
 
     num_items: int
     num_encoded: int
@@ -64,6 +67,15 @@ class EncodeReport:
     turns_cut: int
     boundary_retokenized: int
     dropped: dict[str, int]
+    ends_removed: int = 0
+
+
+class Unfaithful(NamedTuple):
+    """A row that the chat template does not reproduce: `reason` is what it is counted under, `fact` says what is lost."""
+
+    row: int
+    reason: str
+    fact: str
 
 
 class _Tokens(NamedTuple):
@@ -84,6 +96,7 @@ def encode_all(
     placement: Placement,
     max_length: int,
     max_prompt_length: int,
+    drop_unfaithful: bool = False,
     progress: bool = False,
 ) -> tuple[list[Encoded | None], EncodeReport]:
     """Encodes every item; None is an item that was dropped. Lengths are in tokens.
@@ -91,7 +104,8 @@ def encode_all(
     Nothing is cut unless prompt + longest response exceed `max_length`. Then the prompt is cut first, down to the larger of
     `max_prompt_length` and what the longest response leaves, then the ends of the responses. A prompt loses its oldest
     exchanges first (system turn and goal stay), then the middle of its only user turn. Without responses a prompt is cut to
-    `max_length`. Raises UserError for rows whose rendered text cannot be split into prompt and response.
+    `max_length`. Raises UserError for rows whose rendered text cannot be split into prompt and response and, unless
+    `drop_unfaithful`, for rows that the chat template does not reproduce.
     """
     if max_prompt_length >= max_length:
         raise UserError(
@@ -99,21 +113,61 @@ def encode_all(
             "lower the second."
         )
     form = chat.chat_format(tokenizer, placement)
-    results: list[Encoded | str] = []
+    results: list[Encoded | Unfaithful | str] = []
+    ends_removed = 0
     with tqdm(total=len(items), desc="tokenize", disable=None if progress else True) as bar:
         for start in range(0, len(items), TOKENIZED_AT_ONCE):
-            batch = items[start : start + TOKENIZED_AT_ONCE]
-            results += _encode_batch(form, batch, _Limits(max_length, max_prompt_length))
+            batch = [_without_ends(form, item) for item in items[start : start + TOKENIZED_AT_ONCE]]
+            ends_removed += sum(removed for _, removed in batch)
+            results += _encode_batch(form, [item for item, _ in batch], _Limits(max_length, max_prompt_length))
             bar.update(len(batch))
-    return [result if isinstance(result, Encoded) else None for result in results], _report(results)
+    unfaithful = [result for result in results if isinstance(result, Unfaithful)]
+    if unfaithful and not drop_unfaithful:
+        raise _not_reproduced(unfaithful, len(items))
+    encoded = [result if isinstance(result, Encoded) else None for result in results]
+    return encoded, _report(results, ends_removed)
 
 
-def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> list[Encoded | str]:
+def _without_ends(form: ChatFormat, item: Item) -> tuple[Item, int]:
+    """The item without end-of-turn tokens of its own, and how many of its turns had some."""
+    turns = tuple(
+        replace(turn, content=chat.without_ends(form, turn.content)) if turn.role == "assistant" else turn
+        for turn in item.prompt
+    )
+    responses = tuple(chat.without_ends(form, response) for response in item.responses)
+    pairs = [*zip(turns, item.prompt, strict=True), *zip(responses, item.responses, strict=True)]
+    return item._replace(prompt=turns, responses=responses), sum(after != before for after, before in pairs)
+
+
+def _not_reproduced(unfaithful: Sequence[Unfaithful], num_items: int) -> UserError:
+    first, num_rows = unfaithful[0], len({one.row for one in unfaithful})
+    return UserError(
+        f"the chat template changes {len(unfaithful)} of {num_items} preferences, of {num_rows} rows (the first is row "
+        f"{first.row}: {first.fact}); supply a template that keeps them with {chat.TEMPLATE_KNOB}, or drop these rows "
+        "with data.bad_rows=drop."
+    )
+
+
+def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> list[Encoded | Unfaithful | str]:
     with bounded(BATCH_SECONDS):
         texts = [_texts(form, item, item.prompt) for item in items]
     ids = iter(chat.tokenize(form.tokenizer, list(chain.from_iterable(texts))))
-    tokens = [_split(form, item, text, [next(ids) for _ in text]) for item, text in zip(items, texts, strict=True)]
-    return [_truncated(form, item, token, limits) for item, token in zip(items, tokens, strict=True)]
+    results: list[Encoded | Unfaithful | str] = []
+    for item, text in zip(items, texts, strict=True):
+        own = [next(ids) for _ in text]
+        lost = _lost(item, text)
+        results.append(lost or _truncated(form, item, _split(form, item, text, own), limits))
+    return results
+
+
+def _lost(item: Item, texts: list[str]) -> Unfaithful | None:
+    """What the template left out of a response, if anything."""
+    prompt, *wholes = texts
+    for whole, response in zip(wholes, item.responses, strict=True):
+        written = whole.removeprefix(prompt)
+        if not chat.shows(written, response):
+            return Unfaithful(item.row, "response_rewritten", f"it writes {written!r:.60} for {response!r:.60}")
+    return None
 
 
 def _texts(form: ChatFormat, item: Item, turns: Sequence[Message]) -> list[str]:
@@ -203,7 +257,7 @@ def _around(form: ChatFormat, item: Item, turns: Sequence[Message], index: int) 
     return before, after
 
 
-def _report(results: list[Encoded | str]) -> EncodeReport:
+def _report(results: Sequence[Encoded | Unfaithful | str], ends_removed: int) -> EncodeReport:
     encoded = [result for result in results if isinstance(result, Encoded)]
     return EncodeReport(
         num_items=len(results),
@@ -214,5 +268,10 @@ def _report(results: list[Encoded | str]) -> EncodeReport:
         rows_with_response_cut=sum(any(one.response_tokens_cut) for one in encoded),
         turns_cut=sum(one.turns_cut for one in encoded),
         boundary_retokenized=sum(one.boundary_retokenized for one in encoded),
-        dropped=dict(Counter(result for result in results if isinstance(result, str))),
+        dropped=dict(Counter(_reason(result) for result in results if not isinstance(result, Encoded))),
+        ends_removed=ends_removed,
     )
+
+
+def _reason(dropped: Unfaithful | str) -> str:
+    return dropped.reason if isinstance(dropped, Unfaithful) else dropped

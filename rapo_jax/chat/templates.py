@@ -7,13 +7,13 @@ rapo_jax/chat/baking.py. Truncation and batching are in rapo_jax/chat/encoding.p
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rapo_jax.borders import read_text
-from rapo_jax.chat.bounds import BYTES, TookTooLong, bounded
+from rapo_jax.chat.bounds import bounded
+from rapo_jax.chat.rendering import CannotRender, render
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
@@ -40,11 +40,6 @@ TEMPLATE_PRESETS = {
 TEMPLATE_CHOICES = f"{'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
 TEMPLATE_KNOB = f"data.chat_template={TEMPLATE_CHOICES}"
 PROBE = "rapo-jax-probe"  # text that no template contains or treats specially
-MOST_CHARACTERS = 2**26  # of one rendered conversation; tokenizers abort on gigabytes
-
-
-class CannotRender(Exception):
-    """Why a chat template gave no text for a conversation. Callers say for which row."""
 
 
 def load_tokenizer(
@@ -170,6 +165,23 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return _find_ending(tokenizer).token
 
 
+def without_ends(chat: ChatFormat, text: str) -> str:
+    r"""An assistant's text without the end-of-turn tokens that the data ends it with, as the template writes one.
+
+    "Yes<|im_end|>\n" -> "Yes"; white space that no such token precedes stays.
+    """
+    tokenizer = chat.tokenizer
+    ends = {tokenizer.convert_ids_to_tokens(chat.ending.token), tokenizer.eos_token} - {None}
+    while end := next((end for end in ends if text.rstrip().endswith(end)), None):
+        text = text.rstrip().removesuffix(end)
+    return text
+
+
+def shows(rendered: str, response: str) -> bool:
+    """Whether a rendered assistant turn holds a response, whatever became of its white space."""
+    return response.strip() in rendered or "".join(response.split()) in "".join(rendered.split())
+
+
 def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
     """A padding token other than the stop tokens: the tokenizer's own if possible, else another special token."""
     known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(tokenizer.all_special_ids))
@@ -207,42 +219,6 @@ def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
             f"supply another template with {TEMPLATE_KNOB}."
         )
     return Ending(token=cast(int, tokenizer.eos_token_id), suffix=suffix, kept=suffix.rstrip() + eos)
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **variables: Any) -> str:
-    """The conversation as text, with the assistant's header appended unless an assistant turn is last.
-
-    `variables` are given to the template, such as the goal for one that asks for a goal by itself.
-    A repeated bos token at the start is written once. Raises CannotRender for whatever a template can do wrong; bounds on
-    its time and memory are the caller's.
-    """
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
-            tokenize=False,
-            add_generation_prompt=messages[-1].role != "assistant",
-            **variables,
-        )
-        assert isinstance(text, str)  # a list only for a batch of conversations
-        text.encode()
-    except Exception as error:  # a template is a program: anything can be raised in it
-        raise CannotRender(_in_words(error)) from error
-    if len(text) > MOST_CHARACTERS:
-        raise CannotRender(f"it writes {len(text):,} characters")
-    bos = cast(str | None, tokenizer.bos_token)
-    while bos and text.startswith(bos + bos):
-        text = text.removeprefix(bos)
-    return text
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, (jinja2.TemplateError, TookTooLong)):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return f"it needs more than {BYTES / 2**30:g} GiB of memory"
-    if isinstance(error, UnicodeEncodeError):
-        return "it writes half of a surrogate pair, which is not Unicode"
-    return f"{type(error).__name__}: {error}"
 
 
 def render_texts(

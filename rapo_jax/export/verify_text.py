@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rapo_jax.chat.bounds import bounded
 from rapo_jax.chat.goal_prompt import GoalPrompt
-from rapo_jax.chat.templates import CannotRender, render, tokenize
+from rapo_jax.chat.rendering import CannotRender, render
+from rapo_jax.chat.templates import tokenize
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 

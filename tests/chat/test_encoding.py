@@ -61,6 +61,7 @@ def test_what_fits_is_left_alone_even_with_a_prompt_over_its_limit(tokenizer):
         "turns_cut": 0,
         "boundary_retokenized": 0,
         "dropped": {},
+        "ends_removed": 0,
     }
 
 
@@ -205,6 +206,66 @@ def test_items_keep_their_places_across_batches(tokenizers, monkeypatch):
 def test_prompts_alone_are_cut_to_max_length(tokenizer):
     encoded, _ = encode_one(tokenizer, conversation("0123456789" * 3), (), max_length=20, max_prompt_length=10)
     assert (len(encoded.prompt), encoded.responses) == (20, ())
+
+
+# Templates that rewrite what they are given.
+
+CUTS_REASONING = (
+    "{% for m in messages %}{{ '<' + m.role[0] + '>' + m.content.split('</think>')[-1] | trim + '<e>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<a>' }}{% endif %}"
+)
+SPACES_REASONING = CUTS_REASONING.replace(".split('</think>')[-1]", ".replace('</think>', '\n</think>\n\n')")
+SHORTENS = CUTS_REASONING.replace(".split('</think>')[-1]", "[:5]")
+
+
+@pytest.fixture(scope="module")
+def with_template(build_tokenizer):
+    return lambda template: build_tokenizer(template, "<bos>", "<eos>", ["<s>", "<u>", "<a>", "<e>"])
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [(CUTS_REASONING, "'I am well<e>'"), (SHORTENS.replace("[:5]", "[:20]"), "'<think>So?</think>I<e>'")],
+)
+def test_a_template_that_rewrites_a_response_is_refused_with_the_first_row(with_template, template, written):
+    """When this fails, a model trains without the reasoning that its data holds, and reports 0 tokens cut."""
+    tokenizer, response = with_template(template), "<think>So?</think>I am well"
+    items = [Item(7, HI, None, ("Yes",)), Item(8, HI, GOAL, (response, "No")), Item(8, HI, None, ("No", response))]
+    with pytest.raises(UserError) as caught:
+        encode_all(tokenizer, items, placement="user", max_length=80, max_prompt_length=40)
+    assert str(caught.value) == (
+        f"the chat template changes 2 of 3 preferences, of 1 rows (the first is row 8: it writes {written} for "
+        f"{response!r}); supply a template that keeps them with data.chat_template=plain|chatml|zephyr|FILE.jinja, or "
+        "drop these rows with data.bad_rows=drop."
+    )
+    encoded, report = encode_all(
+        tokenizer, items, placement="user", max_length=80, max_prompt_length=40, drop_unfaithful=True
+    )
+    assert [one is None for one in encoded] == [False, True, True]
+    assert report.dropped == {"response_rewritten": 2}
+
+
+def test_white_space_is_the_templates_own(with_template):
+    encoded, _ = encode_one(
+        with_template(SPACES_REASONING), HI, (" <think>So?</think>Well \n",), max_length=80, max_prompt_length=40
+    )
+    assert with_template(SPACES_REASONING).decode(encoded.responses[0]) == "<think>So?\n</think>\n\nWell<e>"
+
+
+def test_reasoning_of_earlier_turns_may_be_cut_as_the_model_is_used(with_template):
+    tokenizer = with_template(CUTS_REASONING)
+    prompt = conversation("Hi", "<think>Hm</think>Hello", "More")
+    encoded, _ = encode_one(tokenizer, prompt, ("Yes",), max_length=80, max_prompt_length=60)
+    assert texts(tokenizer, encoded) == ("<u>Hi<e><a>Hello<e><u>More<e><a>", ["Yes<e>"])
+
+
+@pytest.mark.parametrize("end", ["<e>", "<e>\n", "<e><eos>\n", "<eos> <e>\n\n", "<e>\n<e>\n"])
+def test_ends_of_turns_that_the_data_holds_already_are_written_once_and_counted(tokenizer, end):
+    """When this fails, data that was rendered once trains an end token in the middle of every response."""
+    prompt = conversation("Hi", "Hello" + end, "More")
+    encoded, report = encode_one(tokenizer, prompt, ("AB" + end, "C\n"), max_length=90, max_prompt_length=60)
+    assert texts(tokenizer, encoded) == ("<bos><u>Hi<e><a>Hello<e><u>More<e><a>", ["AB<e>", "C\n<e>"])
+    assert report.ends_removed == 2
 
 
 def test_a_prompt_limit_that_leaves_no_room_for_a_response_is_refused(tokenizer):
