@@ -9,12 +9,13 @@ import os
 import sys
 import textwrap
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rapo_jax.arguments import parse
-from rapo_jax.errors import Interrupted, UserError
+from rapo_jax.errors import Interrupted, Lost, UserError
 
-DONE, USER_ERROR, CRASHED, INTERRUPTED, STOPPED = 0, 2, 13, 75, 130
+DONE, USER_ERROR, CRASHED, INTERRUPTED, LOST, STOPPED = 0, 2, 13, 75, 76, 130
 # Errors of the file system about a path that the user chose: no permission, not a directory, read-only, full.
 REFUSED = (
     errno.EACCES,
@@ -30,12 +31,15 @@ REFUSED = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a verb and exits: 0 done, 1 a plan that does not fit, 2 the user's mistake, 13 a crash, 75 interrupted and saved,
-    130 interrupted with nothing to save."""
+    76 another process was killed or lost, 130 interrupted with nothing to save. One of several processes that stops because
+    another one failed has the exit code of that one."""
     options = parse(arguments)
     code = exit_code_of(options)
     sys.stdout.flush()
-    if code and joins_others(options):
-        os._exit(code)  # the other processes would wait for this one in the shutdown barrier
+    if joins_others(options):
+        from rapo_jax.peers import leave
+
+        leave(code)
     sys.exit(code)
 
 
@@ -43,7 +47,8 @@ def exit_code_of(options: argparse.Namespace) -> int:
     """Runs a verb; prints what went wrong, if anything did."""
     try:
         connect(options)
-        return VERBS[options.name](options)
+        with telling(options):
+            return VERBS[options.name](options)
     except UserError as error:
         print(f"rapo {options.name}: {error}", file=sys.stderr)
         return USER_ERROR
@@ -52,6 +57,9 @@ def exit_code_of(options: argparse.Namespace) -> int:
 
         say(f"interrupted: {stop}; run the same command to go on.")
         return INTERRUPTED
+    except Lost as error:
+        print(f"rapo {options.name}: {error}", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:  # long work that saves raises Interrupted instead
         print(f"rapo {options.name}: interrupted; nothing more was saved. Run the same command again.", file=sys.stderr)
         return STOPPED
@@ -63,6 +71,15 @@ def exit_code_of(options: argparse.Namespace) -> int:
             return USER_ERROR
         traceback.print_exc()
         return CRASHED
+
+
+def telling(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """A block whose error the other processes are told, if there are any."""
+    if not joins_others(options):
+        return nullcontext()
+    from rapo_jax.peers import told_to_others
+
+    return told_to_others()
 
 
 def joins_others(options: argparse.Namespace) -> bool:

@@ -3,8 +3,13 @@
 With a single process, everything here works without joining.
 """
 
+import errno
+import ipaddress
 import json
 import signal
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +17,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state as state  # its client has no public name
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 
-HEARTBEAT_SECONDS = 60  # a process that is silent for so long is dead, and the others stop
+from rapo_jax.errors import Lost, UserError
+from rapo_jax.peers import LOST, aborting_says, answers, waiting, watch
+
+HEARTBEAT_SECONDS = 40  # a process that is silent for so long is dead, and the others stop
+JOIN_SECONDS = 300  # the processes of a pod start within so long
+NOT_ALL = "not all of its processes came. Start all of them within that time, with the same --coordinator and --num-processes."
 
 
 @dataclass(frozen=True)
@@ -28,13 +39,94 @@ class Pod:
 
 
 def join(pod: Pod) -> None:
-    """Joins the processes of a pod. Has to come before the first use of a device."""
-    by_hand = {
-        "coordinator_address": pod.coordinator,
-        "num_processes": pod.num_processes,
-        "process_id": pod.process_id,
-    }
-    jax.distributed.initialize(**by_hand if pod.coordinator else {}, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    """Joins the processes of a pod. Has to come before the first use of a device.
+
+    Raises UserError for an address that cannot be used, and Lost where the others do not come within JOIN_SECONDS.
+    """
+    by_hand: dict[str, Any] = {}
+    deadline = time.monotonic() + JOIN_SECONDS
+    slow = threading.Timer(5, print, [f"joining {described(pod)}; waits up to {JOIN_SECONDS} s ..."], {"flush": True})
+    slow.daemon = True
+    slow.start()
+    try:
+        if pod.coordinator:
+            by_hand = {
+                "coordinator_address": pod.coordinator,
+                "num_processes": pod.num_processes,
+                "process_id": pod.process_id,
+                "coordinator_bind_address": address_to_bind(pod),
+            }
+            wait_for_first(pod, deadline)
+        with aborting_says(f"could not join {described(pod)} within {JOIN_SECONDS} s: {NOT_ALL}", code=LOST):
+            left = max(1, round(deadline - time.monotonic()))
+            jax.distributed.initialize(
+                **by_hand, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=left
+            )
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"could not join {described(pod)}: {error}") from error
+    finally:
+        slow.cancel()
+    if state.num_processes > 1:
+        address = str(state.coordinator_address)
+        watch(state.client, process=state.process_id, num_processes=state.num_processes, coordinator=address)
+
+
+def described(pod: Pod) -> str:
+    """What the user calls the pod."""
+    if not pod.coordinator:
+        return "the processes that --distributed finds (--coordinator names them by hand)"
+    return f"{pod.coordinator} as process {pod.process_id} of {pod.num_processes}"
+
+
+def address_to_bind(pod: Pod) -> str | None:
+    """Where process 0 listens: at the address that it was told, if that is one of this host's and not a name, which can
+    mean another address here than elsewhere. None: at all addresses. Raises UserError where the port cannot be had.
+    """
+    assert pod.coordinator is not None
+    host, port = host_and_port(pod)
+    if pod.process_id != 0:
+        return None
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        address = ipaddress.ip_address("::")
+    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((str(address), port))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:  # such as the outer address of a host behind a router
+                return None
+            raise UserError(
+                f"--coordinator={pod.coordinator}: process 0 cannot listen there ({error.strerror})."
+            ) from error
+    if address.is_unspecified:
+        return None
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+
+
+def host_and_port(pod: Pod) -> tuple[str, int]:
+    """The parts of the address. Raises UserError for what is none, and for a process that the pod cannot have."""
+    host, _, port = (pod.coordinator or "").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={pod.coordinator} must be HOST:PORT, with a port from 1 to 65535.")
+    process, number = pod.process_id or 0, pod.num_processes or 0
+    if not 0 <= process < number:
+        raise UserError(f"--process-id={process} must be from 0 to {number - 1}, because --num-processes={number}.")
+    return host.strip("[]"), int(port)
+
+
+def wait_for_first(pod: Pod, deadline: float) -> None:
+    """Returns when process 0 listens. JAX would wait as well, but abort at the end."""
+    while pod.process_id != 0 and not answers(str(pod.coordinator)):
+        if time.monotonic() > deadline:
+            raise Lost(
+                f"could not join {described(pod)}: nothing answered there within {JOIN_SECONDS} s. Start process 0 on that "
+                "host, with the same --coordinator, and the others within that time."
+            )
+        time.sleep(min(1.0, JOIN_SECONDS / 10))
 
 
 def is_first() -> bool:
@@ -52,7 +144,8 @@ def from_first(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*sha
     """Process 0's array, on all processes."""
     if jax.process_count() == 1:
         return values
-    return np.array(multihost_utils.broadcast_one_to_all(values))
+    with waiting("a broadcast"):
+        return np.array(multihost_utils.broadcast_one_to_all(values))
 
 
 def each_process(value: Any) -> list[Any]:
@@ -60,20 +153,25 @@ def each_process(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     text = json.dumps(value).encode()
-    length = int(multihost_utils.process_allgather(np.array(len(text))).max())
-    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(length), np.uint8))
+    with waiting("a comparison"):
+        length = int(multihost_utils.process_allgather(np.array(len(text))).max())
+        rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(length), np.uint8))
     return [json.loads(row.tobytes()) for row in np.asarray(rows)]
 
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set on any process."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+    if jax.process_count() == 1:
+        return flag
+    with waiting("a question to all"):
+        return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def barrier(name: str) -> None:
     """Returns when every process has reached this point."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        with waiting(name):
+            multihost_utils.sync_global_devices(name)
 
 
 @contextmanager

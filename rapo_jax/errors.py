@@ -1,4 +1,4 @@
-"""What a user got wrong (UserError) or stopped (Interrupted). Any other exception is a bug and shows its traceback."""
+"""What a user got wrong (UserError) or stopped (Interrupted), and other processes that did not come (Lost). Any other exception is a bug and shows its traceback."""
 
 
 class UserError(ValueError):
@@ -14,6 +14,10 @@ class Interrupted(Exception):
 
     The message says what was saved. The command line prints it and exits with code 75.
     """
+
+
+class Lost(Exception):
+    """Other processes of a pod did not come. The message says which; the command line prints it and exits with code 76."""
 
 
 def nearest(name: str, known: list[str]) -> str:
