@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rapo_jax.arguments import parse
-from rapo_jax.errors import Interrupted, Lost, UserError
+from rapo_jax.errors import Interrupted, Lost, UserError, masked
 
 DONE, USER_ERROR, CRASHED, INTERRUPTED, LOST, STOPPED = 0, 2, 13, 75, 76, 130
 # Errors of the file system about a path that the user chose: no permission, not a directory, read-only, full.
@@ -50,7 +50,7 @@ def exit_code_of(options: argparse.Namespace) -> int:
         with telling(options):
             return VERBS[options.name](options)
     except UserError as error:
-        print(f"rapo {options.name}: {error}", file=sys.stderr)
+        print(masked(f"rapo {options.name}: {error}"), file=sys.stderr)
         return USER_ERROR
     except Interrupted as stop:
         from rapo_jax.distributed import say
@@ -67,9 +67,9 @@ def exit_code_of(options: argparse.Namespace) -> int:
         return DONE
     except Exception as error:
         if getattr(error, "errno", None) in REFUSED:
-            print(f"rapo {options.name}: cannot write or read there: {error}", file=sys.stderr)
+            print(masked(f"rapo {options.name}: cannot write or read there: {error}"), file=sys.stderr)
             return USER_ERROR
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return CRASHED
 
 

@@ -21,7 +21,7 @@ from jax._src.distributed import global_state as state  # its client has no publ
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 
-from rapo_jax.errors import Lost, UserError
+from rapo_jax.errors import Lost, UserError, masked
 from rapo_jax.peers import LOST, aborting_says, answers, waiting, watch
 
 HEARTBEAT_SECONDS = 40  # a process that is silent for so long is dead, and the others stop
@@ -135,9 +135,9 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line, on process 0 alone."""
+    """Prints a line, on process 0 alone, without the secrets of its addresses."""
     if is_first():
-        print(text, flush=True)
+        print(masked(text), flush=True)
 
 
 def from_first(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:

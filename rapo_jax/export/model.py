@@ -15,9 +15,11 @@ from rapo_jax import __version__
 from rapo_jax.borders import whole_directory, write_json, write_text
 from rapo_jax.chat.baking import baked_templates
 from rapo_jax.chat.goal_prompt import SIDECAR, GoalPrompt
-from rapo_jax.chat.templates import padding_token
+from rapo_jax.chat.templates import chat_format, padding_token
 from rapo_jax.distributed import barrier, is_first
 from rapo_jax.export.card import CardKind, model_card
+from rapo_jax.export.older_readers import model_config, save_tokenizer
+from rapo_jax.export.origins import CARD, origins
 from rapo_jax.export.verify import largest_difference, require_same
 from rapo_jax.export.verify_text import require_same_text
 from rapo_jax.models.directory import read_generation_config
@@ -41,7 +43,7 @@ def write_model(
         barrier("the directory exists")
         save_parameters(parameters, setup.spec, temporary, dtype=dtype)
         if is_first():
-            write_configs(setup, temporary, source | {"dtype": dtype.name})
+            write_configs(setup, temporary, model_config(source, dtype=dtype.name))
             kind = "reward model" if setup.spec.scored else "model"
             write_companions(setup, temporary, step=step, goal_prompt=goal_prompt, kind=kind)
         barrier("the model is written")
@@ -87,12 +89,17 @@ def write_companions(setup: Setup, directory: Path, *, step: int, goal_prompt: G
     """The files beside the weights: tokenizer, rapo.json and model card."""
     write_tokenizer(setup, directory, goal_prompt)
     write_json(directory / SIDECAR, {"rapo_jax": __version__, "step": step, "goal_prompt": vars(goal_prompt)})
-    write_text(directory / "README.md", model_card(setup.config, step, goal_prompt, kind=kind))
+    known = {"origins": origins(setup.config, setup.model_dir), "stops": setup.stop_tokens}
+    ending = chat_format(setup.tokenizer, goal_prompt.placement).ending
+    write_text(directory / CARD, model_card(setup.config, step, goal_prompt, kind=kind, ending=ending, **known))
 
 
 def write_tokenizer(setup: Setup, directory: Path, goal_prompt: GoalPrompt) -> None:
-    """The tokenizer with the goal baked into its chat template. `setup.tokenizer` is left as it was."""
+    """The tokenizer with the goal baked into its chat template and, for a reward model, the padding token of its
+    config.json. `setup.tokenizer` is left as it was."""
     tokenizer = copy.deepcopy(setup.tokenizer)
+    if setup.spec.scored:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_token(tokenizer, list(setup.stop_tokens)))
     tokenizer.chat_template = baked_templates(goal_prompt)
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory, source=setup.model_dir)
     require_same_text(directory, setup.tokenizer, goal_prompt)

@@ -6,7 +6,7 @@ from typing import Any
 from rapo_jax.borders import read_object
 from rapo_jax.errors import UserError
 
-WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*"]
+WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*", "README.md"]
 
 
 def model_directory(path: str, *, option: str = "model.path", weights: bool = True) -> Path:

@@ -1,5 +1,6 @@
 """Model directories: safetensors are read and written slice by slice, so no host ever holds a complete model."""
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -204,11 +205,19 @@ def save_parameters(
         weight_map[name] = shard_name(shard_of[name], num_shards)
         if last:
             if writes:
-                save_file(pending, directory / weight_map[name], metadata={"format": "pt"})
+                write_tensors(directory / weight_map[name], pending)
             pending = {}
     if writes and num_shards > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(directory / "model.safetensors.index.json", index)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file that whoever may read the other files of its directory may read, too."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    umask = os.umask(0)  # it can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors leaves its temporary file's 0600
 
 
 def assign_shards(sizes: dict[str, int], shard_bytes: int) -> dict[str, int]:

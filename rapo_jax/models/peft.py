@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from rapo_jax.borders import write_json
 from rapo_jax.matrices import MATRICES
-from rapo_jax.models.files import require_finite
+from rapo_jax.models.files import require_finite, write_tensors
 from rapo_jax.models.parameters import layer_parameters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
 from rapo_jax.models.table import TensorRow, file_groups, top_tensor
@@ -76,7 +76,7 @@ def save_adapters(trained: dict, spec: Spec, directory: Path, *, base: str) -> N
     for name, tensor in tensors.items():
         require_finite(tensor, name, directory)
     if jax.process_index() == 0:
-        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(directory / WEIGHTS, tensors)
         write_json(directory / CONFIG, adapter_config(spec, base=base))
 
 

@@ -3,6 +3,7 @@
 Only process 0 writes. A resumed run first truncates the record to the restored step, so that every step is in it once.
 """
 
+import json
 import math
 import time
 from pathlib import Path
@@ -10,10 +11,10 @@ from pathlib import Path
 import jax
 from tensorboardX import SummaryWriter
 
-from rapo_jax.borders import json_line, read_json_lines, write_json_lines
+from rapo_jax.borders import json_line, json_text, read_json_lines, write_json_lines
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, masked
 
 PRINT_EVERY = 2.0  # seconds between progress lines
 
@@ -109,8 +110,9 @@ def start_wandb(config: Config, run_dir: Path):
         raise UserError(
             "train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'."
         ) from error
+    shown = json.loads(masked(json_text(as_dict(config))))
     return wandb.init(
-        project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=as_dict(config), resume="allow"
+        project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=shown, resume="allow"
     )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from rapo_jax.errors import UserError
 from rapo_jax.export.verify import largest_difference, require_same
-from rapo_jax.models.files import load_parameters, save_parameters
+from rapo_jax.models.files import load_parameters, save_parameters, write_tensors
 from rapo_jax.models.spec import read_config, spec_from_config
 from rapo_jax.parallel import make_mesh
 from tests import tiny
@@ -114,3 +114,10 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     assert difference == np.inf
     with pytest.raises(RuntimeError, match="computes other logits"):
         require_same(difference, tmp_path)
+
+
+def test_weights_are_as_readable_as_the_files_beside_them(tmp_path):
+    """When this fails, a model in a shared directory opens for the one who trained it and for nobody else."""
+    (tmp_path / "beside").touch()
+    write_tensors(tmp_path / "model.safetensors", {"a": np.zeros(3, np.float32)})
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "beside").stat().st_mode

@@ -176,12 +176,39 @@ def test_a_reward_model_is_exported_as_transformers_reads_it(tmp_path):
     assert written["architectures"] == ["LlamaForSequenceClassification"] and written["problem_type"] is None
     stops = written["eos_token_id"] if isinstance(written["eos_token_id"], list) else [written["eos_token_id"]]
     assert written["pad_token_id"] == padding_token(setup.tokenizer, stops) and written["pad_token_id"] not in stops
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.pad_token_id == written["pad_token_id"]
     reward = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
     tokens_BT = np.random.default_rng(0).integers(200, 300, (2, 20))
     with torch.no_grad():
         theirs = reward.eval()(torch.tensor(tokens_BT)).logits[:, 0].numpy()
     ours = our_scores(parameters, setup.spec, tokens_BT, np.array([19, 19]))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def program_of(card: str, directory: Path) -> str:
+    """The Python of a model card, for this directory."""
+    return card.partition("```python\n")[2].partition("```")[0].replace("PATH_OF_THIS_DIRECTORY", str(directory))
+
+
+@pytest.mark.slow
+def test_the_program_in_a_reward_models_card_prints_the_score_that_training_gives(tmp_path, capsys):
+    """When this fails, whoever follows the card gets a traceback, or scores that are read one token too late: this
+    template writes a line feed after the token that ends a turn."""
+    model = trajectory.write_model(tmp_path / "model", "qwen2")
+    setup = set_up(from_dict({"model": {"path": str(model), "dtype": "float32"}, "run_dir": str(tmp_path / "run")}))
+    setup = replace(setup, spec=replace(setup.spec, scored=True))
+    parameters = load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh)
+    write_model(setup, parameters, tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
+    capsys.readouterr()
+    exec(program_of((tmp_path / "out" / "README.md").read_text(), tmp_path / "out"), {})
+    text = (
+        "<|im_start|>system\nYou are a default.<|im_end|>\n<|im_start|>user\nWhat is two plus two?<|im_end|>\n"
+        "<|im_start|>assistant\nFour.<|im_end|>"
+    )
+    tokens = np.array([setup.tokenizer(text).input_ids])
+    expected = our_scores(parameters, setup.spec, tokens, np.array([tokens.shape[1] - 1]))
+    assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(float(expected[0]), abs=1e-5)
 
 
 def test_a_reward_model_is_refused_where_a_language_model_is_trained(tmp_path):
