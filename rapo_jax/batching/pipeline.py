@@ -95,7 +95,7 @@ def tokenize_records(
     relabelled, num_ties = relabel_records(prepared.records, config)
     sentences = [goal_prompt.sentence(r.preference.goal, source=r.record.source) for r in relabelled]
     items = [
-        Item(r.record.row, r.record.prompt, sentence, r.responses)
+        Item(r.record.row, r.record.prompt, sentence, r.responses, r.more, r.record.tools)
         for r, sentence in zip(relabelled, sentences, strict=True)
     ]
     encoded, cuts = encode_all(

@@ -4,9 +4,10 @@ Truncation keeps the goal, the end of the instruction and the beginning of every
 goal is written and where a response begins is decided in rapo_jax/chat/templates.py.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -27,12 +28,35 @@ MIN_INSTRUCTION_TOKENS = 8  # that a shortened instruction must keep, not counti
 
 
 class Item(NamedTuple):
-    """A conversation to encode. `goal` is the goal sentence, `row` is for error messages; `responses` may be empty."""
+    """A conversation to encode. `goal` is the goal sentence, `row` is for error messages; `responses` may be empty.
+
+    `more`, of each response, and `tools` are as a Record has them.
+    """
 
     row: int
     prompt: tuple[Message, ...]
     goal: str | None
     responses: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    tools: str = ""
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        """The responses as turns."""
+        more = self.more or ("",) * len(self.responses)
+        return tuple(Message("assistant", *each) for each in zip(self.responses, more, strict=True))
+
+    def without(self, key: str) -> "Item":
+        """The item without this key of its turns, or without its tools."""
+        if key == "tools":
+            return self._replace(tools="")
+        more = tuple(_without(answer, key).more for answer in self.answers) if self.more else ()
+        return self._replace(prompt=tuple(_without(turn, key) for turn in self.prompt), more=more)
+
+
+def _without(turn: Message, key: str) -> Message:
+    kept = {name: value for name, value in turn.others().items() if name != key}
+    return replace(turn, more=json.dumps(kept) if kept else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +64,8 @@ class Encoded:
     """Token ids (int32) of a prompt and its responses, and what truncation removed.
 
     The prompt ends with the assistant's header; an untruncated response ends with one end-of-turn token.
-    `prompt_tokens_cut` includes the tokens of the `turns_cut` (user and assistant turns both count).
+    `prompt_tokens_cut` includes the tokens of the `turns_cut` (user and assistant turns both count). `not_written` are the
+    keys of messages that the template leaves out.
     """
 
     prompt: Int32[np.ndarray, "_"]
@@ -49,13 +74,15 @@ class Encoded:
     turns_cut: int
     response_tokens_cut: tuple[int, ...]
     boundary_retokenized: int
+    not_written: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class EncodeReport:
     """Truncation statistics of all items. Tokens and turns are counted over kept items; `dropped` counts items by reason.
 
-    `ends_removed` counts assistant turns that ended with an end-of-turn token of their own.
+    `ends_removed` counts assistant turns that ended with an end-of-turn token of their own, `not_written` the rows that hold
+    a key of messages that the template leaves out.
     """
 
     num_items: int
@@ -68,6 +95,7 @@ class EncodeReport:
     boundary_retokenized: int
     dropped: dict[str, int]
     ends_removed: int = 0
+    not_written: dict[str, int] = field(default_factory=dict)
 
 
 class Unfaithful(NamedTuple):
@@ -125,7 +153,10 @@ def encode_all(
     if unfaithful and not drop_unfaithful:
         raise _not_reproduced(unfaithful, len(items))
     encoded = [result if isinstance(result, Encoded) else None for result in results]
-    return encoded, _report(results, ends_removed)
+    left_out = {(key, item.row) for item, one in zip(items, encoded, strict=True) if one for key in one.not_written}
+    return encoded, replace(
+        _report(results), ends_removed=ends_removed, not_written=dict(Counter(key for key, _ in left_out))
+    )
 
 
 def _without_ends(form: ChatFormat, item: Item) -> tuple[Item, int]:
@@ -151,17 +182,35 @@ def _not_reproduced(unfaithful: Sequence[Unfaithful], num_items: int) -> UserErr
 def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> list[Encoded | Unfaithful | str]:
     with bounded(BATCH_SECONDS):
         texts = [_texts(form, item, item.prompt) for item in items]
+        not_written = [_not_written(form, item, text) for item, text in zip(items, texts, strict=True)]
     ids = iter(chat.tokenize(form.tokenizer, list(chain.from_iterable(texts))))
     results: list[Encoded | Unfaithful | str] = []
-    for item, text in zip(items, texts, strict=True):
+    for item, text, keys in zip(items, texts, not_written, strict=True):
         own = [next(ids) for _ in text]
-        lost = _lost(item, text)
-        results.append(lost or _truncated(form, item, _split(form, item, text, own), limits))
+        lost = _lost(item, text, keys)
+        result = lost or _truncated(form, item, _split(form, item, text, own), limits)
+        results.append(replace(result, not_written=keys) if isinstance(result, Encoded) else result)
     return results
 
 
-def _lost(item: Item, texts: list[str]) -> Unfaithful | None:
-    """What the template left out of a response, if anything."""
+def _not_written(form: ChatFormat, item: Item, texts: list[str]) -> tuple[str, ...]:
+    """The keys of the item's turns without which the template writes the same, among them "tools"."""
+    held = dict.fromkeys(key for turn in (*item.prompt, *item.answers) for key in turn.others())
+    keys = (*held, "tools") if item.tools else tuple(held)
+    return tuple(key for key in keys if _texts_or_none(form, item.without(key)) == texts)
+
+
+def _texts_or_none(form: ChatFormat, item: Item) -> list[str] | None:
+    try:
+        return _texts(form, item, item.prompt)
+    except UserError:  # the template asks for what was left out
+        return None
+
+
+def _lost(item: Item, texts: list[str], not_written: tuple[str, ...]) -> Unfaithful | None:
+    """What the template left out of a response, if anything, or that it leaves out tool calls."""
+    if "tool_calls" in not_written:
+        return Unfaithful(item.row, "tool_calls_not_written", "it leaves out tool_calls")
     prompt, *wholes = texts
     for whole, response in zip(wholes, item.responses, strict=True):
         written = whole.removeprefix(prompt)
@@ -171,7 +220,7 @@ def _lost(item: Item, texts: list[str]) -> Unfaithful | None:
 
 
 def _texts(form: ChatFormat, item: Item, turns: Sequence[Message]) -> list[str]:
-    return chat.render_texts(form, turns, goal=item.goal, responses=item.responses, row=item.row)
+    return chat.render_texts(form, turns, goal=item.goal, responses=item.answers, row=item.row, tools=item.tools)
 
 
 def _split(form: ChatFormat, item: Item, texts: list[str], ids: list[list[int]]) -> _Tokens:
@@ -211,20 +260,21 @@ def _truncated(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -
 # Truncating a prompt: the goal and the end of the instruction must survive.
 
 
-def _prompt_text(form: ChatFormat, turns: Sequence[Message], goal: str | None) -> str:
-    return chat.render(form.tokenizer, chat.place_goal(turns, goal, form.placement))
+def _prompt_text(form: ChatFormat, item: Item, turns: Sequence[Message]) -> str:
+    (text,) = chat.render_texts(form, turns, goal=item.goal, responses=(), row=item.row, tools=item.tools)
+    return text
 
 
 def _drop_exchanges(form: ChatFormat, item: Item, budget: int) -> tuple[Message, ...]:
-    """Drops the oldest exchanges (a user and an assistant turn) until the prompt fits or one user turn is left.
+    """Drops the oldest exchanges (a user turn and what follows it) until the prompt fits or one is left.
 
     The system turn stays, and the goal is placed again in what remains.
     """
     turns = item.prompt
     first = 1 if turns[0].role == "system" else 0
-    while len(turns) > first + 1:
-        turns = turns[:first] + turns[first + 2 :]
-        (ids,) = chat.tokenize(form.tokenizer, [_prompt_text(form, turns, item.goal)])
+    while later := [index for index, turn in enumerate(turns) if turn.role == "user" and index > first]:
+        turns = turns[:first] + turns[later[0] :]
+        (ids,) = chat.tokenize(form.tokenizer, [_prompt_text(form, item, turns)])
         if len(ids) <= budget:
             break
     return turns
@@ -236,7 +286,7 @@ def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: 
     The head is everything before the user's own text. If the row's own system turn makes that too long, the head is
     everything before the system turn's own text, unless the goal comes after it.
     """
-    text = _prompt_text(form, turns, item.goal)
+    text = _prompt_text(form, item, turns)
     encoding = form.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     head, footer = _around(form, item, turns, len(turns) - 1)
     num_footer = sum(end > len(text) - len(footer) for _, end in encoding.offset_mapping)
@@ -252,12 +302,12 @@ def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: 
 
 def _around(form: ChatFormat, item: Item, turns: Sequence[Message], index: int) -> tuple[str, str]:
     """The prompt's text before and after one turn's own text, which does not include a goal sentence."""
-    probed = (*turns[:index], Message(turns[index].role, chat.PROBE), *turns[index + 1 :])
-    before, _, after = _prompt_text(form, probed, item.goal).partition(chat.PROBE)
+    probed = (*turns[:index], replace(turns[index], content=chat.PROBE), *turns[index + 1 :])
+    before, _, after = _prompt_text(form, item, probed).partition(chat.PROBE)
     return before, after
 
 
-def _report(results: Sequence[Encoded | Unfaithful | str], ends_removed: int) -> EncodeReport:
+def _report(results: Sequence[Encoded | Unfaithful | str]) -> EncodeReport:
     encoded = [result for result in results if isinstance(result, Encoded)]
     return EncodeReport(
         num_items=len(results),
@@ -269,7 +319,6 @@ def _report(results: Sequence[Encoded | Unfaithful | str], ends_removed: int) ->
         turns_cut=sum(one.turns_cut for one in encoded),
         boundary_retokenized=sum(one.boundary_retokenized for one in encoded),
         dropped=dict(Counter(_reason(result) for result in results if not isinstance(result, Encoded))),
-        ends_removed=ends_removed,
     )
 
 

@@ -25,7 +25,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **va
     """
     try:
         text = tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
+            [message.as_dict() for message in messages],
             tokenize=False,
             add_generation_prompt=messages[-1].role != "assistant",
             **variables,

@@ -4,10 +4,11 @@ Training, generation and evaluation place the goal with `place_goal`; its equiva
 rapo_jax/chat/baking.py. Truncation and batching are in rapo_jax/chat/encoding.py.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -94,7 +95,7 @@ def place_goal(messages: Sequence[Message], text: str | None, placement: Placeme
     if placement == "system" and messages[0].role != "system":
         return (Message("system", text), *messages)
     index = next(index for index, message in enumerate(messages) if message.role == placement)
-    message = Message(placement, f"{text}\n\n{messages[index].content}")
+    message = replace(messages[index], content=f"{text}\n\n{messages[index].content}")
     return (*messages[:index], message, *messages[index + 1 :])
 
 
@@ -171,8 +172,8 @@ def without_ends(chat: ChatFormat, text: str) -> str:
     "Yes<|im_end|>\n" -> "Yes"; white space that no such token precedes stays.
     """
     tokenizer = chat.tokenizer
-    ends = {tokenizer.convert_ids_to_tokens(chat.ending.token), tokenizer.eos_token} - {None}
-    while end := next((end for end in ends if text.rstrip().endswith(end)), None):
+    ends = (cast(str, tokenizer.convert_ids_to_tokens(chat.ending.token)), cast(str | None, tokenizer.eos_token))
+    while end := next((end for end in ends if end and text.rstrip().endswith(end)), None):
         text = text.rstrip().removesuffix(end)
     return text
 
@@ -222,16 +223,22 @@ def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
 
 
 def render_texts(
-    chat: ChatFormat, messages: Sequence[Message], *, goal: str | None, responses: Sequence[str], row: int
+    chat: ChatFormat,
+    messages: Sequence[Message],
+    *,
+    goal: str | None,
+    responses: Sequence[Message],
+    row: int,
+    tools: str = "",
 ) -> list[str]:
     """The text of the prompt, then for each response the text of prompt and response up to its end-of-turn token.
 
     Raises UserError that names `row` if the template refuses the turns or writes the prompt differently before a response.
     """
     prompt = place_goal(messages, goal, chat.placement)
-    conversations = [prompt, *((*prompt, Message("assistant", response)) for response in responses)]
+    conversations = [prompt, *((*prompt, response) for response in responses)]
     try:
-        prompt_text, *texts = (render(chat.tokenizer, conversation) for conversation in conversations)
+        prompt_text, *texts = (render(chat.tokenizer, conversation, **given(tools)) for conversation in conversations)
     except CannotRender as error:
         raise UserError(
             f"row {row}: the chat template refuses it: {error}; supply another with {TEMPLATE_KNOB}."
@@ -245,6 +252,11 @@ def render_texts(
                 f"{chat.ending.suffix!r}; supply another with {TEMPLATE_KNOB}."
             )
     return [prompt_text, *(text.removesuffix(chat.ending.suffix) + chat.ending.kept for text in texts)]
+
+
+def given(tools: str) -> dict[str, Any]:
+    """The variables of a template for a JSON list of tools; none where there are no tools."""
+    return {"tools": json.loads(tools)} if tools else {}
 
 
 def _different(row: int, prompt_text: str, text: str) -> UserError:

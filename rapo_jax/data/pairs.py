@@ -67,7 +67,7 @@ def with_responses(record: Record, order: Sequence[int]) -> Record:
     """The record with only these responses, ranked in this order."""
     picked = {
         name: None if values is None else tuple(values[index] for index in order)
-        for name in ("responses", "rewards", "attributes", "labels")
+        for name in ("responses", "rewards", "attributes", "labels", "more")
         for values in [getattr(record, name)]
     }
     return replace(record, **picked, ranked=True)

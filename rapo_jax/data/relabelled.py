@@ -40,6 +40,11 @@ class Relabelled:
         return tuple(self.record.responses[i] for i in self.preference.order)
 
     @property
+    def more(self) -> tuple[str, ...]:
+        """What each response holds besides its text; () where none does."""
+        return tuple(self.record.more[i] for i in self.preference.order) if self.record.more else ()
+
+    @property
     def rewards(self) -> tuple[float, ...]:
         rewards = self.record.rewards
         return tuple(math.nan if rewards is None else rewards[i] for i in self.preference.order)

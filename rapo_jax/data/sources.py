@@ -15,7 +15,7 @@ from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.row_needs import RowNeeds, Want
 from rapo_jax.data.schemas.registry import require_schema, resolve_schema
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
-from rapo_jax.data.values import BadRow, finite_score, text
+from rapo_jax.data.values import BadRow, finite_score, text, tools_of
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message, Record
 
@@ -26,7 +26,6 @@ CONTEXT = {
     "system_prompt": "data.columns.system",
     "input": "data.columns.input",
     "context": "data.columns.input",
-    "tools": "",
     "functions": "",
     "images": "",
 }
@@ -133,7 +132,7 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
         weight = finite_score(values.get(columns.weight), columns.weight) if columns.weight else 1.0
         if weight < 0:
             raise BadRow("weight", f"{columns.weight} is {weight}, less than 0")
-        return Parsed(replace(record, source=source, weight=weight), notes)
+        return Parsed(replace(record, source=source, weight=weight, tools=tools_of(values)), notes)
 
     return read
 
@@ -143,7 +142,7 @@ def with_context(prompt: tuple[Message, ...], values: Mapping[str, Any], columns
     system = text(values.get(columns.system) or "", columns.system) if columns.system else ""
     more = text(values.get(columns.input) or "", columns.input) if columns.input else ""
     if more.strip():
-        prompt = (*prompt[:-1], Message("user", f"{prompt[-1].content}\n\n{more}"))
+        prompt = (*prompt[:-1], replace(prompt[-1], content=f"{prompt[-1].content}\n\n{more}"))
     if not system.strip() or prompt[0] == Message("system", system):
         return prompt
     if prompt[0].role == "system":
@@ -159,7 +158,8 @@ def unread(values: Mapping[str, Any], columns: Columns) -> list[str]:
 
 def _too_few(record: Record, want: Want) -> str | None:
     """Why a record is left out: ranked responses repeat, or there is one where two are wanted. None if it is not."""
-    if record.ranked and len(set(record.responses)) < len(record.responses):
+    responses = list(zip(record.responses, record.more or record.responses, strict=True))
+    if record.ranked and len(set(responses)) < len(responses):
         return "identical_responses"
     enough = len(record.responses) > 1 or want in ("one", "each", "any") or (want == "labelled" and record.labels)
     return None if enough else "fewer_than_two_responses"

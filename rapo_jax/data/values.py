@@ -1,5 +1,6 @@
 """Readers of a row's values: messages, texts and finite scores, or BadRow with the reason. Independent of schemas."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -7,6 +8,9 @@ from typing import Any
 
 from rapo_jax.messages import Message
 
+ROLES = ("system", "user", "assistant", "tool")
+# Keys of a message that chat templates may write, besides role and content.
+MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # hh-rlhf's strings
 
 
@@ -60,12 +64,57 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not all(isinstance(turn, dict) and "role" in turn for turn in value):
         raise BadRow("not_messages", f"{name} is neither a string nor a list of {{role, content}}")
     for turn in value:
-        if turn["role"] not in ("system", "user", "assistant"):
-            raise BadRow("roles", f"{name} has the role {turn['role']!r}; known: system, user, assistant")
-    return tuple(Message(turn["role"], text(turn.get("content"), f"a content in {name}")) for turn in value)
+        if turn["role"] not in ROLES:
+            raise BadRow("roles", f"{name} has the role {turn['role']!r}; known: {', '.join(ROLES)}")
+    return tuple(_turn(turn, name) for turn in value)
 
 
-def split(value: Any, name: str, given: tuple[Message, ...] | None) -> tuple[tuple[Message, ...], str]:
+def _turn(turn: Mapping[str, Any], name: str) -> Message:
+    """A message with the other keys that it holds; parts of text are joined, and a tool call needs no content."""
+    more = {key: value for key in MORE if (value := _without_nulls(turn.get(key))) not in (None, "", [], {})}
+    content = turn.get("content")
+    if content is None and "tool_calls" in more:
+        content = ""
+    if isinstance(content, list):
+        content = _joined_parts(content, name)
+    return Message(turn["role"], text(content, f"a content in {name}"), _as_json(more) if more else "")
+
+
+def _joined_parts(parts: list[Any], name: str) -> str:
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            raise BadRow("content_not_text", f"a content in {name} has a part of type {kind!r:.40}; only text is read")
+    return "\n".join(text(part.get("text"), f"a part of a content in {name}") for part in parts)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A nested value without the keys that are null, which columnar files add where other rows have them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def tools_of(values: Mapping[str, Any]) -> str:
+    """The row's `tools`, a list of objects or its JSON text, as JSON; "" where it has none."""
+    tools = values.get("tools")
+    if tools in (None, "", [], {}):
+        return ""
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+    except (TypeError, ValueError, RecursionError):
+        raise BadRow("tools", f"tools is {tools!r:.40}, not a list of tools") from None
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadRow("tools", f"tools is {tools!r:.40}, not a list of tools")
+    return _as_json(_without_nulls(tools))
+
+
+def split(value: Any, name: str, given: tuple[Message, ...] | None) -> tuple[tuple[Message, ...], Message]:
     """Splits a value into prompt and response; it is a response, [response] or a conversation that ends with one.
 
     `given` is the row's prompt column, None without one. For a conversation it must be the conversation's own prompt or one
@@ -77,7 +126,7 @@ def split(value: Any, name: str, given: tuple[Message, ...] | None) -> tuple[tup
         turns = messages(value, name)
     if not turns or turns[-1].role != "assistant":
         raise BadRow("roles", f"{name} must end with an assistant turn")
-    prompt, response = turns[:-1] or given, turns[-1].content
+    prompt, response = turns[:-1] or given, turns[-1]
     if not prompt:
         raise BadRow("empty_prompt", f"there is no prompt before the response in {name}")
     if given is not None and given != prompt and not _is_user_turn_of(given, prompt):
@@ -107,13 +156,19 @@ def transcript(value: str) -> tuple[Message, ...]:
 
 
 def check_turns(prompt: tuple[Message, ...]) -> None:
-    """Raises BadRow unless user and assistant alternate after an optional system turn, and a user turn with text is last."""
+    """Raises BadRow unless user and assistant alternate after an optional system turn, and a user turn with text is last.
+
+    Between an assistant turn and the next user turn there may be tool turns, each answered by the assistant; the prompt may
+    end with one.
+    """
     turns = prompt[1:] if prompt[0].role == "system" else prompt
+    expected = "user"
     for index, turn in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if turn.role != expected:
+        of_a_tool = turn.role == "tool" and index > 0 and turns[index - 1].role in ("assistant", "tool")
+        if turn.role != expected and not of_a_tool:
             raise BadRow("roles", f"turn {index + 1} of the prompt is of role {turn.role}, must be of role {expected}")
-    if len(turns) % 2 == 0:
+        expected = "user" if turn.role == "assistant" else "assistant"
+    if expected == "user":
         raise BadRow("roles", "the prompt does not end with a user turn")
     if not turns[-1].content.strip():
-        raise BadRow("empty_prompt", "the last user turn of the prompt is empty")
+        raise BadRow("empty_prompt", f"the last {turns[-1].role} turn of the prompt is empty")

@@ -1,5 +1,6 @@
 """`rapo relabel`: goal-conditioned data as a file that people can read and TRL trains on, with a report and a figure."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from rapo_jax.data.report import report_of
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.errors import UserError
+from rapo_jax.messages import Message
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ def as_rows(relabelled: Relabelled, config: Config, *, goal_prompt: GoalPrompt) 
     """The rows that one preference becomes: one, or with labels one for each response."""
     preference, record = relabelled.preference, relabelled.record
     prompt = goal_prompt.write(record.prompt, preference.goal, source=record.source)
-    head = {"prompt": [vars(message) for message in prompt]}
+    head = {"prompt": [message.as_dict() for message in prompt]}
     tail = {"goal": preference.goal, "goal_of": preference.goal_of, "source_row": record.row}
+    tail |= {"tools": json.loads(record.tools)} if record.tools else {}
     tail |= {"source": record.source} if record.source else {}
     tail |= {"weight": relabelled.weight} if relabelled.weight != 1 else {}
     return [head | body | tail for body in _bodies(relabelled, responses_wanted(config))]
@@ -100,7 +103,8 @@ def as_rows(relabelled: Relabelled, config: Config, *, goal_prompt: GoalPrompt) 
 def _bodies(relabelled: Relabelled, want: str) -> list[dict[str, Any]]:
     scored = relabelled.record.rewards is not None
     rewards = [reward if scored else None for reward in relabelled.rewards]
-    answers = [[{"role": "assistant", "content": response}] for response in relabelled.responses]
+    more = relabelled.more or ("",) * len(relabelled.responses)
+    answers = [[Message("assistant", *each).as_dict()] for each in zip(relabelled.responses, more, strict=True)]
     if want in ("all", "any"):
         return [{"responses": list(relabelled.responses), "rewards": rewards if scored else None}]
     if want == "labelled":

@@ -86,6 +86,8 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
             column = note.removeprefix(UNREAD)
             knob = f"; {key}={column} reads it" if (key := CONTEXT[column]) else ""
             yield f"{number:,} rows hold {column!r}, which is not read{knob}"
+    for key, number in report["cut"]["not_written"].items():
+        yield f"{number:,} rows hold {key!r}, which the chat template does not write"
     outside = report["goals"]["outside_scale"]
     if outside:
         yield f"{outside:,} goals are not from {relabel.goal_min:g} to {relabel.goal_max:g}; relabel.scale.fit maps scores"

@@ -44,10 +44,18 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
     tokenizer = open_tokenizer(tokenizer_of, chat_template=data.chat_template).tokenizer
 
     def encode(items: list[Item], *, progress: bool = False) -> list[Encoded | None]:
-        limits = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
-        return encode_all(tokenizer, items, placement="user", progress=progress, **limits)[0]
+        return encode_all(
+            tokenizer,
+            items,
+            placement="user",
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            progress=progress,
+        )[0]
 
-    items = [Item(record.row, record.prompt, None, record.responses) for record in records]
+    items = [
+        Item(record.row, record.prompt, None, record.responses, record.more or (), record.tools) for record in records
+    ]
     encoded = encode(items, progress=is_first())
     encoded = [one_by_one(item, encode) if each is None else each for item, each in zip(items, encoded, strict=True)]
     unfit = [record.row for record, each in zip(records, encoded, strict=True) if each is None]
@@ -72,12 +80,19 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
     ]
 
 
+def alone_with(item: Item, index: int) -> Item:
+    """The row with one of its responses."""
+    return item._replace(responses=item.responses[index : index + 1], more=item.more[index : index + 1])
+
+
 def one_by_one(item: Item, encode: Encode) -> Encoded | None:
     """A row with each response encoded alone, for rows that are dropped because two responses have the same tokens.
 
     None if the prompt does not fit, or is truncated differently for different responses.
     """
-    alone = [each for each in encode([item._replace(responses=(text,)) for text in item.responses]) if each is not None]
+    alone = [
+        each for each in encode([alone_with(item, index) for index in range(len(item.responses))]) if each is not None
+    ]
     if len(alone) < len(item.responses) or any(not np.array_equal(each.prompt, alone[0].prompt) for each in alone):
         return None
     responses = tuple(each.responses[0] for each in alone)

@@ -1,6 +1,7 @@
 """Truncation: the goal, the end of the instruction and every response survive; what was cut is counted."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -62,6 +63,7 @@ def test_what_fits_is_left_alone_even_with_a_prompt_over_its_limit(tokenizer):
         "boundary_retokenized": 0,
         "dropped": {},
         "ends_removed": 0,
+        "not_written": {},
     }
 
 
@@ -266,6 +268,56 @@ def test_ends_of_turns_that_the_data_holds_already_are_written_once_and_counted(
     encoded, report = encode_one(tokenizer, prompt, ("AB" + end, "C\n"), max_length=90, max_prompt_length=60)
     assert texts(tokenizer, encoded) == ("<bos><u>Hi<e><a>Hello<e><u>More<e><a>", ["AB<e>", "C\n<e>"])
     assert report.ends_removed == 2
+
+
+# What a turn holds besides its text.
+
+TOOLS = (
+    "{% for tool in tools or [] %}{{ '{' + tool.name + '}' }}{% endfor %}{% for m in messages %}{{ '<' + m.role[0] + '>' }}"
+    "{% if m.reasoning_content %}{{ '(' + m.reasoning_content + ')' }}{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ '=' + call.function.name }}{% endfor %}{{ '<e>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<a>' }}{% endif %}"
+)
+CALL = json.dumps({"tool_calls": [{"function": {"name": "add"}}], "name": "Ann"})
+WITH_A_TOOL = (*HI, Message("assistant", "", CALL), Message("tool", "4"))
+REASONS = json.dumps({"reasoning_content": "2+2"})
+
+
+def test_tools_tool_calls_and_reasoning_reach_a_template_that_writes_them(with_template):
+    """When this fails, a model is trained on answers to tools whose calls it never sees."""
+    tokenizer = with_template(TOOLS)
+    item = Item(3, WITH_A_TOOL, None, ("Four", "Five"), (REASONS, ""), json.dumps([{"name": "add"}]))
+    encoded, report = encode_all(tokenizer, [item, item], placement="user", max_length=90, max_prompt_length=60)
+    assert texts(tokenizer, encoded[0]) == ("{add}<u>Hi<e><a>=add<e><t>4<e><a>", ["(2+2)Four<e>", "Five<e>"])
+    assert report.not_written == {"name": 1}  # of one row, twice
+
+
+def test_a_template_that_leaves_out_tool_calls_is_refused_and_what_else_it_leaves_out_is_counted(with_template):
+    """When this fails, keys inside messages are dropped without a word."""
+    tokenizer = with_template(TOOLS.replace("m.tool_calls or ", "").replace("m.reasoning_content", "false"))
+    with pytest.raises(UserError, match=r"of 1 rows .* row 3: it leaves out tool_calls"):
+        encode_one_item(tokenizer, Item(3, WITH_A_TOOL, None, ("Four",)))
+    prompt = (Message("user", "Hi", json.dumps({"name": "Ann"})),)
+    encoded, report = encode_one_item(
+        tokenizer, Item(3, prompt, None, ("Four",), (REASONS,), json.dumps([{"name": "b"}]))
+    )
+    assert texts(tokenizer, encoded) == ("{b}<u>Hi<e><a>", ["Four<e>"])
+    assert report.not_written == {"name": 1, "reasoning_content": 1}
+
+
+def encode_one_item(tokenizer, item):
+    (encoded,), report = encode_all(tokenizer, [item], placement="user", max_length=90, max_prompt_length=60)
+    return encoded, report
+
+
+def test_an_exchange_with_tools_is_cut_as_a_whole(with_template):
+    tokenizer = with_template(TOOLS)
+    prompt = (*WITH_A_TOOL, Message("assistant", "A" * 20), Message("user", "More"))
+    (encoded,), _ = encode_all(
+        tokenizer, [Item(1, prompt, GOAL, ("AB",))], placement="user", max_length=30, max_prompt_length=25
+    )
+    assert texts(tokenizer, encoded)[0] == "<u>Score: 9.\n\nMore<e><a>"
+    assert encoded.turns_cut == 4
 
 
 def test_a_prompt_limit_that_leaves_no_room_for_a_response_is_refused(tokenizer):

@@ -201,7 +201,10 @@ def test_data_without_scores_is_refused_with_both_remedies(world, place, refused
         ({"chosen": " \n"}, "the response in chosen is empty"),
         ({"rejected": None}, "rejected is missing"),
         ({"prompt": TURNS}, "turn 2 of the prompt is of role user, must be of role assistant"),
-        ({"prompt": [{"role": "tool", "content": "x"}]}, "prompt has the role 'tool'; known: system, user, assistant"),
+        (
+            {"prompt": [{"role": "bot", "content": "x"}]},
+            "prompt has the role 'bot'; known: system, user, assistant, tool",
+        ),
     ],
 )
 def test_a_bad_row_is_named_with_its_line_and_what_a_row_needs(world, place, refused, change, fact):

@@ -201,7 +201,7 @@ def test_missing_texts_are_refused_with_the_existing_columns_and_the_setting(wri
         (
             {"prompt": [{"role": "bot", "content": "Hi"}]},
             "roles",
-            "prompt has the role 'bot'; known: system, user, assistant",
+            "prompt has the role 'bot'; known: system, user, assistant, tool",
         ),
         ({"prompt": turns("Hi", "Hello")}, "roles", "the prompt does not end with a user turn"),
         (

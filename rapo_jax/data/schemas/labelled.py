@@ -5,7 +5,7 @@ from typing import Any
 
 from rapo_jax.config.tree import Columns
 from rapo_jax.data.schemas.pairs import SINGLE_SCORES
-from rapo_jax.data.schemas.responses import attributes_column, prompt_and_response, prompt_column
+from rapo_jax.data.schemas.responses import attributes_column, more_of, prompt_and_response, prompt_column
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import BadRow, check_turns, finite_score, present
 from rapo_jax.errors import UserError
@@ -23,7 +23,9 @@ def read_labelled(values: Mapping[str, Any], columns: Columns, _: ReadOptions) -
         raise BadRow("label", f"{columns.label} is {values[columns.label]!r:.40}, neither true nor false")
     rewards = (finite_score(values.get(columns.rewards), columns.rewards),) if columns.rewards else None
     attributes = attributes_column(values, columns.attributes, 1)
-    return Parsed(Record(0, prompt, (response,), rewards, attributes, labels=(label,)))
+    return Parsed(
+        Record(0, prompt, (response.content,), rewards, attributes, labels=(label,), more=more_of([response]))
+    )
 
 
 def as_label(value: Any) -> bool | None:

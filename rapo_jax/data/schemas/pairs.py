@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapo_jax.config.tree import Columns
-from rapo_jax.data.schemas.responses import attributes_column, prompt_and_response, prompt_column
+from rapo_jax.data.schemas.responses import attributes_column, more_of, prompt_and_response, prompt_column
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import BadRow, check_turns, finite_score, is_transcript, present
 from rapo_jax.errors import UserError
@@ -30,14 +30,16 @@ def read_pair(values: Mapping[str, Any], columns: Columns, _: ReadOptions) -> Pa
     given = prompt_column(values, columns.prompt)
     names = [name for name in (columns.chosen, columns.rejected) if name]
     found = [prompt_and_response(present(values, name), name, given) for name in names]
-    prompts, responses = [prompt for prompt, _ in found], tuple(response for _, response in found)
+    prompts, responses = [prompt for prompt, _ in found], [response for _, response in found]
     if len(set(prompts)) > 1:
         raise BadRow("prompt_mismatch", f"the turns before the last one differ between {' and '.join(names)}")
     check_turns(prompts[0])
     scores = [name for name in (columns.score_chosen, columns.score_rejected) if name]
     rewards = tuple(finite_score(values.get(name), name) for name in scores) or None
     attributes = attributes_column(values, columns.attributes, len(responses))
-    return Parsed(Record(row=0, prompt=prompts[0], responses=responses, rewards=rewards, attributes=attributes))
+    texts = tuple(response.content for response in responses)
+    more = more_of(responses)
+    return Parsed(Record(row=0, prompt=prompts[0], responses=texts, rewards=rewards, attributes=attributes, more=more))
 
 
 def wants_single(first: FirstRow) -> bool:

@@ -24,12 +24,22 @@ def prompt_column(values: Mapping[str, Any], name: str) -> Turns | None:
     return messages(present(values, name), name) if name else None
 
 
-def prompt_and_response(value: Any, name: str, given: Turns | None) -> tuple[Turns, str]:
+def prompt_and_response(value: Any, name: str, given: Turns | None) -> tuple[Turns, Message]:
     """The prompt and the response of a value; see `split`. An empty response is refused."""
     prompt, response = split(value, name, given)
-    if not response.strip():
+    if not response.content.strip() and "tool_calls" in response.others():
+        raise BadRow(
+            "response_is_a_tool_call", f"the response in {name} is a tool call without a text, which is not trained"
+        )
+    if not response.content.strip():
         raise BadRow("empty_response", f"the response in {name} is empty")
     return prompt, response
+
+
+def more_of(responses: Iterable[Message]) -> tuple[str, ...] | None:
+    """What the responses hold besides their texts; None where none holds anything."""
+    more = tuple(response.more for response in responses)
+    return more if any(more) else None
 
 
 def mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -67,7 +77,7 @@ def several(given: Turns | None, candidates: Iterable[Candidate]) -> Parsed:
         prompts.add(prompt)
         if response in kept:
             notes.append("repeated_response_left_out")
-        kept.setdefault(response, candidate)
+        kept.setdefault(response, candidate)  # two that differ in their reasoning alone are two responses
     if len(prompts) > 1:
         raise BadRow("prompt_mismatch", "the turns before the last one differ between its responses")
     if not kept:
@@ -79,7 +89,8 @@ def several(given: Turns | None, candidates: Iterable[Candidate]) -> Parsed:
     record = Record(
         row=0,
         prompt=prompt,
-        responses=tuple(kept),
+        responses=tuple(response.content for response in kept),
+        more=more_of(kept),
         rewards=None if None in rewards else rewards,
         attributes=None if None in attributes else attributes,
         ranked=False,

@@ -1,0 +1,92 @@
+"""Keys inside messages: tool calls, reasoning, names and parts of a content are kept for the chat template, or refused."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rapo_jax.errors import UserError
+from rapo_jax.messages import Message
+from tests.data.reading import read_file
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+TOOL = {"type": "function", "function": {"name": "add", "description": "Adds."}}
+PROMPT = [
+    {"role": "user", "content": "2 + 2?", "name": "Ann"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "4", "tool_call_id": "1"},
+]
+ROW = {
+    "prompt": PROMPT,
+    "chosen": [{"role": "assistant", "content": "Four", "reasoning_content": "The tool says 4."}],
+    "rejected": [{"role": "assistant", "content": "Five"}],
+    "tools": [TOOL],
+}
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def check(record):
+    assert record.prompt == (
+        Message("user", "2 + 2?", json.dumps({"name": "Ann"})),
+        Message("assistant", "", json.dumps({"tool_calls": [CALL]})),
+        Message("tool", "4", json.dumps({"tool_call_id": "1"})),
+    )
+    assert record.responses == ("Four", "Five")
+    assert record.more == (json.dumps({"reasoning_content": "The tool says 4."}), "")
+    assert record.tools == json.dumps([TOOL])
+
+
+def test_tool_calls_reasoning_names_and_tools_are_kept(tmp_path):
+    """When this fails, a conversation with tools is read as one without, in silence."""
+    found = read_file(write(tmp_path / "rows.jsonl", ROW, ROW | {"tools": json.dumps([TOOL])}))
+    for record in found.records:
+        check(record)
+    assert found.notes == {}
+
+
+def test_nulls_that_a_columnar_file_adds_are_no_keys(tmp_path):
+    """When this fails, every message of a parquet file has tool_calls, because one of them has."""
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW]), tmp_path / "rows.parquet")
+    (record,) = read_file(str(tmp_path / "rows.parquet")).records
+    check(record)
+
+
+def test_responses_that_differ_in_their_reasoning_alone_are_two(tmp_path):
+    again = ROW | {"rejected": [{"role": "assistant", "content": "Four", "reasoning_content": "A guess."}]}
+    (record,) = read_file(write(tmp_path / "rows.jsonl", again)).records
+    assert record.responses == ("Four", "Four")
+
+
+def test_parts_of_text_are_one_text(tmp_path):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]}]
+    (record,) = read_file(write(tmp_path / "rows.jsonl", ROW | {"prompt": parts})).records
+    assert record.prompt == (Message("user", "Hi\nthere"),)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+            "has a part of type 'image'; only text is read",
+        ),
+        (
+            {"chosen": [{"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+            "the response in chosen is a tool call without a text, which is not trained",
+        ),
+        ({"prompt": [{"role": "user", "content": None}]}, "a content in prompt is None, not a string"),
+        ({"prompt": [PROMPT[0], PROMPT[2]]}, "turn 2 of the prompt is of role tool, must be of role assistant"),
+        ({"prompt": PROMPT[:2]}, "the prompt does not end with a user turn"),
+        ({"tools": 7}, "tools is 7, not a list of tools"),
+        ({"tools": "add"}, "tools is 'add', not a list of tools"),
+        ({"tools": [7]}, r"tools is \[7\], not a list of tools"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_with_its_place(tmp_path, change, message):
+    with pytest.raises(UserError, match=rf"line 1: .*{message}"):
+        read_file(write(tmp_path / "rows.jsonl", ROW | change))
