@@ -1,6 +1,6 @@
-"""The batch plan: which groups make up which optimizer step, and how they are packed into rows.
+"""The batch plan: how the groups of every optimizer step are packed into rows. steps.py says which groups those are.
 
-It is a function of token lengths and the seed alone. Every host derives the same plan, the position in the data is one
+It is a function of the steps and of token lengths alone. Every host derives the same plan, the position in the data is one
 integer (the step), and all steps have one shape, so that nothing recompiles.
 
     step 0 takes groups 5 0 3 2 of the shuffled groups; with rows of 10 tokens and sizes 6 3 4 5 they fit two rows:
@@ -23,7 +23,6 @@ StepRows = list[list[int]]  # group indices of one step, row by row
 
 ROW_MULTIPLE = 128  # row lengths are multiples of the tile width of accelerators
 MICROBATCH_TOKENS = 4096  # most tokens of an automatic microbatch on each row shard, unless a group is longer
-BALANCED_STEPS = 16  # consecutive steps among which long and short groups are spread evenly
 NUM_SAMPLED_STEPS = 16  # steps on which row lengths are compared
 WORTH = 0.01  # additional padding, as a share, that a larger microbatch may cost
 
@@ -84,48 +83,6 @@ class BatchPlan:
         """Share of the computed row positions that hold a token."""
         B, T = self.shape.B, self.shape.T
         return self.real_tokens / sum(-(-len(rows) // B) * B * T for rows in self.steps)
-
-
-def shuffled_steps(
-    sizes: Int[np.ndarray, "G"], *, batch_size: int, num_steps: int, seed: int
-) -> list[Int[np.ndarray, "batch"]]:
-    """The groups of each step: consecutive slices of `batch_size` from a stream of epochs, each freshly shuffled.
-
-    A step may span two epochs, so that every step has exactly `batch_size` groups and no group is skipped within a run.
-    Up to BALANCED_STEPS consecutive steps within an epoch then exchange groups until all have about the same number of
-    tokens, so that they need about the same number of microbatches and little padding.
-    """
-    num_groups = len(sizes)
-    num_epochs = -(-num_steps * batch_size // num_groups)
-    orders = [np.random.default_rng([seed, epoch]).permutation(num_groups) for epoch in range(num_epochs + 1)]
-    stream = np.concatenate(orders)
-    steps = stream[: len(stream) // batch_size * batch_size].reshape(-1, batch_size)
-    for epoch in range(num_epochs):
-        first, end = -(-epoch * num_groups // batch_size), (epoch + 1) * num_groups // batch_size  # wholly within it
-        for start in range(first, end, BALANCED_STEPS):
-            window = slice(start, min(start + BALANCED_STEPS, end))
-            steps[window] = deal(steps[window], sizes)
-    return list(steps[:num_steps])
-
-
-def deal(steps: Int[np.ndarray, "n batch"], sizes: Int[np.ndarray, "G"]) -> Int[np.ndarray, "n batch"]:
-    """The groups of `steps` reassigned to steps whose total sizes are nearly equal.
-
-    Each round deals the next largest groups, one to each step, the largest of them to the step with the least so far.
-    """
-    members, (num_steps, batch_size) = steps.reshape(-1), steps.shape
-    rounds = members[np.argsort(-sizes[members], kind="stable")].reshape(batch_size, num_steps)
-    dealt, totals = np.empty_like(rounds), np.zeros(num_steps, np.int64)
-    for n, largest_first in enumerate(rounds):
-        poorest_first = np.argsort(totals, kind="stable")
-        dealt[n, poorest_first] = largest_first
-        totals[poorest_first] += sizes[largest_first]
-    return dealt.T
-
-
-def sequential_steps(num_groups: int, *, batch_size: int) -> list[Int[np.ndarray, "_"]]:
-    """Every group once, in order; the last step may be short. For evaluation."""
-    return [np.arange(start, min(start + batch_size, num_groups)) for start in range(0, num_groups, batch_size)]
 
 
 def pack(sizes: Sequence[int], *, capacity: int) -> StepRows:

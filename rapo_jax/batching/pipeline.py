@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.batch import Batch
-from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise, sequential_steps, shuffled_steps
+from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise
 from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
+from rapo_jax.batching.steps import find_twins, sequential_steps, shuffled_steps
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config
@@ -152,7 +153,8 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
             f"(train.num_epochs={config.train.num_epochs:g}); lower train.batch_size or use more data."
         )
     sizes = np.array([group.num_tokens for group in groups])
-    steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed)
+    twins = find_twins(groups) if config.rows.twins == "together" else None
+    steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed, twins=twins)
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
 
 

@@ -21,6 +21,7 @@ def validate(config: Config) -> Config:
     check_relabel(config.relabel)
     check_scale(config.relabel.scale)
     check_lora(config.lora)
+    check_twins(config)
     return config
 
 
@@ -169,3 +170,21 @@ def check_lora(lora: LoraOptions) -> None:
             )
     if not lora.targets or len(set(lora.targets)) < len(lora.targets):
         raise UserError(f"lora.targets=[{', '.join(lora.targets)}] must name at least one matrix, and each once.")
+
+
+def check_twins(config: Config) -> None:
+    """Raises UserError where no pair has two goals, or where a step cannot be filled with both of each."""
+    relabel, batch_size = config.relabel, config.train.batch_size
+    if config.rows.twins == "apart":
+        return
+    if len(relabel.goals) < 2 or relabel.goal_kind == "directions":
+        why = (
+            f"relabel.goals=[{', '.join(relabel.goals)}]" if len(relabel.goals) < 2 else "relabel.goal_kind=directions"
+        )
+        raise UserError(
+            f"rows.twins=together puts both goals of a pair into one step, but with {why} a pair has one; remove it."
+        )
+    if batch_size % 2:
+        raise UserError(
+            f"rows.twins=together fills a step two by two, but train.batch_size={batch_size} is odd; make it even."
+        )

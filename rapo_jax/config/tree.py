@@ -299,6 +299,11 @@ class Rows:
         affects="nothing",
         allowed=POSITIVE,
     )
+    twins: Literal["apart", "together"] = key(
+        "apart",
+        "together: both goals of a pair in one step; apart: shuffled like any others, as in the paper",
+        affects="order",
+    )
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE
 from rapo_jax.batching import pipeline
-from rapo_jax.batching.batch_plan import Group, make_plan, materialise, shuffled_steps
+from rapo_jax.batching.batch_plan import Group, make_plan, materialise
+from rapo_jax.batching.steps import NO_TWIN, find_twins, shuffled_steps
 from tests import tiny
 
 GROUPS = tiny.random_groups(60)
@@ -110,3 +112,40 @@ def test_a_longer_run_begins_with_the_steps_of_a_shorter_one():
     """When this fails, a run with more epochs cannot be compared with one of fewer."""
     short, long = (shuffled_steps(LENGTHS, batch_size=64, num_steps=n, seed=3) for n in (40, 150))
     np.testing.assert_array_equal(short, long[:40])
+
+
+def pairs_under_two_goals(num_pairs, *, alone):
+    """Groups of `num_pairs` pairs under both goals each, and of `alone` more pairs whose other goal was dropped."""
+    rng = np.random.default_rng(1)
+    sides = [(row, side) for row in range(num_pairs) for side in (CHOSEN_SIDE, REJECTED_SIDE)]
+    sides += [(num_pairs + n, CHOSEN_SIDE) for n in range(alone)]
+    responses = [np.zeros(size, np.int32) for size in rng.integers(5, 200, len(sides))]
+    return [
+        Group(np.zeros(9, np.int32), (response, response), (5.0, 1.0), side, row)
+        for (row, side), response in zip(sides, responses, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("alone", [0, 1, 2, 5])
+def test_twins_share_a_step_and_every_epoch_has_every_group_once(alone):
+    """When this fails, rows.twins=together separates the goals of a pair, or trains on some groups twice."""
+    groups = pairs_under_two_goals(150, alone=alone)
+    sizes, twins = np.array([group.num_tokens for group in groups]), find_twins(groups)
+    assert (twins == NO_TWIN).sum() == alone
+    num_steps = 3 * len(groups) // 8
+    steps = shuffled_steps(sizes, batch_size=8, num_steps=num_steps, seed=5, twins=twins)
+    for step in steps:
+        members = step.tolist()
+        assert all(members.count(twins[member]) == members.count(member) for member in members if twins[member] >= 0)
+    assert set(np.bincount(np.concatenate(steps), minlength=len(groups))) <= {2, 3}, (
+        "three epochs, less an incomplete step"
+    )
+
+
+def test_twins_together_keep_neighbouring_steps_of_equal_size():
+    """When this fails, putting twins together costs padding."""
+    groups = pairs_under_two_goals(2000, alone=0)
+    sizes, twins = np.array([group.num_tokens for group in groups]), find_twins(groups)
+    together = shuffled_steps(sizes, batch_size=128, num_steps=31, seed=0, twins=twins)
+    totals = np.array([sizes[step].sum() for step in together])
+    assert np.ptp(totals[:16]) < 0.02 * totals.mean()

@@ -6,8 +6,9 @@ import numpy as np
 from jax import Array
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE, Batch, Shape
-from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise, shuffled_steps
+from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise
 from rapo_jax.batching.groups import what_is_scored
+from rapo_jax.batching.steps import shuffled_steps
 from rapo_jax.config.tree import Config
 from tests.tiny.parameters import V
 

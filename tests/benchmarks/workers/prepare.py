@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.batching import pipeline
-from rapo_jax.batching.batch_plan import Group, shuffled_steps
+from rapo_jax.batching.batch_plan import Group
+from rapo_jax.batching.steps import shuffled_steps
 from rapo_jax.config.files import from_dict
 from rapo_jax.data.files import read_rows
 from rapo_jax.models.parameters import parameter_letters, shape_of
