@@ -27,8 +27,9 @@ from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards, to_devi
 from rapo_jax.passes.column import Column
 from rapo_jax.peers import at
 from rapo_jax.train.forward import Forward, forward_of
-from rapo_jax.train.journal import PRINT_EVERY, duration
+from rapo_jax.train.journal import PRINT_EVERY
 from rapo_jax.train.reference import frozen_copy
+from rapo_jax.train.screen import duration
 from rapo_jax.train.step import make_logps_step
 
 WRITE_EVERY = 10.0  # seconds of work that a kill can lose

@@ -15,6 +15,7 @@ from rapo_jax.borders import json_line, json_text, read_json_lines, write_json_l
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError, masked
+from rapo_jax.train.screen import Clock, Table, duration, table_of
 
 PRINT_EVERY = 2.0  # seconds between progress lines
 
@@ -25,8 +26,9 @@ class Journal:
     def __init__(self, run_dir: Path, config: Config, *, num_steps: int, first_step: int):
         self.enabled = jax.process_index() == 0
         self.num_steps, self.first_step = num_steps, first_step
-        self.unit, self.printed = config.objective.unit, time.monotonic()
-        self.timed_from: tuple[int, float] | None = None  # the first step that was reported, and when
+        self.config, self.printed = config, time.monotonic()
+        self.table: Table | None = None  # its columns are known with the first metrics
+        self.clock = Clock()
         if not self.enabled:
             return
         path = run_dir / "metrics.jsonl"
@@ -49,32 +51,33 @@ class Journal:
         if self.wandb:
             self.wandb.log(record, step=step)
 
-    def progress(self, step: int, metrics: dict[str, float]) -> None:
+    def progress(self, step: int, metrics: dict[str, float], *, pauses: float = 0.0) -> None:
         """Prints a line at most every two seconds, and always for the first and the last step.
 
-        The time left is estimated from the steps after the first report, which waits for the compiler.
+        `pauses` are the seconds that evaluations and saves are expected to take until the end.
         """
+        self.clock.saw(metrics["time/step_s"])
         now = time.monotonic()
-        first, since = self.timed_from = self.timed_from or (step, now)
         edge = step in (self.first_step + 1, self.num_steps)
         if not self.enabled or (now - self.printed < PRINT_EVERY and not edge):
             return
         self.printed = now
-        parts = [f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}", f"loss {metrics['loss']:.4f}"]
-        if "rewards/margins" in metrics:
-            parts += [f"margin {metrics['rewards/margins']:+.4f}", f"accuracy {metrics['rewards/accuracies']:.2f}"]
-        parts += [f"{metrics['pairs_per_s']:.1f} {self.unit}/s"]
-        if step > first:
-            parts += [f"{duration((now - since) / (step - first) * (self.num_steps - step))} left"]
-        self.say("  ".join(parts))
+        left = self.clock.left(self.num_steps - step, pauses)
+        rate = "-" if left is None and step < self.num_steps else f"{metrics['pairs_per_s']:.1f}"
+        end = f"{rate:>13}{'-' if left is None else duration(left):>11}"
+        self.say(self.with_header(metrics).row(step, metrics, end=end))
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Prints a line about an evaluation."""
-        parts = [f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}", f"eval loss {metrics['eval_loss']:.4f}"]
-        if "eval_rewards/margins" in metrics:
-            parts += [f"margin {metrics['eval_rewards/margins']:+.4f}"]
-            parts += [f"accuracy {metrics['eval_rewards/accuracies']:.2f}"]
-        self.say("  ".join(parts))
+        self.say(self.with_header(metrics).row(step, metrics, prefix="eval_", end="  held out"))
+
+    def with_header(self, metrics: dict[str, float]) -> Table:
+        """The table; prints its header before the first row."""
+        if self.table is None:
+            self.table = table_of(self.config, metrics, num_steps=self.num_steps)
+            for line in self.table.header():
+                self.say(line)
+        return self.table
 
     def say(self, text: str) -> None:
         if self.enabled:
@@ -114,12 +117,3 @@ def start_wandb(config: Config, run_dir: Path):
     return wandb.init(
         project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=shown, resume="allow"
     )
-
-
-def duration(seconds: float) -> str:
-    """45 s, 3 m 20 s, 2 h 05 m."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} m"
-    return f"{minutes} m {seconds:02d} s" if minutes else f"{seconds} s"

@@ -84,6 +84,8 @@ class Progress:
     clock: float = field(default_factory=time.monotonic)
     clock_step: int = 0
     waited_for_data: float = 0.0  # seconds since the clock was set
+    evaluation_seconds: float = 0.0  # of the last evaluation
+    save_seconds: float = 0.0  # of the last save, as far as the loop waits for it
     skipped: Skipped = NONE_SKIPPED
     written: dict[str, float] = field(default_factory=dict)  # the metrics that were written last
 
@@ -126,7 +128,9 @@ def run_loop(
                     refuse_no_update(progress.skipped, run.num_steps)
                 record = {"identity": run.identity, "config": as_dict(config), "skipped": progress.skipped}
                 at(f"the checkpoint of step {step}", "waits")
+                started = time.monotonic()
                 store.save(step, state, eval_loss=eval_loss, **record)
+                progress.save_seconds = time.monotonic() - started
             if stop and not last:
                 store.wait()
                 raise Interrupted(f"step {step} is saved")
@@ -137,6 +141,19 @@ def run_loop(
 
 def profile_of(run: Run, first: int) -> Profile:
     return Profile(Path(run.config.run_dir), run.config.train.profile_steps, first=first)
+
+
+def pauses_after(step: int, run: Run, progress: Progress) -> float:
+    """Seconds that evaluations and saves are expected to take until the end, as long as the last ones took."""
+    evaluations = times_due(run.config.train.eval_every, step, run.num_steps) if run.evaluations else 0
+    saves = times_due(run.config.train.save_every, step, run.num_steps)
+    return evaluations * progress.evaluation_seconds + saves * progress.save_seconds
+
+
+def times_due(every: int | None, step: int, num_steps: int) -> int:
+    """How often something is due after `step`; once more at the end, unless it is due there anyway."""
+    every = every or num_steps
+    return num_steps // every - step // every + (num_steps % every > 0) if step < num_steps else 0
 
 
 def due(step: int, every: int | None) -> bool:
@@ -163,7 +180,7 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
     progress.clock, progress.clock_step, progress.waited_for_data = now, step, 0.0
     progress.written = values | evaluation
     journal.write(step, progress.written)
-    journal.progress(step, values)
+    journal.progress(step, values, pauses=pauses_after(step, run, progress))
     if evaluation:
         journal.evaluation(step, evaluation)
 
@@ -242,5 +259,6 @@ def evaluate(run: Run, state: State, *, reference: dict, progress: Progress) -> 
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         assert total is not None, "evaluation sets have groups"
         metrics |= {f"{prefix}_{name}": float(value) for name, value in means_of(total).items()}
-    progress.clock += time.monotonic() - started
+    progress.evaluation_seconds = time.monotonic() - started
+    progress.clock += progress.evaluation_seconds
     return metrics

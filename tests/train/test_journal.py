@@ -1,5 +1,6 @@
 """What a run leaves behind: metrics by the names that users know, a report of the data, and no secrets."""
 
+import itertools
 import json
 import math
 from types import SimpleNamespace
@@ -8,7 +9,9 @@ import pytest
 
 from rapo_jax.config.files import from_dict, load_config
 from rapo_jax.config.tree import Config
-from rapo_jax.train.journal import Journal, cut_back, duration
+from rapo_jax.train.journal import Journal, cut_back
+from rapo_jax.train.loop import times_due
+from rapo_jax.train.screen import duration
 from tests.tiny import PAIRS, RUN, rapo, write_model, write_rows
 
 TOKEN = "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"
@@ -188,21 +191,52 @@ def test_a_side_without_groups_is_left_out_but_a_nan_loss_is_not(tmp_path):
     assert "NaN" not in text  # which is not JSON
 
 
+def screen_of(tmp_path, monkeypatch, capsys, config, metrics, *, seconds, evaluation=None):
+    """What a run of 10 steps prints for reports of steps 1, 2 and 7 whose steps took `seconds`."""
+    clock = itertools.count(step=60)
+    monkeypatch.setattr("rapo_jax.train.journal.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    journal = Journal(tmp_path, from_dict(config), num_steps=10, first_step=0)
+    for step, took in zip((1, 2, 7), seconds, strict=True):
+        journal.progress(step, metrics | {"pairs_per_s": 3.2, "time/step_s": took})
+    if evaluation:
+        journal.evaluation(7, evaluation)
+    journal.close()
+    return capsys.readouterr().out.splitlines()
+
+
 def test_the_time_left_leaves_out_the_compilation_and_the_rate_names_what_it_counts(tmp_path, monkeypatch, capsys):
     """When this fails, a run of two minutes announces a quarter of an hour at its first step, or counts responses as pairs."""
-    clock = iter([0.0, 60.0, 70.0, 120.0])  # made; steps 1 (after compiling), 2 and 7 reported
-    monkeypatch.setattr("rapo_jax.train.journal.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    journal = Journal(
-        tmp_path, from_dict({"objective": {"name": "sft"}, "relabel": {"goals": []}}), num_steps=10, first_step=0
-    )
-    for step in (1, 2, 7):
-        journal.progress(step, {"loss": 2.0, "pairs_per_s": 3.2})
-    journal.close()
-    assert capsys.readouterr().out.splitlines() == [
-        "step  1/10  loss 2.0000  3.2 responses/s",
-        "step  2/10  loss 2.0000  3.2 responses/s  1 m 20 s left",
-        "step  7/10  loss 2.0000  3.2 responses/s  30 s left",
+    config = {"objective": {"name": "sft"}, "relabel": {"goals": []}}
+    assert screen_of(tmp_path, monkeypatch, capsys, config, {"loss": 2.0}, seconds=(60, 10, 12)) == [
+        "     step     loss  responses/s       left",
+        "     1/10   2.0000            -          -",
+        "     2/10   2.0000          3.2   1 m 20 s",
+        "     7/10   2.0000          3.2       33 s",
     ]
+
+
+def test_margin_and_accuracy_are_shown_by_goal_side_within_80_columns(tmp_path, monkeypatch, capsys):
+    """When this fails, a run whose goals are learnt looks like one that fails: the mean over both sides hides them."""
+    names = [f"goal_{side}/rewards/{name}" for side in ("chosen", "rejected") for name in ("margins", "accuracies")]
+    metrics = dict(zip(names, (0.0123, 0.75, math.nan, math.nan), strict=True)) | {"loss": 0.6893, "rewards/margins": 0}
+    held_out = {f"eval_{name}": value for name, value in metrics.items()}
+    shown = screen_of(tmp_path, monkeypatch, capsys, {}, metrics, seconds=(9, 1, 1), evaluation=held_out)
+    assert shown == [
+        "     step     loss     margin for        accuracy for         pairs/s       left",
+        "                      chosen  rejected   chosen rejected",
+        "     1/10   0.6893   +0.0123         -     0.75        -            -          -",
+        "     2/10   0.6893   +0.0123         -     0.75        -          3.2        8 s",
+        "     7/10   0.6893   +0.0123         -     0.75        -          3.2        3 s",
+        "     7/10   0.6893   +0.0123         -     0.75        -  held out",
+    ]
+    assert max(map(len, shown)) <= 80
+
+
+def test_evaluations_and_saves_still_to_come_are_counted_once_at_the_end():
+    """When this fails, the time left of a run with slow evaluations is a fraction of what it takes."""
+    assert [times_due(10, step, 25) for step in (0, 9, 10, 19, 20, 24, 25)] == [3, 3, 2, 2, 1, 1, 0]
+    assert [times_due(10, step, 20) for step in (0, 10, 19, 20)] == [2, 1, 1, 0]
+    assert [times_due(None, step, 20) for step in (0, 19, 20)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
