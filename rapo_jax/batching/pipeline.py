@@ -23,7 +23,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.data.prepare import Prepared, prepare
 from rapo_jax.data.relabelled import relabel_records
-from rapo_jax.data.report import report_of
+from rapo_jax.data.report import Distributions, distributions_of, report_of
 from rapo_jax.data.scaling import Scales
 from rapo_jax.data.sources import counts_in_words
 from rapo_jax.errors import UserError
@@ -34,7 +34,8 @@ class Dataset:
     """Tokenized groups in source order, the data report, and fingerprints.
 
     `source_fingerprint` is a hash of texts and scores as read, `fingerprint` of everything the training step sees.
-    `scales` map rewards onto the goal scale; evaluation data use those of the training data.
+    `scales` map rewards onto the goal scale; evaluation data use those of the training data. `distributions` are what the
+    report's figure draws.
     """
 
     groups: list[Group]
@@ -42,6 +43,7 @@ class Dataset:
     source_fingerprint: str
     fingerprint: str
     scales: Scales = field(default_factory=Scales)
+    distributions: Distributions | None = None
 
 
 def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Prepared:
@@ -122,7 +124,8 @@ def tokenize_records(
         "tokens": token_statistics(groups),
         "cut": dataclasses.asdict(cuts),
     }
-    return Dataset(groups, report, prepared.fingerprint, fingerprint_of_groups(groups), prepared.scales)
+    drawn = distributions_of(prepared.records)
+    return Dataset(groups, report, prepared.fingerprint, fingerprint_of_groups(groups), prepared.scales, drawn)
 
 
 def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
@@ -146,7 +149,8 @@ def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
 def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> BatchPlan:
     """The optimizer steps of the whole run. Raises UserError when a batch would need more groups than there are."""
     batch_size, num_groups = config.train.batch_size, len(groups)
-    num_steps = config.train.max_steps or int(config.train.num_epochs * num_groups / batch_size)
+    length = config.train.num_epochs, config.train.max_steps
+    num_steps = number_of_steps(*length, batch_size=batch_size, num_groups=num_groups)
     if batch_size > num_groups or num_steps < 1:
         raise UserError(
             f"train.batch_size={batch_size} exceeds the {num_groups} pairs that the data gives after relabelling "
@@ -156,6 +160,11 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
     twins = find_twins(groups) if config.rows.twins == "together" else None
     steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed, twins=twins)
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+
+
+def number_of_steps(num_epochs: float, max_steps: int | None, *, batch_size: int, num_groups: int) -> int:
+    """The number of optimizer steps of a run, incomplete batches left out."""
+    return max_steps or int(num_epochs * num_groups / batch_size)
 
 
 def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> BatchPlan:

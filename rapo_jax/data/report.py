@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from rapo_jax.config.tree import Config
 from rapo_jax.data.prepare import Prepared
 from rapo_jax.data.relabelled import Relabelled, is_tie, num_limited
 from rapo_jax.messages import Record
-from rapo_jax.relabel import SIDES, mean_goal
+from rapo_jax.relabel import SIDES, Side, mean_goal
 
 
 def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: int, config: Config) -> dict[str, Any]:
@@ -47,7 +49,29 @@ def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: in
     return report | several | merged | ({"notes": prepared.notes} if prepared.notes else {})
 
 
-def by_side(records: Sequence[Record]) -> dict[str, list[float]]:
+@dataclass(frozen=True, eq=False)
+class Distributions:
+    """The numbers that the report's figure draws: scores and lengths (in characters) by side, and margins.
+
+    Sides that have none are left out. They are kept without the texts, which a run does not need once it is tokenized.
+    """
+
+    scores: dict[Side, Float[np.ndarray, "_"]]
+    margins: Float[np.ndarray, "_"]
+    lengths: dict[Side, Int[np.ndarray, "_"]]
+
+
+def distributions_of(records: Sequence[Record]) -> Distributions:
+    """Scores are those of the records: on the goal scale where relabel.scale maps them."""
+    lengths = ([len(r.responses[0]) for r in records], [len(one) for r in records for one in r.responses[1:]])
+    return Distributions(
+        scores={side: np.array(scores, float) for side, scores in by_side(records).items()},
+        margins=np.array(record_margins(records), float),
+        lengths={side: np.array(each) for side, each in zip(SIDES, lengths, strict=True) if each},
+    )
+
+
+def by_side(records: Sequence[Record]) -> dict[Side, list[float]]:
     """The scores of the chosen (first) responses and of the others; sides without scores are left out."""
     scored = [record.rewards for record in records if record.rewards is not None]
     sides = zip(SIDES, ([r[0] for r in scored], [one for r in scored for one in r[1:]]), strict=True)
@@ -70,8 +94,8 @@ def length_correlation(records: Sequence[Record]) -> float | None:
     return round(float(cast(Any, spearmanr(scores, lengths)).statistic), 4)
 
 
-def score_histogram(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    """Per side, the number of responses with a score in [n, n + 1), by n."""
+def score_histogram(records: Sequence[Record]) -> dict[Side, dict[str, int]]:
+    """Per side, the number of responses by their score, rounded to a whole number."""
     return {side: _whole_numbers(scores) for side, scores in by_side(records).items()}
 
 
@@ -85,4 +109,5 @@ def margin_histogram(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _whole_numbers(values: Sequence[float]) -> dict[str, int]:
-    return {str(n): k for n, k in sorted(Counter(int(np.floor(value)) for value in values).items())}
+    """The number of values by the whole number that they round to; halves round up, as bins of a figure would have it."""
+    return {str(n): k for n, k in sorted(Counter(int(np.floor(value + 0.5)) for value in values).items())}

@@ -1,50 +1,47 @@
 """The data report as one figure: scores, margins, response lengths, and what became of the rows."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax.data.report import by_side, record_margins
-from rapo_jax.messages import Record
+from rapo_jax.data.report import Distributions
 
 CHOSEN, REJECTED, QUIET, LOST = "#2a6f97", "#e07a5f", "#8d99ae", "#c9ada7"
 COLOUR = {"chosen": CHOSEN, "rejected": REJECTED}
 NUM_BINS = 30
 
 
-def draw_report(path: Path, records: Sequence[Record], report: dict[str, Any], *, title: str) -> None:
+def draw_report(path: Path, drawn: Distributions, report: dict[str, Any], *, title: str) -> None:
     """Saves the figure as PNG. Scores are on the goal scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     ((scores, spread), (lengths, fate)) = figure.subplots(2, 2)
     figure.suptitle(f"{title}: {report['rows_read']:,} rows, {sum(report['preferences'].values()):,} preferences")
-    draw_scores(scores, records)
-    draw_margins(spread, records)
-    draw_lengths(lengths, records, report["length_follows_score"])
+    draw_scores(scores, drawn)
+    draw_margins(spread, drawn)
+    draw_lengths(lengths, drawn, report["length_follows_score"])
     draw_fate(fate, report)
     for axes in (scores, spread, lengths, fate):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, format="png")
 
 
-def draw_scores(axes: Any, records: Sequence[Record]) -> None:
-    sides = by_side(records)
+def draw_scores(axes: Any, drawn: Distributions) -> None:
     axes.set(title="Scores", xlabel="score", ylabel="responses")
-    if not sides:
+    if not drawn.scores:
         return write_note(axes, "the rows have no scores")
-    sides = {side: drawable(values) for side, values in sides.items()}
+    sides = {side: drawable(values) for side, values in drawn.scores.items()}
     edges = bins(np.concatenate(list(sides.values())))
     for side, values in sides.items():
         axes.hist(values, bins=edges, alpha=0.6, color=COLOUR[side], label=f"{side}, mean {np.mean(values):.3g}")
     axes.legend(frameon=False)
 
 
-def draw_margins(axes: Any, records: Sequence[Record]) -> None:
-    found = drawable(record_margins(records))
+def draw_margins(axes: Any, drawn: Distributions) -> None:
+    found = drawable(drawn.margins)
     axes.set(title="Margins", xlabel="score of the chosen response less that of the last", ylabel="records")
     if not len(found):
         return write_note(axes, "no two scores to compare")
@@ -54,11 +51,9 @@ def draw_margins(axes: Any, records: Sequence[Record]) -> None:
     axes.set_title(f"Margins: mean {found.mean():.3g}, {ties:.1%} ties, {against:.1%} against the label")
 
 
-def draw_lengths(axes: Any, records: Sequence[Record], correlation: float | None) -> None:
+def draw_lengths(axes: Any, drawn: Distributions, correlation: float | None) -> None:
     """Lengths in characters, on a log axis: if chosen responses are usually longer, the model learns length."""
-    sides = {"chosen": [len(r.responses[0]) for r in records]}
-    sides |= {"rejected": [len(one) for r in records for one in r.responses[1:]]}
-    sides = {side: np.asarray(values) for side, values in sides.items() if values}
+    sides = drawn.lengths
     longest = max((values.max() for values in sides.values()), default=10)
     shortest = min((values.min() for values in sides.values()), default=1)
     edges = np.geomspace(shortest, max(longest, shortest + 9), NUM_BINS + 1)
@@ -73,12 +68,14 @@ def draw_lengths(axes: Any, records: Sequence[Record], correlation: float | None
 
 
 def draw_fate(axes: Any, report: dict[str, Any]) -> None:
-    """One bar for the records used and one per reason for dropping; together they are all records."""
+    """One bar for the records used, one for those held out and one per reason for dropping; together they are all."""
     lost = {reason.replace("_", " "): number for reason, number in report["rows_dropped"].items() if number}
-    dropped = report["ties"]["dropped"]
-    bars = {"records used": report["records"] - dropped} | ({"ties dropped": dropped} if dropped else {}) | lost
+    dropped, held_out = report["ties"]["dropped"], lost.pop("held out", 0)
+    bars = {"records used": report["records"] - dropped} | ({"held out": held_out} if held_out else {})
+    colours = [CHOSEN, *[QUIET] * (len(bars) - 1)]
+    bars |= ({"ties dropped": dropped} if dropped else {}) | lost
     names, numbers = list(bars), list(bars.values())
-    colours = [CHOSEN, *[LOST] * (len(bars) - 1)]
+    colours += [LOST] * (len(bars) - len(colours))
     drawn = axes.barh(range(len(bars)), numbers, color=colours)
     axes.bar_label(drawn, labels=[f"{number:,}" for number in numbers], padding=3)
     axes.set_yticks(range(len(bars)), names)
@@ -87,9 +84,9 @@ def draw_fate(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title="What became of them", xlabel="records")
 
 
-def drawable(values: Sequence[float]) -> Float[np.ndarray, "N"]:
+def drawable(values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     """Values clipped to +-1e100, so that axis ranges do not overflow."""
-    return np.clip(np.asarray(values, float), -1e100, 1e100)
+    return np.clip(values, -1e100, 1e100)
 
 
 def bins(values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "edges"]:

@@ -13,7 +13,7 @@ from rapo_jax.borders import whole_file, write_json, write_json_lines, write_tex
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.tree import Config
 from rapo_jax.data.relabelled import Relabelled, relabel_records
-from rapo_jax.data.report import report_of
+from rapo_jax.data.report import distributions_of, report_of
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.errors import UserError
@@ -73,7 +73,7 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
         write_json(whole(files.report), report)
         if report["scale"]:
             write_json(whole(files.scale), report["scale"])
-        draw_report(whole(files.figure), prepared.records, report, title=out.name)
+        draw_report(whole(files.figure), distributions_of(prepared.records), report, title=out.name)
     sides = Counter(one.preference.goal_of or "no goal" for one, _ in written)
     return {"rows": prepared.num_rows, "dropped": sum(prepared.dropped.values()), "ties": num_ties, **sides}
 

@@ -1,28 +1,38 @@
 """What a run reports before its first step, on the terminal and in run_dir."""
 
+import textwrap
 from collections.abc import Iterator
 from math import prod
 
 import jax
+import jax.numpy as jnp
 
 from rapo_jax import __version__
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan
-from rapo_jax.borders import write_json, write_text
+from rapo_jax.borders import whole_file, write_json, write_text
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
+from rapo_jax.config.tree import Config
+from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.scaling import SCALE_FILE
 from rapo_jax.data.sources import CONTEXT, UNREAD
 from rapo_jax.distributed import say
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config
 from rapo_jax.runs.setup import Setup
+from rapo_jax.runs.start import Start
+from rapo_jax.train.optim import learning_rate
+
+FIGURE = "data_report.png"
+WRAPPED = textwrap.TextWrapper(79, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+MUCH_CUT = 0.1  # the share of all tokens whose truncation deserves a note
 
 
 def write_records(
     setup: Setup, data: pipeline.Dataset, *, held_out: dict[str, pipeline.Dataset], plan: BatchPlan
 ) -> None:
-    """Writes config.yaml, data_report.json and, where scores were mapped, the map. On process 0 alone."""
+    """Writes config.yaml, data_report.json, its figure and, where scores were mapped, the map. On process 0 alone."""
     if jax.process_index() != 0:
         return
     report = {"train": data.report, "eval": held_out["eval"].report if held_out else None}
@@ -36,51 +46,74 @@ def write_records(
     write_json(setup.run_dir / "data_report.json", report)
     if data.scales.tree():
         write_json(setup.run_dir / SCALE_FILE, data.scales.tree())
+    figure = setup.run_dir / FIGURE
+    if data.distributions and not figure.exists():
+        with whole_file(figure) as path:
+            draw_report(path, data.distributions, data.report, title=setup.run_dir.name)
 
 
-def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, resuming_after: int | None) -> None:
-    """Prints one screen: machine, model, data, batch plan, loss; a line fits 80 columns unless a path is long."""
-    config, shape = setup.config, plan.shape
+def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, start: Start) -> None:
+    """Prints one screen of 80 columns: machine, model, data, batch plan, loss, and what deserves a look."""
+    config, shape, num_steps = setup.config, plan.shape, len(plan.steps)
     axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
     say(f"rapo_jax {__version__}, jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].device_kind} ({axes})")
-    say(f"  model  {config.model.path}:")
-    say(f"         {setup.spec.family}, {parameter_count(setup.spec):,} parameters, {config.model.dtype}")
+    tell("model", f"{config.model.path}:")
+    tell("", f"{setup.spec.family}, {parameter_count(setup.spec):,} parameters, {config.model.dtype}")
     if lora := setup.spec.lora:
-        say(f"  lora   rank {lora.rank} on {', '.join(lora.targets)}, scale {lora.scale:g}:")
-        say(f"         {trained_count(setup.spec):,} parameters trained")
+        tell("lora", f"rank {lora.rank} on {', '.join(lora.targets)}, scale {lora.scale:g}:")
+        tell("", f"{trained_count(setup.spec):,} parameters trained")
     announce_data(setup, data)
-    say(f"  plan   {len(plan.steps)} steps of {config.train.batch_size} {config.objective.unit};")
-    say(f"         {shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
-    resuming = f", resuming after step {resuming_after}" if resuming_after is not None else ""
-    say(f"  loss   {loss_in_words(config.objective)}; into {setup.run_dir}{resuming}")
-    if resuming_after is None or resuming_after < len(plan.steps):
+    tell("plan", f"{num_steps} steps of {config.train.batch_size} {config.objective.unit};")
+    tell("", f"{shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
+    after = start.resuming_after
+    resuming = f", resuming after step {after}" if after is not None else ""
+    tell("loss", f"{loss_in_words(config.objective)}; into {setup.run_dir}{resuming}")
+    notes = [*notes_on(setup, data), *notes_on_extension(config, start, num_steps)]
+    for note in notes:
+        tell("note", note)
+    if after is None or after < num_steps:
         say("compiling the step ...")
 
 
+def tell(label: str, text: str) -> None:
+    """Prints a labelled text, wrapped; a path is never broken."""
+    first, *others = WRAPPED.wrap(f"{'':<9}{text}")
+    say("\n".join([f"  {label:<7}{first[9:]}", *others]))
+
+
 def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
-    """Prints what became of the rows, and what of them deserves a look."""
-    report, relabel = data.report, setup.config.relabel
+    """Prints what became of the rows."""
+    report, relabel, unit = data.report, setup.config.relabel, setup.config.objective.unit
     reasons, ties = report["rows_dropped"], report["ties"]["dropped"]
     held_out = reasons.get("held_out", 0)
     dropped = sum(reasons.values()) - held_out + ties + sum(report["cut"]["dropped"].values())
-    cut = report["cut"]["prompt_tokens_cut"] + report["cut"]["response_tokens_cut"]
-    of_all = f" ({cut / (cut + sum(group.num_tokens for group in data.groups)):.0%} of all)" if cut else ""
-    goals = (
-        f"goals of {' and '.join(relabel.goals)} in the {setup.goal_prompt.placement} turn"
-        if relabel.goals
-        else "no goals"
-    )
+    placement = setup.goal_prompt.placement
+    goals = f"goals of {' and '.join(relabel.goals)} in the {placement} turn" if relabel.goals else "no goals"
     held = f", {held_out:,} held out" if held_out else ""
-    say(f"  data   {report['rows_read']:,} rows, {dropped:,} dropped ({ties:,} ties){held}")
-    say(f"         -> {report['groups']:,} {setup.config.objective.unit}, {cut:,} tokens cut{of_all};")
-    say(f"         {goals}")
-    for note in notes_on(setup, data):
-        say(f"  note   {note}")
+    cut, share = tokens_cut(data)
+    of_all = f" ({share:.0%} of all)" if cut else ""
+    tell("data", f"{report['rows_read']:,} rows, {dropped:,} dropped ({ties:,} ties){held}")
+    tell("", f"-> {report['groups']:,} {unit}, {cut:,} tokens cut{of_all};")
+    tell("", goals)
+
+
+def tokens_cut(data: pipeline.Dataset) -> tuple[int, float]:
+    """The number of tokens that truncation removed, and their share of all tokens."""
+    cut = data.report["cut"]["prompt_tokens_cut"] + data.report["cut"]["response_tokens_cut"]
+    return cut, cut / (cut + sum(group.num_tokens for group in data.groups))
 
 
 def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
-    """Sentences about columns that nobody reads, goals that no scale has, and rows longer than the model knows."""
-    report, relabel = data.report, setup.config.relabel
+    """Sentences about what is not read, much of it cut, goals off the scale, one-sided labels, and rows that are too long."""
+    report, relabel, config = data.report, setup.config.relabel, setup.config
+    _, share = tokens_cut(data)
+    if share >= MUCH_CUT:
+        yield (
+            f"{share:.0%} of all tokens are cut; data.max_length={config.data.max_length} and "
+            f"data.max_prompt_length={config.data.max_prompt_length} set how much is kept"
+        )
+    if config.objective.responses == "labelled":
+        yield from notes_on_labels(data)
     for note, number in report.get("notes", {}).items():
         if note.startswith(UNREAD):
             column = note.removeprefix(UNREAD)
@@ -95,6 +128,27 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     longest = max(len(group.prompt) + max(map(len, group.continuations)) for group in data.groups)
     if positions and longest > positions:
         yield f"a row has {longest:,} tokens, the model {positions:,} positions; see data.max_length"
+
+
+def notes_on_labels(data: pipeline.Dataset) -> Iterator[str]:
+    """A sentence where all responses have one label."""
+    desirable = sum(len(group.responses[0]) > 0 for group in data.groups)
+    undesirable = sum(len(group.responses[1]) > 0 for group in data.groups)
+    if not (desirable and undesirable):
+        label = "desirable" if desirable else "undesirable"
+        yield f"all {desirable + undesirable:,} responses are {label}; there are no margins and no accuracy to show"
+
+
+def notes_on_extension(config: Config, start: Start, num_steps: int) -> Iterator[str]:
+    """What a longer run does to the schedule of the run that it continues."""
+    before, after = start.planned, start.resuming_after
+    if before is None or after is None or num_steps <= before:
+        return
+    was, now = (float(learning_rate(config.optimizer, num_steps=n)(jnp.asarray(after))) for n in (before, num_steps))
+    yield (
+        f"extended from {before} to {num_steps} steps; the learning rate now follows the schedule of {num_steps} steps: "
+        f"{now:.3g} after step {after}, where it was {was:.3g}"
+    )
 
 
 def loss_in_words(objective: Objective) -> str:

@@ -19,9 +19,10 @@ from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.errors import UserError
 from rapo_jax.models.spec import identity_fields
-from rapo_jax.runs.settings import Change, changes, not_default, settings_of
+from rapo_jax.runs.settings import Change, changes, not_default, settings_of, value_of
 from rapo_jax.runs.setup import Setup
 
+LENGTH = ("train.num_epochs", "train.max_steps")  # what makes a run longer or shorter, and changes no step
 HASHES = ("model", "tokenizer", "data")
 # Prefixes of the settings that a reference cache belongs to: those that shape the tokens, and the arithmetic. Other
 # keys that affect tokens (columns, schemas, sources) are covered by the hash of the tokens.
@@ -94,16 +95,28 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def refuse_changes(record: dict[str, Any], step: int, identity: Identity, setup: Setup) -> None:
-    """Raises UserError naming everything that differs from what the checkpoint of this step was trained with."""
+def refuse_changes(record: dict[str, Any], step: int, identity: Identity, setup: Setup, *, num_groups: int) -> None:
+    """Raises UserError naming everything that differs from what the checkpoint of this step was trained with.
+
+    A run may become longer, not shorter.
+    """
     before = recorded(record)
     changed = changes(before.settings, identity.settings, given=before.given)
+    if steps_of(identity.settings, num_groups) >= steps_of(before.settings, num_groups):
+        changed = [change for change in changed if change.key not in LENGTH]
     said = in_words(before, identity, changed, origins(setup.config, "train"))
     if said:
+        shorter = " A run can become longer, not shorter." if any(change.key in LENGTH for change in changed) else ""
         raise UserError(
             f"{setup.run_dir} was trained up to step {step} with something else; changed: {'; '.join(said)}. "
-            f"Undo the change, or choose another run_dir. Nothing was overwritten."
+            f"Undo the change, or choose another run_dir.{shorter} Nothing was overwritten."
         )
+
+
+def steps_of(settings: dict[str, Any], num_groups: int) -> int:
+    """The number of steps that a run with these settings has on so many groups."""
+    epochs, steps, batch_size = (value_of(key, settings) for key in (*LENGTH, "train.batch_size"))
+    return pipeline.number_of_steps(epochs, steps, batch_size=batch_size, num_groups=num_groups)
 
 
 def reference_differences(record: dict[str, Any], identity: Identity, config: Config, part: Part) -> list[str]:

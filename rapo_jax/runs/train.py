@@ -17,7 +17,7 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
 from rapo_jax.borders import IN_USE, claimed
 from rapo_jax.chat.templates import padding_token
-from rapo_jax.checkpoint import NONE_SKIPPED, Skipped, Store
+from rapo_jax.checkpoint import Store
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import anywhere, is_first, say
 from rapo_jax.errors import UserError
@@ -25,15 +25,15 @@ from rapo_jax.opened import require_ids_fit
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
 from rapo_jax.runs.agreement import require_same_configuration, require_same_inputs, require_same_model
 from rapo_jax.runs.announce import announce, write_records
-from rapo_jax.runs.identity import Identity, identify, refuse_changes
+from rapo_jax.runs.identity import Identity, identify
 from rapo_jax.runs.references import cached_references
 from rapo_jax.runs.setup import Setup, read_held_out_data, read_training_data, set_up, starting_parameters
+from rapo_jax.runs.start import Start, starting_state
 from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.journal import Journal, last_record
 from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, run_loop
-from rapo_jax.train.optim import adamw
 from rapo_jax.train.reference import reference_is_resident, resident_reference
-from rapo_jax.train.state import State, abstract_state, first_state, trainable
+from rapo_jax.train.state import State, trainable
 from rapo_jax.train.step import make_evaluate_step, make_train_step
 
 
@@ -89,13 +89,15 @@ def train_or_resume(config: Config) -> Trained:
             reference = resident_reference(parameters, config, setup.spec, setup.mesh)
             first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
             del parameters  # restoring needs the memory
-            start = starting_state(setup, first, store=store, identity=identity)
-            state, resuming_after = start.state, start.resuming_after
+            start = starting_state(setup, first, store=store, identity=identity, num_groups=len(inputs.data.groups))
             write_records(setup, inputs.data, held_out=inputs.held_out, plan=inputs.plan)
-            announce(setup, inputs.data, plan=inputs.plan, resuming_after=resuming_after)
-            if resuming_after is not None and resuming_after >= inputs.num_steps:
-                say(f"nothing to do: {setup.run_dir} is complete at step {resuming_after}.")
-                return Trained(setup.run_dir, resuming_after, inputs.num_steps, state, last_record(setup.run_dir))
+            announce(setup, inputs.data, plan=inputs.plan, start=start)
+            if start.resuming_after is not None and start.resuming_after >= inputs.num_steps:
+                say(f"nothing to do: {setup.run_dir} is complete at step {start.resuming_after}.")
+                longer = f"train.max_steps={2 * inputs.num_steps}"
+                say(f"  next: rapo export {setup.run_dir} OUT_DIR, or a longer run, such as {longer}")
+                metrics = last_record(setup.run_dir)
+                return Trained(setup.run_dir, start.resuming_after, inputs.num_steps, start.state, metrics)
             finished = finish(run, start, reference=reference, store=store)
         finally:
             store.close()
@@ -153,33 +155,6 @@ def read_inputs(setup: Setup) -> Inputs:
         require_ids_fit(texts, setup.tokenizer, setup.spec, said=f"model.path={setup.config.model.path}")
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
     return Inputs(data, held_out, plan)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where the loop begins: the state, the step of the checkpoint that it comes from, and the steps skipped up to it."""
-
-    state: State
-    resuming_after: int | None = None
-    skipped: Skipped = NONE_SKIPPED
-
-
-def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: Identity) -> Start:
-    """The newest sound checkpoint, or the parameters `first` with fresh moments.
-
-    Damaged checkpoints are set aside. Raises UserError where the checkpoint belongs to something else.
-    """
-    transform = adamw(setup.config.optimizer, setup.spec)
-    restored = store.restore(
-        abstract_state(setup.spec, setup.mesh, transform),
-        accept=lambda before, step: refuse_changes(before, step, identity, setup),
-    )
-    if restored is None:
-        assert first is not None, "a store with steps restores one of them or raises"
-        return Start(first_state(first, setup.spec, setup.mesh, transform))
-    for name in store.set_aside_after(restored.step):
-        say(f"{store.directory / name} is damaged and was set aside; going on from step {restored.step}.")
-    return Start(restored.state, restored.step, restored.skipped)
 
 
 def make_run(setup: Setup, inputs: Inputs, *, identity: Identity, columns: dict[str, Float[np.ndarray, "_ _"]]) -> Run:

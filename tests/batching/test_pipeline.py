@@ -75,7 +75,7 @@ def test_evaluation_uses_the_reward_scale_of_training(config, tokenizer, tmp_pat
     train, held = load(made, tokenizer)
     assert train.report["scale"]["reward"]["high"] == 6.5
     assert held.scales == train.scales
-    assert held.report["scores"] == {"chosen": {"5": 1}, "rejected": {"1": 1}}
+    assert held.report["scores"] == {"chosen": {"6": 1}, "rejected": {"1": 1}}
 
 
 def test_another_scale_changes_the_fingerprint_of_the_groups_but_not_of_their_source(config, tokenizer):

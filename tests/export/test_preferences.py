@@ -111,7 +111,7 @@ def test_a_report_a_picture_and_the_scale_are_written_beside_the_file(config, tm
     report = json.loads((tmp_path / "out.report.json").read_text())
     assert (report["rows_read"], report["rows_dropped"]) == (11, {"identical_responses": 1})
     assert report["scores"]["rejected"] == {"1": 10}
-    assert report["margins"] == {"2": 3, "3": 3, "4": 4}
+    assert report["margins"] == {"3": 6, "4": 4}
     assert json.loads((tmp_path / "out.scale.json").read_text()) == report["scale"]
     assert report["scale"]["reward"]["goal_max"] == 5
     assert (tmp_path / "out.report.png").read_bytes().startswith(b"\x89PNG")

@@ -69,6 +69,18 @@ def test_a_finished_run_has_nothing_left_to_do(world, undisturbed, capsys):
     assert before == after
 
 
+def test_a_run_that_is_extended_is_the_run_that_was_longer_from_the_start(world, tmp_path, capsys):
+    """When this fails, more steps mean starting over, or an extended run repeats data. With a constant learning rate 4 + 4
+    steps are 8; a schedule stretches, which is said."""
+    constant = ["optimizer.schedule=constant", "optimizer.warmup_ratio=0", "train.eval_every=4"]
+    assert tiny.rapo(*world.train(tmp_path / "once", *constant, "train.max_steps=8")) == runs.DONE
+    assert tiny.rapo(*world.train(tmp_path / "run", *constant, "train.max_steps=4")) == runs.DONE
+    capsys.readouterr()
+    assert tiny.rapo(*world.train(tmp_path / "run", *constant, "train.max_steps=8")) == runs.DONE
+    assert "note   extended from 4 to 8 steps; the learning rate" in capsys.readouterr().out
+    runs.assert_same_metrics(tmp_path / "run", tmp_path / "once", same_rows=False, num_steps=8)
+
+
 def test_a_second_run_in_the_same_directory_is_refused_with_the_name_of_the_first(world, undisturbed, capsys):
     """When this fails, two runs write one directory, and what is left belongs to neither."""
     with claimed(undisturbed, said="run_dir"):

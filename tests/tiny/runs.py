@@ -136,13 +136,15 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
     assert [name for name in arrays if arrays[name].tobytes() != others[name].tobytes()] == []
 
 
-def assert_same_metrics(run_dir: Path, other: Path, *, same_rows: bool = True, exact_ties: bool = True) -> None:
+def assert_same_metrics(
+    run_dir: Path, other: Path, *, same_rows: bool = True, exact_ties: bool = True, num_steps: int = NUM_STEPS
+) -> None:
     """To 1e-6, for runs whose sums were taken in another order. Rewards are beta times differences of log-probabilities
     and cannot be more exact than these. Another number of row shards means other rows, and another share of padding. Without
     `exact_ties` rewards may differ from 0 by rounding as long as the policy is the reference (the first step and, as its
     learning rate is 0, the second), and their accuracies mean nothing."""
     mine, theirs = metrics_of(run_dir), metrics_of(other)
-    assert [record["step"] for record in mine] == list(range(1, NUM_STEPS + 1)) and len(theirs) == NUM_STEPS
+    assert [record["step"] for record in mine] == list(range(1, num_steps + 1)) and len(theirs) == num_steps
     for a, b in zip(mine, theirs, strict=True):
         assert a.keys() == b.keys()
         incomparable = set() if same_rows else {"real_token_fraction"}

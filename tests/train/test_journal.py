@@ -118,7 +118,14 @@ def test_an_update_shows_in_the_next_evaluation(records):
 @pytest.mark.slow
 def test_the_run_directory_holds_what_it_says_it_holds(run_dir):
     names = {path.name for path in run_dir.iterdir()}
-    assert names == {"config.yaml", "data_report.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == {
+        "config.yaml",
+        "data_report.json",
+        "data_report.png",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+    }
     assert any(path.stat().st_size for path in (run_dir / "tensorboard").iterdir())
     assert load_config(run_dir / "config.yaml").train.eval_every == 1
 
@@ -133,7 +140,7 @@ def test_the_data_report_accounts_for_every_row(run_dir):
     assert train["preferences"] == {"chosen": 12, "rejected": 12}
     assert train["groups"] == 24
     assert train["scores_from"] == "columns score_chosen, score_rejected"
-    assert train["scores"] == {"chosen": {"5": 1, "7": 4, "8": 4, "9": 4}, "rejected": {"2": 12, "5": 1}}
+    assert train["scores"] == {"chosen": {"5": 1, "7": 4, "8": 4, "9": 4}, "rejected": {"3": 12, "5": 1}}
     assert train["label_against_scores"] == 0
     assert train["goal_placement"] == "system"
     assert (train["cut"]["prompt_tokens_cut"], train["cut"]["response_tokens_cut"]) == (0, 0)
