@@ -18,7 +18,7 @@ from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialis
 from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
 from rapo_jax.batching.steps import find_twins, sequential_steps, shuffled_steps
 from rapo_jax.chat.encoding import Item, encode_all
-from rapo_jax.chat.goal_prompt import GoalPrompt
+from rapo_jax.chat.goal_prompt import GoalPrompt, refuse_twice
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.data.prepare import Prepared, prepare
@@ -96,6 +96,8 @@ def tokenize_records(
 ) -> Dataset:
     """Relabels and tokenizes records. Raises UserError when nothing is left of them."""
     relabelled, num_ties = relabel_records(prepared.records, config)
+    if config.relabel.goals:
+        refuse_twice(goal_prompt, prepared.records)
     sentences = [goal_prompt.sentence(r.preference.goal, source=r.record.source) for r in relabelled]
     items = [
         Item(r.record.row, r.record.prompt, sentence, r.responses, r.more, r.record.tools)

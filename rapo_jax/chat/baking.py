@@ -8,9 +8,7 @@ The names that the prelude binds begin with rapo_, and it loops over no content:
 whether it takes parts.
 """
 
-import itertools
 import json
-import re
 
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.chat.templates import Placement
@@ -60,32 +58,14 @@ def bake_goal(template: str, goal_prompt: GoalPrompt) -> str:
     is the baked one. The template raises an exception for anything else and for numbers outside the scale. Without a baked
     goal it is `template` itself.
     """
-    pieces = sentence_pieces(goal_prompt)
-    if pieces is None:
+    if goal_prompt.sentence(goal_prompt.baked) is None:
         return template
+    pieces = goal_prompt.pieces()
     code = "".join(
         number_said(index, goal_prompt) for index in sorted({index for _, index in pieces if index is not None})
     )
     sentence = " ~ ".join(literal(text) if index is None else f"rapo_said_{index}" for text, index in pieces)
     return f"{names_known(goal_prompt)}{code}{{%- set rapo_sentence = {sentence} -%}}{PLACE[goal_prompt.placement]}{template}"
-
-
-def sentence_pieces(goal_prompt: GoalPrompt) -> list[tuple[str, int | None]] | None:
-    """The sentence cut where it says a goal: (text, None), or ("", index of the attribute); None without a baked goal.
-
-    Found by asking for marks in place of goals, so that all words come from the goal prompt itself.
-    """
-    if goal_prompt.sentence(goal_prompt.baked) is None:
-        return None
-    number = max(1, len(goal_prompt.attributes))
-    fixed = f"{goal_prompt.template} {goal_prompt.goal_min} {goal_prompt.goal_max}"
-    free = (mark for start in itertools.count(98765) if format_score(mark := start + 0.03125) not in fixed)
-    marks = tuple(itertools.islice(free, number))
-    sentence = goal_prompt.sentence(marks if goal_prompt.attributes else marks[0])
-    assert sentence is not None
-    indices = {format_score(mark): index for index, mark in enumerate(marks)}
-    parts = re.split(f"({'|'.join(map(re.escape, indices))})", sentence)
-    return [("", indices[part]) if part in indices else (part, None) for part in parts if part]
 
 
 def number_said(index: int, goal_prompt: GoalPrompt) -> str:

@@ -155,7 +155,7 @@ def encode_all(
     encoded = [result if isinstance(result, Encoded) else None for result in results]
     left_out = {(key, item.row) for item, one in zip(items, encoded, strict=True) if one for key in one.not_written}
     return encoded, replace(
-        _report(results), ends_removed=ends_removed, not_written=dict(Counter(key for key, _ in left_out))
+        _report(results), ends_removed=ends_removed, not_written=dict(Counter(key for key, _ in sorted(left_out)))
     )
 
 

@@ -4,17 +4,22 @@ Every sentence comes from a `GoalPrompt`: in training, in relabelled files, in e
 model keeps its own in rapo.json, so that it is later asked in the words it was trained on.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rapo_jax.borders import read_object, shaped
 from rapo_jax.chat.templates import Placement, place_goal
 from rapo_jax.config.tree import Relabel
-from rapo_jax.messages import Message
-from rapo_jax.relabel import Goal, goal_text
+from rapo_jax.errors import UserError
+from rapo_jax.messages import Message, Record
+from rapo_jax.relabel import TEMPLATES, Goal, format_score, goal_text
 
 SIDECAR = "rapo.json"
+NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+FEWEST_LETTERS = 8  # of a sentence that can be told from the beginning of a prompt
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,45 @@ class GoalPrompt:
         """The conversation with the sentence in its place."""
         return place_goal(messages, self.sentence(goal, source=source), self.placement)
 
+    def pieces(self) -> list[tuple[str, int | None]]:
+        """The sentence cut where it says a goal: (text, None), or ("", index of the attribute).
+
+        Found by asking for marks in place of goals, so that all words come from `sentence`.
+        """
+        fixed = f"{self.template} {self.goal_min} {self.goal_max}"
+        free = (mark for start in itertools.count(98765) if format_score(mark := start + 0.03125) not in fixed)
+        marks = tuple(itertools.islice(free, max(1, len(self.attributes))))
+        sentence = self.sentence(marks if self.attributes else marks[0], source="{source}")
+        assert sentence is not None
+        indices = {format_score(mark): index for index, mark in enumerate(marks)}
+        parts = re.split(f"({'|'.join(map(re.escape, indices))})", sentence)
+        return [("", indices[part]) if part in indices else (part, None) for part in parts if part]
+
+    def pattern(self) -> re.Pattern[str] | None:
+        """Matches the sentence as `place_goal` writes it, whatever its numbers and source; None for one of too few words."""
+        text = "".join(text if index is None else "\0" for text, index in self.pieces())
+        for end in (self.goal_min, self.goal_max):
+            text = re.sub(rf"(?<![\d.]){re.escape(format_score(end))}(?![\d.]*\d)", "\0", text)
+        if sum(map(str.isalpha, text.replace("{source}", ""))) < FEWEST_LETTERS:
+            return None
+        text = re.escape(text).replace("\0", NUMBER).replace(re.escape("{source}"), ".+?")
+        return re.compile(f"{text}(?=\n\n|\\Z)")
+
+    def recognise(self, conversations: Iterable[Sequence[Message]]) -> list[str | None]:
+        """Of each conversation, the goal sentence that heads a system or user turn already; None where there is none.
+
+        The sentence may be this prompt's or that of a preset, for any goal on any scale.
+        """
+        prompts = (self, *(replace(PAPER_GOAL_PROMPT, template=name) for name in TEMPLATES))
+        patterns = [pattern for prompt in prompts if (pattern := prompt.pattern())]
+        return [_first_match(patterns, messages) for messages in conversations]
+
+
+def _first_match(patterns: Sequence[re.Pattern[str]], messages: Sequence[Message]) -> str | None:
+    heads = (message.content for message in messages if message.role in ("system", "user"))
+    matches = (pattern.match(head) for head in heads for pattern in patterns)
+    return next((match[0] for match in matches if match), None)
+
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -67,6 +111,19 @@ class Sidecar:
 
 # For models that rapo did not export: the paper's sentence.
 PAPER_GOAL_PROMPT = GoalPrompt(template="paper", goal_max=10, placement="system", baked=None, chat_template="")
+
+
+def refuse_twice(goal_prompt: GoalPrompt, records: Sequence[Record]) -> None:
+    """Raises UserError where prompts to which a goal would be written ask for one already."""
+    sentences = goal_prompt.recognise(record.prompt for record in records)
+    found = [(record.row, sentence) for record, sentence in zip(records, sentences, strict=True) if sentence]
+    if found:
+        row, sentence = found[0]
+        raise UserError(
+            f"{len({row for row, _ in found})} rows ask for a goal already (the first: row {row}, ...{sentence[-40:]!r}), and a "
+            "second sentence would be written; train on such data, as rapo relabel writes it, with relabel.goals=[], or give "
+            "the data without goals."
+        )
 
 
 def configured_goal_prompt(options: Relabel, *, placement: Placement, chat_template: str) -> GoalPrompt:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rapo_jax.batching.pipeline import read_part
 from rapo_jax.borders import whole_file, write_json, write_json_lines, write_text
-from rapo_jax.chat.goal_prompt import GoalPrompt
+from rapo_jax.chat.goal_prompt import GoalPrompt, refuse_twice
 from rapo_jax.config.tree import Config
 from rapo_jax.data.relabelled import Relabelled, relabel_records
 from rapo_jax.data.report import distributions_of, report_of
@@ -57,6 +57,8 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
     """
     files = output_files(out)
     prepared = read_part(config, "train")
+    if config.relabel.goals:
+        refuse_twice(goal_prompt, prepared.records)
     relabelled, num_ties = relabel_records(prepared.records, config)
     report = report_of(prepared, relabelled, num_ties, config)
     written = [(one, rows) for one in relabelled if (rows := as_rows(one, config, goal_prompt=goal_prompt))]

@@ -7,7 +7,7 @@ import pytest
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rapo_jax.chat.baking import bake_goal, sentence_pieces
+from rapo_jax.chat.baking import bake_goal
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.messages import Message
 
@@ -188,8 +188,8 @@ def test_without_a_baked_goal_the_template_is_left_as_it_is():
 
 def test_a_sentence_is_cut_where_it_says_a_goal():
     prompt = prompt_of("{goal} of {goal_max}, {goal}")
-    assert sentence_pieces(prompt) == [("", 0), (" of 10, ", None), ("", 0)]
-    assert sentence_pieces(dataclasses.replace(prompt, template="98765.03125 {goal}")) == [
+    assert prompt.pieces() == [("", 0), (" of 10, ", None), ("", 0)]
+    assert dataclasses.replace(prompt, template="98765.03125 {goal}").pieces() == [
         ("98765.03125 ", None),
         ("", 0),
     ]
