@@ -145,6 +145,10 @@ def export_arguments(to: argparse.ArgumentParser) -> None:
         help="score that the exported chat template asks for (default: relabel.goal_max)",
     )
     goal.add_argument("--no-goal", dest="bake", action="store_false", help="leave the chat template alone")
+    to.add_argument(
+        "--push-to-hub", metavar="REPO", help="upload OUT_DIR to the Hugging Face hub, as you are logged in there"
+    )
+    to.add_argument("--private", action="store_true", help="with --push-to-hub: a repository that only you see")
     add_machines(to)
 
 

@@ -199,10 +199,21 @@ class Store:
             f"Start again in another run_dir, or restore the files from a backup."
         )
 
+    def recorded_config(self, step: int | None) -> dict[str, Any] | None:
+        """The configuration that was saved with a step (None: the newest whose record can be read); None without one."""
+        for candidate in [step] if step is not None else reversed(self.steps()):
+            try:
+                return self._checkpointer.load_checkpointables(candidate, {"meta": None})["meta"]["config"]
+            except Exception as error:  # as in `restore`, which says what is damaged
+                log.debug("the record of checkpoint %s cannot be read (%s)", candidate, error)
+        return None
+
     def _load(self, step: int, abstract: Any, accept: Accept | None) -> Restored:
         meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
         if meta["format"] != FORMAT:
             raise UserError(f"step {step} in {self.directory} has format {meta['format']!r}, expected {FORMAT!r}.")
+        if meta["step"] != step:
+            raise Corrupt(f"it is a copy of step {meta['step']}")
         if accept:
             accept(meta["identity"], step)
         wanted = flat(abstract)

@@ -163,12 +163,15 @@ def export(options: argparse.Namespace) -> int:
     from rapo_jax.distributed import say
     from rapo_jax.export.run import ExportOptions, export_run
 
-    chosen = ExportOptions(step=options.step, adapter=options.adapter, goal=options.goal, bake=options.bake)
+    fields = ("step", "adapter", "goal", "bake", "push_to_hub", "private")
+    chosen = ExportOptions(**{name: getattr(options, name) for name in fields})
     done = export_run(Path(options.run_dir), Path(options.out_dir), options=chosen)
     asks = f"its chat template asks for: {done.goal_prompt.sentence(done.goal_prompt.baked) or 'no goal'}"
     say(f"{options.out_dir}: step {done.step} of {options.run_dir}")
     say(f"  read back; largest difference of logits {done.difference:.1e}")
     say(textwrap.fill(asks, width=79, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
+    if done.address:
+        say(f"  uploaded to {done.address}")
     return 0
 
 

@@ -19,7 +19,7 @@ from rapo_jax.chat.templates import chat_format, padding_token
 from rapo_jax.distributed import barrier, is_first
 from rapo_jax.export.card import CardKind, model_card
 from rapo_jax.export.older_readers import model_config, save_tokenizer
-from rapo_jax.export.origins import CARD, origins
+from rapo_jax.export.origins import CARD, hub_name, origins
 from rapo_jax.export.verify import largest_difference, require_same
 from rapo_jax.export.verify_text import require_same_text
 from rapo_jax.models.directory import read_generation_config
@@ -62,7 +62,8 @@ def write_adapter(
     """
     with whole_directory(out_dir, writes=is_first()) as temporary:
         barrier("the directory exists")
-        save_adapters(trained, setup.spec, temporary, base=setup.config.model.path)
+        path = setup.config.model.path
+        save_adapters(trained, setup.spec, temporary, base=hub_name(path, setup.model_dir) or path)
         if is_first():
             kind = "reward adapter" if setup.spec.scored else "adapter"
             write_companions(setup, temporary, step=step, goal_prompt=goal_prompt, kind=kind)

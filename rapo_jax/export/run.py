@@ -9,11 +9,16 @@ import jax.numpy as jnp
 
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.checkpoint import Restored, Store
+from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config
+from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.export.model import write_adapter, write_model
+from rapo_jax.export.origins import hub_name
+from rapo_jax.export.push import push, require_login
 from rapo_jax.models.lora import merged
 from rapo_jax.runs.identity import model_identity
+from rapo_jax.runs.settings import changes
 from rapo_jax.runs.setup import Setup, model_weights, open_run_dir, set_up
 from rapo_jax.train.state import abstract_trained
 
@@ -22,44 +27,72 @@ from rapo_jax.train.state import abstract_trained
 class ExportOptions:
     """Which checkpoint (None: the newest), whether only its LoRA adapters, and what the chat template asks for.
 
-    `goal` None bakes in the highest goal, where one sentence can ask for it; bake=False bakes in none.
+    `goal` None bakes in the highest goal, where one sentence can ask for it; bake=False bakes in none. `push_to_hub` names
+    a repository of the hub to upload to, which `private` keeps from others; None uploads nothing.
     """
 
     step: int | None = None
     adapter: bool = False
     goal: float | None = None
     bake: bool = True
+    push_to_hub: str | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the optimizer step, how the model is asked for a goal, and the largest difference between the
-    logits of the checkpoint and of the directory read back."""
+    """What was written: the optimizer step, how the model is asked for a goal, the largest difference between the
+    logits of the checkpoint and of the directory read back, and the address that it was uploaded to, if any."""
 
     step: int
     goal_prompt: GoalPrompt
     difference: float
+    address: str | None = None
 
 
 def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Exported:
-    """Writes a checkpoint of `run_dir` into `out_dir`, completely or not at all.
+    """Writes a checkpoint of `run_dir` into `out_dir`, completely or not at all, and uploads it if that is asked for.
 
-    Raises UserError for an `out_dir` that is not empty, a run without a checkpoint, and adapters that do not exist or
-    whose starting model has changed.
+    Raises UserError for an `out_dir` that is not empty, a run without a checkpoint, adapters that do not exist or whose
+    starting model has changed, and for an upload that cannot be begun; the last after the directory is complete where the
+    hub itself refuses it.
     """
-    config = open_run_dir(run_dir)
+    refuse_options(options)
     refuse_nonempty(out_dir)
+    edited = open_run_dir(run_dir)
+    store = Store(run_dir, writes=False)
+    config = trained_config(edited, store, step=options.step)
     if options.adapter:
         refuse_no_adapters(config)
     setup = set_up(config)
-    store = Store(run_dir, writes=False)
+    if options.adapter and options.push_to_hub:
+        refuse_local_base(setup)
     restored = store.restore({"parameters": abstract_trained(setup.spec, setup.mesh)}, step=options.step)
     store.close()
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
     goal_prompt = replace(setup.goal_prompt, baked=goal_to_bake(config, options))
     difference = write_checkpoint(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
-    return Exported(restored.step, goal_prompt, difference)
+    address = None
+    if options.push_to_hub and is_first():
+        address = push(out_dir, options.push_to_hub, private=options.private)
+    return Exported(restored.step, goal_prompt, difference, address)
+
+
+def trained_config(edited: Config, store: Store, *, step: int | None) -> Config:
+    """The configuration that trained a checkpoint, which config.yaml tells only until somebody edits it.
+
+    Where model and run are now, and the mesh, come from config.yaml all the same.
+    """
+    recorded = store.recorded_config(step)
+    changed = changes(recorded or {}, as_dict(edited), given=None)
+    if recorded is None or not changed:
+        return edited
+    said = "; ".join(map(str, changed))
+    say(f"note: config.yaml was edited after training: {said}. What trained the checkpoint counts.")
+    trained = from_dict(recorded)
+    model = replace(trained.model, path=edited.model.path)
+    return replace(trained, run_dir=edited.run_dir, mesh=edited.mesh, model=model)
 
 
 def goal_to_bake(config: Config, options: ExportOptions) -> float | None:
@@ -67,6 +100,24 @@ def goal_to_bake(config: Config, options: ExportOptions) -> float | None:
     if options.goal is None and options.bake and config.relabel.has_highest_goal:
         return config.relabel.goal_max
     return options.goal
+
+
+def refuse_options(options: ExportOptions) -> None:
+    """Raises UserError for an upload that could not be made."""
+    if options.push_to_hub is not None:
+        require_login(options.push_to_hub)
+    elif options.private:
+        raise UserError("--private is about the repository of --push-to-hub REPO; add that, or leave out --private.")
+
+
+def refuse_local_base(setup: Setup) -> None:
+    """Raises UserError for adapters on a model that nobody else has."""
+    path = setup.config.model.path
+    if hub_name(path, setup.model_dir) is None:
+        raise UserError(
+            f"the adapters were trained on {path}, a directory of this machine, and nobody else could load them onto it; "
+            "leave out --adapter to upload the merged model."
+        )
 
 
 def refuse_nonempty(out_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """`rapo export` of whole runs: which goal its chat template asks for, also when the run itself began from an export."""
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoTokenizer
@@ -86,3 +87,39 @@ def test_the_model_card_hides_the_training_machines_directories(place):
     assert str(place) not in card
     assert "# model, reward-augmented dpo" in card and "  path: model\n" in card
     assert "The chat template asks for a score of 10 by itself, in the system turn:\n\n> You are" in card
+
+
+def test_a_configuration_that_was_edited_after_training_changes_no_export(place, tmp_path, capsys):
+    """When this fails, a model is exported with a template that asks for goals that it has never seen."""
+    run = shutil.copytree(place / "first", tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    assert "goal_max: 10.0" in text
+    (run / "config.yaml").write_text(text.replace("goal_max: 10.0", "goal_max: 5.0"))
+    done = export_run(run, tmp_path / "out", options=ExportOptions())
+    assert done.goal_prompt.goal_max == 10 and "Overall score: 10." in asked(tmp_path / "out")
+    assert (
+        "note: config.yaml was edited after training: relabel.goal_max (10.0 -> 5.0). What trained the checkpoint counts."
+        in capsys.readouterr().out
+    )
+
+
+def test_a_checkpoint_under_another_steps_name_is_not_taken_for_it(place, tmp_path, caplog):
+    """When this fails, a copy of an early checkpoint passes for the last one."""
+    run = shutil.copytree(place / "first", tmp_path / "run")
+    shutil.copytree(run / "checkpoints" / "2", run / "checkpoints" / "7")
+    assert export_run(run, tmp_path / "out", options=ExportOptions()).step == 2
+    assert "checkpoint 7 is damaged (it is a copy of step 2)" in caplog.text
+    with pytest.raises(UserError, match=r"no sound checkpoint in .*: 7 are damaged"):
+        export_run(run, tmp_path / "other", options=ExportOptions(step=7))
+
+
+def test_the_files_of_an_export_are_spelled_for_every_version_of_transformers(place):
+    """When this fails, transformers 4, and vLLM with it, refuses the export or computes something else from it."""
+    directory = place / "second-export"
+    tokenizer = json.loads((directory / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["chat_template"] == (directory / "chat_template.jinja").read_text()
+    config = json.loads((directory / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    modes = {path.name: oct(path.stat().st_mode) for path in directory.iterdir()}
+    assert len(set(modes.values())) == 1, modes
