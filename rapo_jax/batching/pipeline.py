@@ -159,7 +159,7 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
             f"(train.num_epochs={config.train.num_epochs:g}); lower train.batch_size or use more data."
         )
     sizes = np.array([group.num_tokens for group in groups])
-    twins = find_twins(groups) if config.rows.twins == "together" else None
+    twins = find_twins(groups) if config.rows.twins == "together" and len(config.relabel.goals) > 1 else None
     steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed, twins=twins)
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
 

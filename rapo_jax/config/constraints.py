@@ -173,18 +173,10 @@ def check_lora(lora: LoraOptions) -> None:
 
 
 def check_twins(config: Config) -> None:
-    """Raises UserError where no pair has two goals, or where a step cannot be filled with both of each."""
-    relabel, batch_size = config.relabel, config.train.batch_size
-    if config.rows.twins == "apart":
-        return
-    if len(relabel.goals) < 2 or relabel.goal_kind == "directions":
-        why = (
-            f"relabel.goals=[{', '.join(relabel.goals)}]" if len(relabel.goals) < 2 else "relabel.goal_kind=directions"
-        )
+    """Raises UserError where a step cannot be filled with both goals of each of its pairs."""
+    batch_size = config.train.batch_size
+    if config.rows.twins == "together" and len(config.relabel.goals) > 1 and batch_size % 2:
         raise UserError(
-            f"rows.twins=together puts both goals of a pair into one step, but with {why} a pair has one; remove it."
-        )
-    if batch_size % 2:
-        raise UserError(
-            f"rows.twins=together fills a step two by two, but train.batch_size={batch_size} is odd; make it even."
+            f"rows.twins=together fills a step two by two, but train.batch_size={batch_size} is odd; make it even, or set "
+            "rows.twins=apart."
         )

@@ -301,7 +301,7 @@ class Rows:
     )
     twins: Literal["apart", "together"] = key(
         "apart",
-        "together: both goals of a pair in one step; apart: shuffled like any others, as in the paper",
+        "together: both goals of a pair in one step; apart: each in a step of its own, as in the paper",
         affects="order",
     )
 

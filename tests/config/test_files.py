@@ -538,3 +538,13 @@ def test_several_sources_are_a_list_of_keys_and_values(load):
 )  # fmt: skip
 def test_impossible_data_and_goals_are_refused(refusal, text, message):
     assert refusal(text) == message
+
+
+def test_both_goals_of_a_pair_need_an_even_batch(load):
+    """When this fails, a step leaves one goal of a pair for the next step without a word."""
+    with pytest.raises(
+        UserError, match=r"rows.twins=together fills a step two by two, but train.batch_size=9 is odd; make"
+    ):
+        load("{rows: {twins: together}, train: {batch_size: 9}}")
+    for one_goal in ("[]", "[chosen]"):
+        assert load(f"{{rows: {{twins: together}}, train: {{batch_size: 9}}, relabel: {{goals: {one_goal}}}}}")
