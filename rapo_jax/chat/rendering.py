@@ -10,6 +10,7 @@ from rapo_jax.chat.bounds import BYTES, TookTooLong
 from rapo_jax.messages import Message
 
 MOST_CHARACTERS = 2**26  # of one rendered conversation; tokenizers abort on gigabytes
+LONGEST_FACT = 200  # characters of an error that are shown
 
 
 class CannotRender(Exception):
@@ -33,7 +34,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **va
         assert isinstance(text, str)  # a list only for a batch of conversations
         text.encode()
     except Exception as error:  # a template is a program: anything can be raised in it
-        raise CannotRender(_in_words(error)) from error
+        fact = " ".join(_in_words(error).split())
+        raise CannotRender(fact if len(fact) <= LONGEST_FACT else f"{fact[:LONGEST_FACT]} ...") from error
     if len(text) > MOST_CHARACTERS:
         raise CannotRender(f"it writes {len(text):,} characters")
     bos = cast(str | None, tokenizer.bos_token)

@@ -56,8 +56,11 @@ def load_tokenizer(
         raise UserError(f"{path}: no such directory; a tokenizer is read from a checkpoint's directory or a hub id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no tokenizer (tokenizer.json) that can be read: {error}") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception itself, and panics are no Exceptions
+        fact = " ".join(f"{error}".split())[:300] or type(error).__name__
+        raise UserError(f"{path} has no tokenizer (tokenizer.json) that can be read: {fact}") from error
     if not tokenizer.is_fast or not tokenizer(PROBE, add_special_tokens=False).input_ids:
         raise UserError(f"{path} has no tokenizer.json; a fast tokenizer is needed, which maps tokens to characters.")
     if chat_template is not None:
