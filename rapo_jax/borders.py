@@ -10,9 +10,11 @@ import codecs
 import dataclasses
 import fcntl
 import gzip
+import io
 import json
 import lzma
 import os
+import re
 import shutil
 import socket
 import time
@@ -23,8 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, TypeVar
-
-import yaml
 
 from rapo_jax.errors import UserError, nearest
 
@@ -38,11 +38,55 @@ KINDS: dict[Any, str] = {
     tuple: "a list",
     dict: "an object",
 }
+SPACE = re.compile(r"[ \t\r\n]*")
 IN_USE = "in_use"  # the file that names the holder of a directory
-DECOMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # by suffix
+
+
+def open_zstd(path: Path, _: str) -> BinaryIO:
+    """The bytes of a file that zstd compressed; of Python's own library only from 3.14 on."""
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))  # pyright: ignore[reportArgumentType]
+
+
+DECOMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": open_zstd}  # by suffix
 
 
 # Reading.
+
+
+def path_of(text: str | Path, *, said: str) -> Path:
+    """The path that a user wrote, with the home directory for ~; nothing need exist there. `said` is what the user calls it.
+
+    Raises UserError for what can be no path: a name too long, a link that leads to itself, a home that does not exist.
+    """
+    path = Path(text)
+    try:
+        path = path.expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{said} can be no path ({reason}); correct it.") from error
+    return path
+
+
+@contextmanager
+def read_by_library(fact: str, *, remedy: str = "") -> Iterator[None]:
+    """Whatever a library raises in the block about what it reads becomes a UserError that begins with `fact`.
+
+    For readers of formats that document no list of errors; a panic of one written in Rust is not even an Exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(_sentence(f"{fact} ({lines[0].rstrip('.'):.300})", remedy)) from error
 
 
 def read_text(path: Path, *, remedy: str = "") -> str:
@@ -57,11 +101,32 @@ def read_text(path: Path, *, remedy: str = "") -> str:
 
 def parse_json(text: str | bytes, *, said: str, remedy: str = "") -> Any:
     """The value of a JSON text. `said` is what the UserError calls the text."""
-    try:
+    with _json_or_sentence(said, remedy):
         return json.loads(text)
+
+
+def parse_json_values(text: bytes, *, said: str) -> Iterator[Any]:
+    """The values of JSON texts that stand one after another, with white space between them."""
+    decoder, at = json.JSONDecoder(), 0
+    with _json_or_sentence(said, ""):
+        whole = text.decode()
+        while rest := SPACE.match(whole, at):
+            at = rest.end()
+            if at == len(whole):
+                return
+            value, at = decoder.raw_decode(whole, at)
+            yield value
+
+
+@contextmanager
+def _json_or_sentence(said: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, character {error.colno}" if error.lineno > 1 else f"character {error.pos + 1}"
         raise UserError(_sentence(f"{said} is not JSON: {error.msg} at {where}", remedy)) from error
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:  # not Unicode, an integer of thousands of digits, nested too deep
         fact = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(_sentence(f"{said} is not JSON that can be read: {fact}", remedy)) from error
@@ -106,47 +171,21 @@ def _byte_lines(path: Path, *, remedy: str) -> Iterator[bytes]:
 
 @contextmanager
 def opened_bytes(path: Path, *, remedy: str = "") -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed where its name ends in .gz, .bz2 or .xz.
+    """The bytes of a file, decompressed where its name ends in .gz, .bz2, .xz or .zst; text in UTF-16 as UTF-8.
 
-    Raises UserError for what cannot be read, also while the block reads, and for text in UTF-16.
+    Raises UserError for what cannot be read, also while the block reads.
     """
     opener = DECOMPRESSED.get(Path(path).suffix, open)
     try:
         with opener(path, "rb") as file:
-            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise UserError(_sentence(f"{path} is text in UTF-16; save it in UTF-8", ""))
-            file.seek(0)
-            yield file
+            is_utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            yield io.BytesIO(file.read().decode("utf-16").encode()) if is_utf16 else file
     except UserError:  # which is a ValueError too
         raise
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(_sentence(f"{path} is not a whole {Path(path).suffix} file ({error})", remedy)) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, remedy) from error
-
-
-class StrictLoader(yaml.SafeLoader):
-    """A YAML loader that executes no code and refuses duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str, *, said: str) -> Any:
-    """The value of a YAML text. `said` is what the UserError calls the text."""
-    try:
-        return yaml.load(text, Loader=StrictLoader)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        fact = f"{line}{problem or str(error).splitlines()[0]}"
-    except (ValueError, RecursionError) as error:  # month 13, an integer of thousands of digits, nested too deep
-        fact = "nested too deep" if isinstance(error, RecursionError) else str(error)
-    raise UserError(f"{said} cannot be read as YAML: {fact}.")
 
 
 def shaped(value: Any, shape: type[Typed], *, said: str, remedy: str = "", path: str = "") -> Typed:
@@ -295,11 +334,6 @@ def json_text(value: Any) -> str:
 def json_line(value: Any) -> str:
     """A value as one line of JSON, non-ASCII characters as they are."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def yaml_text(tree: Any) -> str:
-    """Plain dicts, lists and scalars as YAML, keys in their order."""
-    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any], str] = json_line) -> None:

@@ -1,6 +1,8 @@
 """What a user got wrong (UserError) or stopped (Interrupted), and other processes that did not come (Lost). Any other exception is a bug and shows its traceback."""
 
 import re
+from itertools import islice
+from typing import Any
 
 SECRETS = (  # a password or token: before the host of an address, in its query, and as Hugging Face writes them
     (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),
@@ -8,13 +10,22 @@ SECRETS = (  # a password or token: before the host of an address, in its query,
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
 )
 
+MOST_CHARACTERS = 3000  # of a message
+
 
 class UserError(ValueError):
     """A file, column, score or option that the user supplied is wrong.
 
     The message gives the fact with its values, the constraint, and the option that changes it. The command line prints the
-    message without a traceback and exits with code 2.
+    message without a traceback and exits with code 2. What a message quotes may be anything: its middle is left out where
+    it is very long, and characters that a terminal would obey are written as escapes.
     """
+
+    def __init__(self, message: str):
+        if len(message) > MOST_CHARACTERS:
+            half = MOST_CHARACTERS // 2
+            message = f"{message[:half]} ... {message[-half:]}"
+        super().__init__("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message))
 
 
 class Interrupted(Exception):
@@ -46,3 +57,34 @@ def masked(text: str) -> str:
     for pattern, instead in SECRETS:
         text = pattern.sub(instead, text)
     return text
+
+
+MOST_PARTS, MOST_LEVELS = 6, 4  # of a value that a message shows
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as messages show it: its repr, of at most so many characters, however long, deep or circular the value is.
+
+    >>> shown({"a": ["x"] * 10**6}, 30)
+    "{'a': ['x', 'x', 'x', 'x', ..."
+    """
+    text = _brief(value, MOST_LEVELS)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _brief(value: Any, levels: int) -> str:
+    if isinstance(value, (dict, list, tuple)) and value and levels == 0:
+        return "..."
+    if isinstance(value, dict):
+        parts = [f"{_brief(key, 0)}: {_brief(each, levels - 1)}" for key, each in islice(value.items(), MOST_PARTS)]
+        return f"{{{', '.join(parts)}{', ...' * (len(value) > MOST_PARTS)}}}"
+    if isinstance(value, (list, tuple)):
+        parts = ", ".join(_brief(each, levels - 1) for each in value[:MOST_PARTS]) + ", ..." * (len(value) > MOST_PARTS)
+        one = "," * (len(value) == 1)
+        return f"[{parts}]" if isinstance(value, list) else f"({parts}{one})"
+    if isinstance(value, (str, bytes)):
+        return repr(value[:200])
+    try:
+        return repr(value)
+    except ValueError:  # Python does not print integers of thousands of digits
+        return "an integer of thousands of digits"

@@ -20,7 +20,7 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return math.isfinite(value) and above and below
+        return is_finite(value) and above and below
 
     def __str__(self) -> str:
         """Short, for tables: > 0, >= 0, [0, 0.5); empty for all finite numbers."""
@@ -39,6 +39,14 @@ class Interval:
         else:
             said = f"must lie in {self}"
         return f"{said}: {self.because}" if self.because else said
+
+
+def is_finite(value: float) -> bool:
+    """Whether it is finite as a float, which an integer above 1e308 is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 FINITE = Interval()

@@ -15,7 +15,7 @@ from rapo_jax.chat.templates import Placement, place_goal
 from rapo_jax.config.tree import Relabel
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message, Record
-from rapo_jax.relabel import TEMPLATES, Goal, format_score, goal_text
+from rapo_jax.relabel import TEMPLATES, Goal, format_score, goal_text, template_complaint
 
 SIDECAR = "rapo.json"
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
@@ -107,6 +107,11 @@ class Sidecar:
     goal_prompt: GoalPrompt
     rapo_jax: str = ""
     step: int = 0
+
+    def __post_init__(self) -> None:
+        complaint = template_complaint(self.goal_prompt.template, self.goal_prompt.attributes)
+        if complaint:
+            raise ValueError(complaint)
 
 
 # For models that rapo did not export: the paper's sentence.

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rapo_jax.borders import read_text
+from rapo_jax.borders import path_of, read_by_library, read_text
 from rapo_jax.chat.bounds import bounded
 from rapo_jax.chat.rendering import CannotRender, render
 from rapo_jax.errors import UserError
@@ -51,17 +51,13 @@ def load_tokenizer(
     Its own may be several by name (a dict); "default" is among them. `option` is what the user calls `chat_template`. No
     code from the checkpoint is run. Raises UserError if there is no fast tokenizer or no template.
     """
-    local = Path(path).expanduser()
+    local = path_of(path, said=f"the tokenizer's directory {path}")
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise UserError(f"{path}: no such directory; a tokenizer is read from a checkpoint's directory or a hub id.")
-    try:
+    with read_by_library(f"{path} has no tokenizer (tokenizer.json) that can be read"):
         tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else path, trust_remote_code=False)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises Exception itself, and panics are no Exceptions
-        fact = " ".join(f"{error}".split())[:300] or type(error).__name__
-        raise UserError(f"{path} has no tokenizer (tokenizer.json) that can be read: {fact}") from error
-    if not tokenizer.is_fast or not tokenizer(PROBE, add_special_tokens=False).input_ids:
+        is_fast = tokenizer.is_fast and tokenizer(PROBE, add_special_tokens=False).input_ids
+    if not is_fast:
         raise UserError(f"{path} has no tokenizer.json; a fast tokenizer is needed, which maps tokens to characters.")
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template, option)

@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from rapo_jax.borders import path_of
 from rapo_jax.config.fields import description
 from rapo_jax.config.objective import Objective, resolve
 from rapo_jax.config.tree import LORA_TARGETS, Config, Data, LoraOptions, Relabel, ScaleFit
-from rapo_jax.errors import UserError, nearest
+from rapo_jax.errors import UserError, nearest, shown
 from rapo_jax.relabel import TEMPLATES, template_complaint
 
 
 def validate(config: Config) -> Config:
     """The configuration with its objective's options filled in. Raises UserError for the first violated constraint."""
     config = dataclasses.replace(config, objective=resolve(config.objective, where="objective"))
+    check_paths(config)
     check_intervals(config)
     check_objective(config)
     check_data(config.data)
@@ -23,6 +25,12 @@ def validate(config: Config) -> Config:
     check_lora(config.lora)
     check_twins(config)
     return config
+
+
+def check_paths(config: Config) -> None:
+    """Raises UserError for directories to write to that can be no paths."""
+    for key, path in {"run_dir": config.run_dir, "reference.cache": config.reference.cache}.items():
+        path_of(path, said=f"{key}={shown(path)}")
 
 
 def check_intervals(config: Config) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rapo_jax.borders import KINDS, parse_yaml, read_text, yaml_text
+from rapo_jax.borders import KINDS, path_of, read_text
 from rapo_jax.config.constraints import validate
 from rapo_jax.config.objective import Objective, flattened, option_types
 from rapo_jax.config.tree import Config, SourceOptions
-from rapo_jax.errors import UserError, nearest
+from rapo_jax.config.yaml_text import parse_yaml, yaml_text
+from rapo_jax.errors import UserError, nearest, shown
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -23,7 +24,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"{override!r} is not an override; write key=value, such as optimizer.learning_rate=1e-6.")
+            raise UserError(
+                f"{shown(override)} is not an override; write key=value, such as optimizer.learning_rate=1e-6."
+            )
         insert(tree, key.strip().split("."), parse_yaml(text, said=override))
     return validate(build(Config, tree, where=""))
 
@@ -33,6 +36,7 @@ def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
 
     `chain` lists the files that led to it, so that a cycle can be refused.
     """
+    path = path_of(path, said=f"{chain[-1]} extends {shown(str(path))}, which" if chain else shown(str(path)))
     chain = (*chain, path)
     if path.resolve() in {before.resolve() for before in chain[:-1]}:
         raise UserError(f"{' extends '.join(map(str, chain))}: a circle; remove one `extends`.")
@@ -43,12 +47,12 @@ def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
     text = read_text(path, remedy="CONFIG must be a YAML file")
     tree = parse_yaml(text, said=str(path)) or {}
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {tree!r:.40}.")
+        raise UserError(f"{path} must hold keys and values, such as `run_dir: runs/mine`; found {shown(tree, 40)}.")
     if "extends" not in tree:
         return tree
     below = tree.pop("extends")
     if not isinstance(below, str):
-        raise UserError(f"{path}: extends={below!r}: expected the name of a YAML file.")
+        raise UserError(f"{path}: extends={shown(below)}: expected the name of a YAML file.")
     return merge(read_tree(path.parent / below, chain=chain), tree)
 
 
@@ -77,7 +81,7 @@ def insert(tree: dict, keys: list[str], value: Any) -> None:
 def build(cls: type, tree: Any, *, where: str) -> Any:
     """The dataclass `cls` from a dict, sections included; every value is converted to its field's type or refused."""
     if not isinstance(tree, dict):
-        raise UserError(f"{where.rstrip('.')} must hold keys and values, found {tree!r}.")
+        raise UserError(f"{where.rstrip('.')} must hold keys and values, found {shown(tree)}.")
     if cls is Objective:
         return build_objective(tree, where=where)
     return cls(**build_fields(typing.get_type_hints(cls), tree, where=where))
@@ -88,7 +92,7 @@ def build_fields(hints: dict[str, Any], tree: dict, *, where: str) -> dict[str, 
     leaves = {}
     for key, value in tree.items():
         if key not in hints:
-            raise UserError(f"unknown key {where}{key}; {nearest(str(key), list(hints))}")
+            raise UserError(f"unknown key {where}{key!s:.60}; {nearest(str(key), list(hints))}")
         if dataclasses.is_dataclass(hints[key]):
             leaves[key] = build(hints[key], {} if value is None else value, where=f"{where}{key}.")
         else:
@@ -117,31 +121,38 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         return None if value is None else convert(value, next(o for o in options if o is not type(None)), name=name)
     if origin is Literal:
         if value not in options:
-            raise UserError(f"{name}={value!r}: expected one of {', '.join(options)}.")
+            raise UserError(f"{name}={shown(value)}: expected one of {', '.join(options)}.")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             such_as = EXAMPLES.get(options[0]) or f"[{', '.join(typing.get_args(options[0]))}]"
-            raise UserError(f"{name}={value!r}: expected a list, such as {such_as}.")
+            raise UserError(f"{name}={shown(value)}: expected a list, such as {such_as}.")
         numbered = dataclasses.is_dataclass(options[0])
         names = [f"{name}[{index}]" if numbered else name for index in range(len(value))]
         return tuple(convert(item, options[0], name=name) for item, name in zip(value, names, strict=True))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{name}={value!r}: expected keys and values, such as {{name: 0.5}}.")
+            raise UserError(f"{name}={shown(value)}: expected keys and values, such as {{name: 0.5}}.")
         return {str(key): convert(item, options[1], name=f"{name}.{key}") for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, where=f"{name}.")
     if hint is str and value is None:  # `data.eval_path=` on a command line
         return ""
+    if isinstance(value, str) and not is_text(value):
+        raise UserError(f"{name}={shown(value)} holds half of a surrogate pair, which is not Unicode; correct it.")
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # an integer above 1e308
             pass
     elif type(value) is hint:
         return value
-    raise UserError(f"{name}={value!r}: expected {KINDS[hint]}.")
+    raise UserError(f"{name}={shown(value)}: expected {KINDS[hint]}.")
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 EXAMPLES = {

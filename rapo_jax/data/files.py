@@ -13,12 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rapo_jax.borders import DECOMPRESSED, opened_bytes, parse_json, read_json_lines
-from rapo_jax.errors import UserError, nearest
+from rapo_jax.borders import (
+    DECOMPRESSED,
+    opened_bytes,
+    parse_json,
+    parse_json_values,
+    path_of,
+    read_by_library,
+    read_json_lines,
+)
+from rapo_jax.errors import UserError, nearest, shown
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".json", ".parquet", *SEPARATORS)
-COMPRESSED = (*DECOMPRESSED, ".zst")
 
 
 class FileRow(NamedTuple):
@@ -36,7 +43,7 @@ def read_rows(path: str, *, split: str, revision: str = "", option: str = "data.
     UserError for a path that does not exist and for content that is not JSON, parquet or a data set.
     """
     said, of_split = f"{option}={path}", f"{option.replace('path', 'split') if 'path' in option else 'split'}={split}"
-    local = Path(path).expanduser()
+    local = path_of(path, said=said)
     if local.is_file():
         return _read_files([local])
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
@@ -63,12 +70,10 @@ def _read_files(files: list[Path]) -> Iterator[FileRow]:
 
 def kind_of(file: Path) -> str:
     """The suffix that tells how a file is read, without that of its compression: ".jsonl" of rows.jsonl.gz."""
-    return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
+    return Path(file.stem).suffix if file.suffix in DECOMPRESSED else file.suffix
 
 
 def _read_file(file: Path) -> Iterator[FileRow]:
-    if file.suffix == ".zst":
-        raise UserError(f"{file} is compressed with zstd, which is not read; decompress it (zstd -d) or use gzip.")
     kind = kind_of(file)
     if kind == ".parquet":
         return _read_parquet(file)
@@ -85,7 +90,7 @@ def _from_csv(file: Path, separator: str) -> Iterator[dict[str, Any]]:
         text = io.TextIOWrapper(opened, encoding="utf-8-sig", newline="")
         try:
             reader = csv.DictReader(text, delimiter=separator, strict=True)
-            rows = list(reader)
+            names, rows = reader.fieldnames or (), list(reader)
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not CSV that can be read: {error}.") from error
         finally:
@@ -93,7 +98,12 @@ def _from_csv(file: Path, separator: str) -> Iterator[dict[str, Any]]:
     if any(None in row for row in rows):
         line = next(number for number, row in enumerate(rows, 1) if None in row)
         raise UserError(f"{file} is not CSV that can be read: row {line} has more cells than the first line has names.")
-    numbers = {name for name in reader.fieldnames or () if all(is_number(row[name]) for row in rows if row[name])}
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"{file} is not CSV that can be read: its first line names {twice[0]!r} twice; rename one column."
+        )
+    numbers = {name for name in names if all(is_number(row[name]) for row in rows if row[name])}
     for row in rows:
         yield {name: float(cell) if cell and name in numbers else cell or None for name, cell in row.items()}
 
@@ -106,36 +116,30 @@ def is_number(text: str) -> bool:
 
 
 def _read_parquet(file: Path) -> Iterator[FileRow]:
-    import pyarrow
     import pyarrow.parquet
 
     number = 0
-    try:
+    with read_by_library(f"{file} is not a parquet file that can be read"):
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
             for values in batch.to_pylist():
                 number += 1
                 yield FileRow(number, f"{file} row {number}", values)
-    except (pyarrow.ArrowException, OSError) as error:
-        after = f" after row {number}" if number else ""
-        raise UserError(f"{file} is not a parquet file that can be read{after}: {error}.") from error
 
 
 def _read_json(file: Path) -> Iterator[FileRow]:
-    """One object per line, or an array of objects, as in most .json files."""
+    """One object per line, an array of objects, as in most .json files, or objects that are spread over lines."""
     with opened_bytes(file) as opened:
         begins = opened.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    if not begins.startswith(b"["):
-        if begins.startswith(b"{") and begins[1:].lstrip(b" \t\r").startswith(b"\n"):
-            raise UserError(
-                f"{file} holds an object over several lines; an array of objects, or one a line, is needed."
-            )
+    spread = begins.startswith(b"{") and begins[1:].lstrip(b" \t\r").startswith(b"\n")
+    if not begins.startswith(b"[") and not spread:
         yield from (FileRow(number, f"{file} line {number}", values) for number, values in read_json_lines(file))
         return
     with opened_bytes(file) as opened:
-        rows = parse_json(opened.read().removeprefix(codecs.BOM_UTF8), said=str(file))
+        whole = opened.read().removeprefix(codecs.BOM_UTF8)
+    rows = parse_json_values(whole, said=str(file)) if spread else parse_json(whole, said=str(file))
     for row in _numbered(str(file), rows):
         if not isinstance(row.values, dict):
-            raise UserError(f"{row.place} is {row.values!r:.40}; an array of objects is needed.")
+            raise UserError(f"{row.place} is {shown(row.values, 40)}; objects are needed, one for each row.")
         yield row
 
 
@@ -149,7 +153,7 @@ def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> li
     files = [file for file in found if kind_of(file) in (".jsonl", ".parquet")]
     files = files or [file for file in found if kind_of(file) in SUFFIXES]  # .json beside them is about the data
     present = {file.name for file in files}
-    files = [file for file in files if file.suffix not in COMPRESSED or file.stem not in present]
+    files = [file for file in files if file.suffix not in DECOMPRESSED or file.stem not in present]
     named = [file for file in files if re.match(re.escape(split) + r"[-.]", file.name)]
     if named:
         return named

@@ -5,9 +5,8 @@ by one of prompt and responses. The order of rows never matters.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from rapo_jax.borders import read_text
+from rapo_jax.borders import path_of, read_text
 from rapo_jax.data.draws import prompt_share, record_share
 from rapo_jax.data.files import read_rows
 from rapo_jax.errors import UserError
@@ -52,7 +51,7 @@ def mixture_sizes(sizes: Sequence[int], weights: Sequence[float | None]) -> list
 
 def read_questions(path: str, *, option: str = "data.drop_prompts") -> frozenset[str]:
     """Questions to keep out of the training data: one per line, or in a column question, prompt or instruction."""
-    file = Path(path).expanduser()
+    file = path_of(path, said=f"data.drop_prompts={path}")
     if not file.is_file():
         raise UserError(
             f"{option}={path}: no such file; give a text with a question a line, .jsonl, .json or .parquet."

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rapo_jax.borders import read_json
+from rapo_jax.borders import path_of, read_json
 from rapo_jax.data.files import read_rows
 from rapo_jax.data.sources import several_facts
 from rapo_jax.data.values import BadRow, finite_score
@@ -46,7 +46,7 @@ def with_constants(records: Sequence[Record], chosen: float, rejected: float) ->
 
 def read_scores(path: str, *, option: str = "data.rewards") -> Scores:
     """Reads a score file. Raises UserError that shows the first few bad lines and counts all."""
-    file = Path(path).expanduser()
+    file = path_of(path, said=f"{option}={path}")
     if not file.is_file():
         raise UserError(f"{option}={path}: no such file; it must be {CONSTANT}, or a .jsonl file of scores.")
     rewards, attributes, facts = {}, {}, []

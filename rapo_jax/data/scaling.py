@@ -4,12 +4,12 @@ One map for the reward and one per attribute, over all records or per source. Th
 maps of the first training data.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from rapo_jax.borders import read_object, shaped
+from rapo_jax.borders import path_of, read_object, shaped
 from rapo_jax.config.tree import Relabel
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
@@ -107,6 +107,11 @@ def _fit(values: Sequence[float], relabel: Relabel, what: str) -> Scale:
             f"relabel.scale.fit={options.fit}: the scale of the {len(values)} {what} goes from {low} to {high}, a width "
             "of zero, which maps all responses to one score. Choose another relabel.scale.fit, or check the scores."
         )
+    if not math.isfinite(high - low):
+        raise UserError(
+            f"relabel.scale.fit={options.fit}: the scale of the {len(values)} {what} goes from {low} to {high}, further than "
+            "a number goes; correct the scores."
+        )
     decimals = 1 if relabel.decimals is None else relabel.decimals
     return Scale(low, high, *ends, clip=options.clip, decimals=decimals)
 
@@ -114,5 +119,5 @@ def _fit(values: Sequence[float], relabel: Relabel, what: str) -> Scale:
 def read_scales(path: str) -> Scales:
     """The maps that a run or `rapo relabel` wrote."""
     remedy = f"relabel.scale.file must be a {SCALE_FILE} that a run or `rapo relabel` wrote"
-    tree = read_object(Path(path).expanduser(), remedy=remedy)
+    tree = read_object(path_of(path, said=f"relabel.scale.file={path}"), remedy=remedy)
     return shaped(tree, Scales, said=path, remedy=remedy)

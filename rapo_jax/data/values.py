@@ -11,6 +11,7 @@ from rapo_jax.messages import Message
 ROLES = ("system", "user", "assistant", "tool")
 # Keys of a message that chat templates may write, besides role and content.
 MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
+MOST_EXACT = 2**53  # every integer up to it is a float64
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # hh-rlhf's strings
 
 
@@ -41,9 +42,10 @@ def text(value: Any, what: str) -> str:
 
 
 def finite_score(value: Any, name: str) -> float:
+    """A number as it is; an integer that float64 does not hold exactly as the nearest float, as it is computed with."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
-            return value
+            return value if abs(value) <= MOST_EXACT else float(value)
     except OverflowError:  # an integer too large for a float
         pass
     shown = "missing" if value is None else f"{value!r:.40}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, shown
 
 MOST = 10**8  # no dimension of a model is larger
 MOST_LAYERS = 10_000
@@ -104,8 +104,3 @@ def misfits(config: Mapping[str, Any]) -> list[str]:
     if heads and size and not config.get("head_dim") and size < heads:
         found.append(f"hidden_size={size} is less than num_attention_heads={heads}, so heads would have no dimension")
     return found
-
-
-def shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

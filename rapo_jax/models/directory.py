@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rapo_jax.borders import read_object
-from rapo_jax.errors import UserError
+from rapo_jax.borders import path_of, read_object
+from rapo_jax.errors import UserError, shown
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*", "README.md"]
 
@@ -14,7 +14,7 @@ def model_directory(path: str, *, option: str = "model.path", weights: bool = Tr
 
     `option` is what the user calls `path`. With weights=False a download skips the safetensors.
     """
-    local = Path(path).expanduser()
+    local = path_of(path, said=f"{option}={path}")
     if path and local.is_dir():
         refuse_other_directories(local, said=f"{option}={path}")
         return local
@@ -60,4 +60,9 @@ def declared_stop_tokens(directory: Path) -> list[int]:
     path = Path(directory) / "config.json"
     if declared is None and path.is_file():
         declared = read_object(path).get("eos_token_id")
-    return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    stops = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if any(type(token) is not int for token in stops):
+        raise UserError(
+            f"{directory}: eos_token_id={shown(declared)} must be a token id or a list of them; correct it."
+        )
+    return list(stops)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rapo_jax.borders import read_object
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, shown
 from rapo_jax.models.config_types import REQUIRED, check_types
 from rapo_jax.models.families import FAMILIES, Family
 
@@ -266,12 +266,12 @@ def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
     for key, value in config.items():
         if key in REPEATED:
             if value not in (None, config.get(REPEATED[key])):
-                problems.append(f"{key}={value!r} beside {REPEATED[key]}={config.get(REPEATED[key])!r}")
+                problems.append(f"{key}={shown(value)} beside {REPEATED[key]}={shown(config.get(REPEATED[key]))}")
         elif key in MUST_BE:
             if value not in MUST_BE[key]:
-                problems.append(f"{key}={value!r} (only {MUST_BE[key][0]!r} is supported)")
+                problems.append(f"{key}={shown(value)} (only {MUST_BE[key][0]!r} is supported)")
         elif key not in known and not key.startswith("_") and value not in (None, False, [], {}):
-            problems.append(f"{key}={value!r}")
+            problems.append(f"{key}={shown(value)}")
     if is_scored(config) and num_labels(config) not in (1, None):
         problems.append(f"num_labels={num_labels(config)} (only 1, a reward model's, is supported)")
     if activation_name(config, family) not in ACTIVATION_NAMES:

@@ -74,7 +74,7 @@ class Column:
         try:
             self.crcs = np.lib.format.open_memmap(self.checks, mode="r+")
             sound = self.crcs.shape == self.shape[:1] and self.crcs.dtype == np.uint32
-        except (OSError, ValueError):
+        except Exception:  # whatever NumPy raises about a header that is not one
             sound = False
         if not sound:
             with whole_file(self.checks) as path, path.open("wb") as file:
@@ -88,10 +88,14 @@ class Column:
         """Whether the numbers are missing, of another shape, or not those of the checksum."""
         try:
             values = np.load(self.numbers, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
+        except Exception:  # whatever NumPy raises about a header that is not one
             return True
         checksum = self.read_record().sha256
-        return values.shape != self.shape or (checksum is not None and checksum != checksum_of(values))
+        return (
+            values.shape != self.shape
+            or values.dtype != np.float32
+            or (checksum is not None and checksum != checksum_of(values))
+        )
 
     def write(self, members: Int[np.ndarray, " n"], numbers: Float[np.ndarray, "n A"]) -> None:
         """Stores the numbers of the groups `members`; they are on disk when this returns."""

@@ -8,9 +8,9 @@ import numpy as np
 from rapo_jax.accounting import Work, mfu, real_work, recomputed_flops, step_flops
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
-from rapo_jax.borders import parse_yaml
 from rapo_jax.config.files import as_dict, from_dict, insert
 from rapo_jax.config.tree import Config
+from rapo_jax.config.yaml_text import parse_yaml
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import make_mesh, num_row_shards
 from rapo_jax.plan.compile import Memory, compile_step, resident_memory

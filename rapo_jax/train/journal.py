@@ -7,6 +7,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
@@ -14,10 +15,11 @@ from tensorboardX import SummaryWriter
 from rapo_jax.borders import json_line, json_text, read_json_lines, write_json_lines
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
-from rapo_jax.errors import UserError, masked
+from rapo_jax.errors import UserError, masked, shown
 from rapo_jax.train.screen import Clock, Table, duration, table_of
 
 PRINT_EVERY = 2.0  # seconds between progress lines
+REMEDY = "remove the line, or move the file away; the checkpoints do not depend on it"
 
 
 class Journal:
@@ -33,7 +35,7 @@ class Journal:
             return
         path = run_dir / "metrics.jsonl"
         cut_back(path, first_step)
-        self.file = path.open("a")
+        self.file = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self.wandb = start_wandb(config, run_dir) if config.train.wandb_project else None
 
@@ -46,7 +48,7 @@ class Journal:
         self.file.write(json_line(written) + "\n")
         self.file.flush()
         for name, value in record.items():
-            if name != "step":
+            if name != "step" and math.isfinite(value):  # the board warns of others on the screen, twice
                 self.board.add_scalar(name, value, step)
         if self.wandb:
             self.wandb.log(record, step=step)
@@ -95,14 +97,23 @@ def cut_back(path: Path, last_step: int) -> None:
     """Drops records after `last_step`, and a last line that a kill left incomplete."""
     if not path.exists():
         return
-    records = [record for _, record in read_json_lines(path, drop_torn_line=True)]
-    write_json_lines(path, [record for record in records if record["step"] <= last_step])
+    write_json_lines(path, [record for record in records_of(path) if record["step"] <= last_step])
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl. Raises UserError for a line that is no record of a step."""
+    records = []
+    for number, record in read_json_lines(path, drop_torn_line=True, remedy=REMEDY):
+        if type(record.get("step")) is not int:
+            raise UserError(f"{path} line {number} is no record of a step: step={shown(record.get('step'))}; {REMEDY}.")
+        records.append(record)
+    return records
 
 
 def last_record(run_dir: Path) -> dict[str, float]:
     """The last metrics in the record, without the step; {} where there are none."""
     path = run_dir / "metrics.jsonl"
-    records = [record for _, record in read_json_lines(path, drop_torn_line=True)] if path.exists() else []
+    records = records_of(path) if path.exists() else []
     return {name: value for name, value in records[-1].items() if name != "step"} if records else {}
 
 

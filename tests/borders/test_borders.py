@@ -128,20 +128,44 @@ def test_only_an_unterminated_last_line_is_dropped_as_torn(tmp_path):
     assert "line 2" in refusal(lambda: list(borders.read_json_lines(path, drop_torn_line=True)))
 
 
+def test_json_values_may_stand_one_after_another(tmp_path):
+    assert list(borders.parse_json_values(b' {"a":\n1}\n{"a": 2} ', said="x.json")) == [{"a": 1}, {"a": 2}]
+    assert refusal(lambda: list(borders.parse_json_values(b'{"a": 1}\n{"b"', said="x.json"))) == (
+        "x.json is not JSON: Expecting ':' delimiter at line 2, character 5."
+    )
+
+
+def test_what_can_be_no_path_is_refused(tmp_path):
+    """When this fails, a name that was pasted wrongly is a traceback of the operating system's errors."""
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in (
+        ("x" * 300, "File name too long"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        ("~nobody-of-this-name/x", "Could not determine home directory."),
+        ("a\0b", "embedded null byte"),
+    ):
+        assert f"run_dir=x can be no path ({reason}); correct it." == refusal(borders.path_of, path, said="run_dir=x")
+    assert borders.path_of("~/absent", said="") == Path.home() / "absent"
+
+
+class PanicException(BaseException):
+    """As pyo3, by which Rust libraries are bound to Python, calls a panic."""
+
+
 @pytest.mark.parametrize(
-    ("text", "fact"),
-    [
-        ("a: [1", "line 1: expected"),
-        ("a: 1\nb: 2\na: 3", "line 3: a is given twice"),
-        ("a: !!python/object:os.system {}", "could not determine a constructor"),
-        ("a: 2026-13-01", "month"),
-        (f"a: {'9' * 5_000}", "Exceeds the limit"),
-        ("[" * 1_500, "nested too deep"),
-    ],
+    "raised", [KeyError("type"), TypeError(), PanicException("called `unwrap()`\non None"), MemoryError("9 GB")]
 )
-def test_yaml_that_cannot_be_parsed_is_refused(text, fact):
-    message = refusal(borders.parse_yaml, text, said="run.yaml")
-    assert message.startswith("run.yaml cannot be read as YAML: ") and fact in message
+def test_whatever_a_library_raises_about_a_file_is_one_sentence(raised):
+    """When this fails, a damaged tokenizer.json or parquet file is a traceback: their readers document no errors."""
+    with (
+        pytest.raises(UserError) as refused,
+        borders.read_by_library("x.json is no tokenizer", remedy="download it again"),
+    ):
+        raise raised
+    reason = {PanicException: "called `unwrap()`", TypeError: "TypeError"}.get(type(raised), str(raised))
+    assert str(refused.value) == f"x.json is no tokenizer ({reason}); download it again."
+    with pytest.raises(KeyboardInterrupt), borders.read_by_library("x.json is no tokenizer"):
+        raise KeyboardInterrupt
 
 
 def test_a_nested_value_takes_its_declared_types():

@@ -1,5 +1,9 @@
 """Where the goal is written, and where a response begins and ends."""
 
+import functools
+import json
+import shutil
+
 import pytest
 from tokenizers import normalizers
 
@@ -276,6 +280,34 @@ def test_a_directory_without_a_tokenizer_is_an_error(tmp_path, present):
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=r"has no tokenizer.*tokenizer.json|has no tokenizer.json"):
         load_tokenizer(str(tmp_path), chat_template="plain")
+
+
+def lose_a_merged_token(tree):
+    token = "".join(tree["model"]["merges"][0])
+    del tree["model"]["vocab"][token]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tree: tree.clear(),
+        lose_a_merged_token,
+        lambda tree: tree.update(model=3),
+        lambda tree: tree.update(added_tokens=[{"id": 0}]),
+        lambda tree: tree.update(pre_tokenizer={"type": "Nothing"}),
+        lambda tree: tree.update(version=functools.reduce(lambda inner, _: [inner], range(500), [])),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_sentence(saved, tmp_path, damage):
+    """When this fails, a tokenizer.json that was edited or downloaded in part is a traceback of a library's insides."""
+    shutil.copytree(saved, tmp_path / "damaged")
+    path = tmp_path / "damaged" / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    damage(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer.json\) that can be read \(") as refused:
+        load_tokenizer(str(path.parent), chat_template=None)
+    assert "\n" not in str(refused.value)
 
 
 def test_what_cannot_be_loaded_is_named_with_the_setting_to_change(saved, tmp_path):

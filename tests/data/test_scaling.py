@@ -128,3 +128,11 @@ def test_a_file_that_is_not_a_map_is_named(tmp_path, text):
         (tmp_path / "scale.json").write_text(text)
     with pytest.raises(UserError, match=r"scale\.json.*; relabel\.scale\.file must be a scale\.json"):
         read_scales(str(tmp_path / "scale.json"))
+
+
+def test_scores_too_far_apart_for_a_number_are_one_clear_error():
+    """When this fails, one score of 1e308 makes every goal NaN, or ends the report in a traceback."""
+    with pytest.raises(
+        UserError, match=r"goes from -1e\+308 to 1e\+308, further than a number goes; correct the scores"
+    ):
+        scaled([(1e308, -1e308)], scale=ScaleFit(fit="minmax"))

@@ -307,17 +307,65 @@ def test_csv_is_read_with_numbers_as_numbers(tmp_path):
     assert (second.prompt[0].content, second.responses, second.rewards) == ("And\nnow?", ("007", "None"), (8.5, 1))
 
 
+def test_files_in_utf16_and_of_zstd_are_read(tmp_path):
+    """When this fails, what Excel or the hub's archives wrote has to be converted by hand."""
+    lines = (json.dumps(PAIR) + "\n") * 2
+    (tmp_path / "wide.jsonl").write_bytes(lines.encode("utf-16"))
+    (tmp_path / "wide.csv").write_bytes(
+        "prompt,chosen,rejected,score_chosen,score_rejected\nHi,A,B,2,1\n".encode("utf-16")
+    )
+    with pyarrow.output_stream(tmp_path / "pairs.jsonl.zst", compression="zstd") as file:
+        file.write(lines.encode())
+    assert len(read_file(str(tmp_path / "wide.jsonl"), scores=True).records) == 2
+    assert read_file(str(tmp_path / "wide.csv"), scores=True).records[0].rewards == (2.0, 1.0)
+    assert len(read_file(str(tmp_path / "pairs.jsonl.zst"), scores=True).records) == 2
+
+
+def test_objects_may_be_spread_over_lines(write):
+    """When this fails, a file that an editor has formatted is "not JSON"."""
+    rows = "\n".join(json.dumps(PAIR | {"score_chosen": score}, indent=2) for score in (7, 8))
+    assert [r.rewards for r in read_file(write(rows, name="pairs.json"), scores=True).records] == [(7, 3.5), (8, 3.5)]
+
+
+def test_an_empty_csv_has_no_rows(write):
+    assert error(write("", name="pairs.csv")).endswith("pairs.csv has no rows; at least one is needed.")
+
+
+@pytest.mark.parametrize("damage", ["cut", "footer", "pages", "empty", "header"])
+def test_a_damaged_parquet_file_is_one_sentence(tmp_path, damage):
+    """When this fails, a download that broke off ends in a traceback of pyarrow's."""
+    path = tmp_path / "pairs.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PAIR] * 100), path)
+    whole = path.read_bytes()
+    damaged = {
+        "cut": whole[: len(whole) // 2],
+        "footer": whole[:-12] + bytes(12),
+        "pages": b"PAR1" + bytes(100) + whole[104:],
+        "empty": b"",
+        "header": b"\0" * 8 + whole[8:],
+    }
+    path.write_bytes(damaged[damage])
+    assert error(str(path)).startswith(f"{path} is not a parquet file that can be read (")
+
+
+def test_a_score_beyond_the_integers_of_a_float_is_the_nearest_float(write):
+    """When this fails, statistics and parquet files of such scores end in a traceback."""
+    record = read_file(write(PAIR | {"score_chosen": 2**63, "score_rejected": 2**53}), scores=True).records[0]
+    assert record.rewards == (2.0**63, 2**53) and list(map(type, record.rewards)) == [float, int]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fact"),
     [
-        ("pairs.jsonl", json.dumps(PAIR).encode("utf-16"), "is text in UTF-16; save it in UTF-8."),
-        ("pairs.json", json.dumps(PAIR, indent=2).encode(), "holds an object over several lines; an array of objects"),
-        ("pairs.jsonl.zst", b"anything", "is compressed with zstd, which is not read; decompress it (zstd -d)"),
         (
             "pairs.csv",
             b"prompt,chosen\n1,2,3\n",
             "is not CSV that can be read: row 1 has more cells than the first line",
         ),
+        ("pairs.csv", b"prompt,prompt\n1,2\n", "is not CSV that can be read: its first line names 'prompt' twice"),
+        ("pairs.jsonl", "[{]".encode("utf-16"), "is not JSON: Expecting property name"),
+        ("pairs.json", json.dumps(PAIR, indent=1).encode() + b"3", "row 2 is 3; objects are needed, one for each row."),
+        ("pairs.jsonl.zst", b"anything", "cannot be read (ZSTD decompress"),
         ("pairs.csv", b"prompt\n\xff\n", "is not CSV that can be read: 'utf-8' codec can't decode"),
     ],
 )

@@ -162,6 +162,7 @@ def test_a_missing_model_is_named_as_the_user_typed_it():
         ('{"goal_prompt": {"template": "paper"}}', r"rapo.json lacks goal_prompt.goal_max, goal_prompt.placement"),
         ({"tone": "kind"}, "rapo.json: unknown field goal_prompt.tone"),
         ({"goal_max": "ten"}, "rapo.json: goal_prompt.goal_max is 'ten', expected a number"),
+        ({"template": "pa{per"}, "rapo.json: relabel.template='pa{per'"),
     ],
 )
 def test_a_damaged_or_newer_sidecar_is_refused_in_one_sentence(tmp_path, sidecar, message):

@@ -9,7 +9,8 @@ import pytest
 
 from rapo_jax.config.files import from_dict, load_config
 from rapo_jax.config.tree import Config
-from rapo_jax.train.journal import Journal, cut_back
+from rapo_jax.errors import UserError
+from rapo_jax.train.journal import Journal, cut_back, last_record
 from rapo_jax.train.loop import times_due
 from rapo_jax.train.screen import duration
 from tests.tiny import PAIRS, RUN, rapo, write_model, write_rows
@@ -50,6 +51,23 @@ def records(run_dir):
 
 
 # metrics.jsonl.
+
+
+@pytest.mark.parametrize(
+    ("line", "step"), [('{"loss": 1.0}', "None"), ('{"step": "x"}', "'x'"), ('{"step": 2.5}', "2.5")]
+)
+def test_a_foreign_line_among_the_metrics_is_named(tmp_path, line, step):
+    """When this fails, a run whose record somebody wrote into ends in a KeyError and cannot be resumed."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    for read in (lambda: cut_back(path, 1), lambda: last_record(tmp_path)):
+        with pytest.raises(UserError) as refused:
+            read()
+        assert str(refused.value) == (
+            f"{path} line 2 is no record of a step: step={step}; remove the line, or move the file away; the checkpoints do "
+            "not depend on it."
+        )
+    assert path.read_text() == f'{{"step": 1}}\n{line}\n'
 
 
 @pytest.mark.slow
