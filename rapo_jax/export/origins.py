@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rapo_jax.borders import parse_yaml, read_text
+from rapo_jax.borders import read_text
 from rapo_jax.config.tree import Config
+from rapo_jax.config.yaml_text import parse_yaml
 from rapo_jax.data.configured import sources_of_part
 from rapo_jax.data.files import SUFFIXES, kind_of
 from rapo_jax.distributed import say
