@@ -65,9 +65,9 @@ def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, start: St
     announce_data(setup, data)
     tell("plan", f"{num_steps} steps of {config.train.batch_size} {config.objective.unit};")
     tell("", f"{shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
-    after = start.resuming_after
-    resuming = f", resuming after step {after}" if after is not None else ""
-    tell("loss", f"{loss_in_words(config.objective)}; into {setup.run_dir}{resuming}")
+    tell("loss", f"{loss_in_words(config.objective)}; into {setup.run_dir}")
+    if (after := start.resuming_after) is not None:
+        tell("", f"resuming after step {after}")
     notes = [*notes_on(setup, data), *notes_on_extension(config, start, num_steps)]
     for note in notes:
         tell("note", note)
