@@ -7,6 +7,7 @@ A directory exported by rapo carries a chat template that asks for a goal by its
 (`tokenizer.chat_template` never writes one) and kept as `goal_prompt.baked`, so that no prompt asks twice.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
+from rapo_jax.chat.dates import pin, pinned_day, today
 from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_goal_prompt, read_goal_prompt
 from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.config.tree import Config
@@ -96,14 +98,21 @@ def open_tokenizer(
 
 
 def open_for_training(directory: Path, config: Config) -> OpenedTokenizer:
-    """The tokenizer of the model that a run starts from, with the goal prompt that the configuration asks for."""
+    """The tokenizer of the model that a run starts from, with the goal prompt and the date that the configuration asks for.
+
+    Without data.date a template that writes a date writes the one that it is pinned to, else today's.
+    """
     opened = open_tokenizer(directory, chat_template=config.data.chat_template)
+    own = opened.goal_prompt.chat_template
+    pinned = functools.partial(pin, day=config.data.date or pinned_day(own) or today())
+    opened.tokenizer.chat_template = pinned(own)
     goal_prompt = configured_goal_prompt(
         config.relabel,
         placement=resolve_placement(opened.tokenizer, config.relabel.placement),
-        chat_template=opened.goal_prompt.chat_template,
+        chat_template=opened.tokenizer.chat_template,
     )
-    goal_prompt = replace(goal_prompt, named_templates=opened.goal_prompt.named_templates)
+    named = {name: pinned(template) for name, template in opened.goal_prompt.named_templates.items()}
+    goal_prompt = replace(goal_prompt, named_templates=named)
     return replace(opened, goal_prompt=goal_prompt, has_own_goal_prompt=True)
 
 

@@ -60,6 +60,11 @@ class GoalPrompt:
         """The conversation with the sentence in its place."""
         return place_goal(messages, self.sentence(goal, source=source), self.placement)
 
+    def asks_like(self, other: "GoalPrompt") -> bool:
+        """Whether both write the same sentence into the same turn for every goal."""
+        same = (self.placement, self.goal_min, self.goal_max) == (other.placement, other.goal_min, other.goal_max)
+        return same and self.pieces() == other.pieces()
+
     def pieces(self) -> list[tuple[str, int | None]]:
         """The sentence cut where it says a goal: (text, None), or ("", index of the attribute).
 

@@ -4,6 +4,7 @@ The error for an unknown key names the nearest known one; the error for a wrong 
 """
 
 import dataclasses
+import datetime
 import types
 import typing
 from collections.abc import Sequence
@@ -140,6 +141,8 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         return ""
     if isinstance(value, str) and not is_text(value):
         raise UserError(f"{name}={shown(value)} holds half of a surrogate pair, which is not Unicode; correct it.")
+    if hint is str and isinstance(value, datetime.date):  # YAML reads 2026-11-27 as a date
+        return value.isoformat()
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)

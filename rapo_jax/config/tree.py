@@ -122,6 +122,9 @@ class Data:
     chat_template: str | None = key(
         None, "null uses the tokenizer's own; or plain, chatml, zephyr, or a .jinja file", affects="tokens"
     )
+    date: str | None = key(
+        None, "the day, YYYY-MM-DD, that chat templates write as today; null is the run's first", affects="tokens"
+    )
     bad_rows: Literal["error", "drop"] = key("error", "whether unreadable rows stop the run", affects="tokens")
     schema: str = key("auto", "shape of a row; auto detects it from the columns", affects="tokens")
     columns: Columns = section(Columns, "column names, where they are not the usual ones")

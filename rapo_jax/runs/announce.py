@@ -11,6 +11,7 @@ from rapo_jax import __version__
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan
 from rapo_jax.borders import whole_file, write_json, write_text
+from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
 from rapo_jax.config.tree import Config
@@ -124,6 +125,11 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     outside = report["goals"]["outside_scale"]
     if outside:
         yield f"{outside:,} goals are not from {relabel.goal_min:g} to {relabel.goal_max:g}; relabel.scale.fit maps scores"
+    if config.data.date:
+        yield f"the chat template writes {config.data.date} as today, also when exported (data.date)"
+    own = read_goal_prompt(setup.model_dir)
+    if own and own.baked is not None and relabel.goals and not own.asks_like(setup.goal_prompt):
+        yield f"the starting model was asked in other words: ...{str(own.sentence(own.baked))[-50:]!r}; see relabel.*"
     positions = read_config(setup.model_dir).get("max_position_embeddings")
     longest = max(len(group.prompt) + max(map(len, group.continuations)) for group in data.groups)
     if positions and longest > positions:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from rapo_jax import __version__
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.groups import what_is_scored
+from rapo_jax.chat.dates import unpinned
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
@@ -26,7 +27,7 @@ LENGTH = ("train.num_epochs", "train.max_steps")  # what makes a run longer or s
 HASHES = ("model", "tokenizer", "data")
 # Prefixes of the settings that a reference cache belongs to: those that shape the tokens, and the arithmetic. Other
 # keys that affect tokens (columns, schemas, sources) are covered by the hash of the tokens.
-OF_REFERENCES = ("data.max_", "data.chat_template", "relabel.", "model.dtype", "scored")
+OF_REFERENCES = ("data.max_", "data.chat_template", "data.date", "relabel.", "model.dtype", "scored")
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def recorded(record: dict[str, Any]) -> Identity:
 
 def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity:
     """The identity of a run: what its checkpoints belong to."""
-    tokenizer = cast(PreTrainedTokenizerFast, setup.tokenizer).backend_tokenizer.to_str() + str(
-        setup.goal_prompt.named_templates or setup.tokenizer.chat_template
-    )
+    named = {name: unpinned(template) for name, template in setup.goal_prompt.named_templates.items()}
+    template = str(named or unpinned(setup.goal_prompt.chat_template))  # the day is a setting
+    tokenizer = cast(PreTrainedTokenizerFast, setup.tokenizer).backend_tokenizer.to_str() + template
     return Identity(
         model=model_identity(setup, parameters),
         tokenizer=sha256(tokenizer),
@@ -131,7 +132,11 @@ def in_words(before: Identity, now: Identity, changed: list[Change], places: dic
     said = [f"the {name} ({places[name]})" for name in HASHES if getattr(before, name) != getattr(now, name)]
     said += [str(change) for change in changed]
     if not said and before.tokens != now.tokens:
-        return [f"the tokenization (another version of rapo_jax? this is {__version__})"]
+        day = now.settings.get("data.date")
+        another = (
+            f"another day in the chat template? now data.date={day}; or another version" if day else "another version"
+        )
+        return [f"the tokenization ({another} of rapo_jax? this is {__version__})"]
     return said
 
 

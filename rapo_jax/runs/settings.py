@@ -55,6 +55,8 @@ def changes(before: Settings, now: Settings, *, given: Collection[str] | None) -
         if (unknown and given is not None and key not in given) or not matters(key):
             continue
         old, new = (value_of(key, settings) for settings in (before, now))
+        if key == "data.date" and old is None:  # an earlier version wrote the day down nowhere; the tokens tell
+            continue
         if old != new:
             found.append(Change(key, old, new))
     return found

@@ -4,7 +4,7 @@ Everything here reads and checks; nothing is written.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.batching import pipeline
+from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.files import load_config
 from rapo_jax.config.tree import Config
@@ -41,11 +42,17 @@ class Setup:
 
 
 def set_up(config: Config) -> Setup:
-    """Resolves mesh, model and tokenizer. Raises UserError for the first that cannot be resolved."""
+    """Resolves mesh, model and tokenizer, and the day that the chat template writes. Raises UserError for the first that
+    cannot be resolved."""
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     model_dir = model_directory(config.model.path)
     spec = spec_of(config, model_dir)
     opened = open_for_training(model_dir, config)
+    day = pinned_day(opened.goal_prompt.chat_template)
+    if day and config.data.date is None:
+        day = recorded_day(Path(config.run_dir)) or day
+        config = replace(config, data=replace(config.data, date=day))
+        opened = open_for_training(model_dir, config)
     return Setup(
         config=config,
         run_dir=Path(config.run_dir),
@@ -56,6 +63,11 @@ def set_up(config: Config) -> Setup:
         goal_prompt=opened.goal_prompt,
         stop_tokens=opened.stop_tokens,
     )
+
+
+def recorded_day(run_dir: Path) -> str | None:
+    """The day that the chat template of an existing run writes."""
+    return open_run_dir(run_dir).data.date if (run_dir / "config.yaml").is_file() else None
 
 
 def spec_of(config: Config, model_dir: Path) -> Spec:

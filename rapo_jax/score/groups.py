@@ -8,6 +8,7 @@ import numpy as np
 
 from rapo_jax.batching.batch_plan import Group
 from rapo_jax.batching.groups import NAN, with_empty_responses
+from rapo_jax.chat.dates import pin
 from rapo_jax.chat.encoding import Encoded, Item, encode_all
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import read_source, sources_of_part
@@ -41,7 +42,10 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
     Raises UserError for rows that do not fit data.max_length, and for token ids beyond the vocabulary.
     """
     data = config.data
-    tokenizer = open_tokenizer(tokenizer_of, chat_template=data.chat_template).tokenizer
+    opened = open_tokenizer(tokenizer_of, chat_template=data.chat_template)
+    tokenizer = opened.tokenizer
+    if data.date:
+        tokenizer.chat_template = pin(opened.goal_prompt.chat_template, data.date)
 
     def encode(items: list[Item], *, progress: bool = False) -> list[Encoded | None]:
         return encode_all(

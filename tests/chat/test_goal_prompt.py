@@ -51,6 +51,18 @@ def test_a_sentence_within_a_text_is_the_texts_own():
     assert PAPER_GOAL_PROMPT.recognise([(Message("user", f"{goal_text(7)} Really."),)]) == [None]
 
 
+def test_two_prompts_ask_alike_if_sentence_turn_and_scale_are_the_same():
+    """When this fails, a second round of training in other words than the first goes unsaid."""
+    assert prompt_of().asks_like(prompt_of())
+    for other in (
+        prompt_of("released_code"),
+        prompt_of(placement="user"),
+        prompt_of(goal_min=0.0),
+        prompt_of("{goal}"),
+    ):
+        assert not prompt_of().asks_like(other)
+
+
 def test_rows_that_would_be_asked_twice_are_refused_with_their_number():
     rows = [Record(number, messages, ("A", "B"), (9.0, 2.0)) for number, messages in enumerate((HI, BRIEF), 1)]
     refuse_twice(PAPER_GOAL_PROMPT, rows)

@@ -28,6 +28,19 @@ def test_a_run_of_a_version_with_fewer_keys_resumes():
     assert said(before, now) == []
 
 
+def test_another_day_in_the_chat_template_is_named():
+    """When this fails, whoever resumes a run of a dated template tomorrow is told of another version of rapo_jax."""
+    before, now = (settings(data=DATA | {"date": day}) for day in ("2026-11-27", "2026-11-28"))
+    assert said(before, now) == ["data.date ('2026-11-27' -> '2026-11-28')"]
+    older = {key: value for key, value in before.items() if key != "data.date"}
+    assert said(older, now) == []
+    runs = replace(IDENTITY, settings=older), replace(IDENTITY, tokens="other", settings=now)
+    (words,) = in_words(*runs, [], {})
+    assert words.startswith(
+        "the tokenization (another day in the chat template? now data.date=2026-11-28; or another version"
+    )
+
+
 def test_a_new_key_that_is_set_is_a_change():
     """When this fails, half a run is trained without a setting that the other half has."""
     before = {key: value for key, value in settings().items() if key != "optimizer.b2"}
