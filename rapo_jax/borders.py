@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, TypeVar
 
 from rapo_jax.errors import UserError, nearest
+from rapo_jax.space import on_disk
 
 Typed = TypeVar("Typed")
 KINDS: dict[Any, str] = {
@@ -284,8 +285,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with on_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -304,12 +306,14 @@ def whole_directory(path: Path, *, writes: bool = True) -> Iterator[Path]:
         yield temporary
         return
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with on_disk(path):
+        temporary.mkdir(parents=True)
     try:
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
+        with on_disk(path):
+            yield temporary
+            if path.exists():
+                path.rmdir()
+            os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -7,7 +7,9 @@ renamed to corrupt-N, and the one before it is used. Identities are defined in r
 
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from rapo_jax.borders import write_json
 from rapo_jax.distributed import anywhere, barrier, is_first
 from rapo_jax.errors import UserError
+from rapo_jax.space import on_disk, require_space
 
 Accept = Callable[[dict[str, Any], int], None]
 FORMAT = "rapo_jax checkpoint 1"
@@ -81,6 +84,11 @@ def flat(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def size_of(tree: Any) -> int:
+    """The bytes of all arrays."""
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(tree))
+
+
 class Store:
     """The checkpoints of a run directory. One writer at a time; readers use `writes=False`.
 
@@ -109,7 +117,7 @@ class Store:
             preservation_policy=cast(Any, policies.AnyPreservationPolicy(keep)),
             cleanup_tmp_directories=writes,
         )
-        self._pending = None
+        self._pending, self._writing = None, (0, 0)
 
     def _claim(self) -> None:
         """Marks the directory as ours. Raises UserError if it is in use for something else."""
@@ -144,6 +152,7 @@ class Store:
     ) -> None:
         """Starts writing in the background. Raises the error of the previous save, if it failed."""
         self.wait()
+        self._writing = (step, size_of(state))
         meta = {
             "format": FORMAT,
             "step": step,
@@ -154,17 +163,42 @@ class Store:
             "shapes": {name: list(array.shape) for name, array in flat(state).items()},
         }
         metrics: dict[str, Any] | None = None if eval_loss is None else {"eval_loss": eval_loss}
-        self._pending = self._checkpointer.save_checkpointables_async(
-            step, {"state": flat(state), "meta": meta}, metrics=metrics
-        )
+        with self._space():
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step, {"state": flat(state), "meta": meta}, metrics=metrics
+            )
         if self._pending is None:
             raise RuntimeError(f"orbax declined to save step {step}; {self.directory} holds {self.steps()}")
 
     def wait(self) -> None:
-        """Waits until the last save is committed. Raises its error if it failed."""
+        """Waits until the last save is committed. Raises its error if it failed: UserError for a full disk."""
         if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+            pending, self._pending = self._pending, None
+            with self._space():
+                pending.result()
+
+    @contextmanager
+    def _space(self) -> Iterator[None]:
+        """Around the writing of a step: of a full disk it says what is safe, and gives back what the step took of it."""
+        step, need = self._writing
+        safe = [str(s) for s in self.steps() if s != step]
+        said = f"Safe: step{'s' * (len(safe) > 1)} {', '.join(safe)}." if safe else "No step is saved yet."
+        try:
+            with on_disk(self.directory / str(step), need=need, safe=said):
+                yield
+        except UserError:
+            for part in self.directory.glob(f"{step}*tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def require_space(self, state: Any) -> None:
+        """Raises UserError where a step like `state` certainly does not fit on the disk, before any work is done for it."""
+        steps = [self.directory / str(step) for step in self.steps()]
+        if steps:
+            need = sum(path.stat().st_size for path in steps[-1].rglob("*") if path.is_file())
+        else:  # moments that are still zero take no space, and weights cannot be compressed by more than this
+            need = int(0.8 * size_of(state.parameters))
+        require_space(self.directory / "the next step", need)
 
     def restore(
         self,
@@ -186,8 +220,8 @@ class Store:
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 return self._load(candidate, abstract, accept)
-            except (UserError, TypeError, AttributeError, NameError):
-                raise  # the files are not damaged
+            except (UserError, TypeError, AttributeError, NameError, jax.errors.JaxRuntimeError):
+                raise  # the files are not damaged: no memory, or another process is gone
             except Exception as error:  # Orbax and TensorStore raise bare Exceptions for damaged files
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 log.warning("checkpoint %d is damaged (%s)", candidate, reason)

@@ -28,6 +28,11 @@ REFUSED = (
     errno.EDQUOT,
 )
 
+# Options that each process of a pod may have for itself: its place in the pod, and where its host keeps files. What the files
+# hold is compared by the verbs.
+OWN = {"name", "coordinator", "distributed", "num_processes", "process_id", "config", "overrides", "json"}
+OWN |= {"run_dir", "out_dir", "model_dir", "model", "reference", "prompts", "out", "chat_template"}
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a verb and exits: 0 done, 1 a plan that does not fit, 2 the user's mistake, 13 a crash, 75 interrupted and saved,
@@ -100,9 +105,13 @@ def connect(options: argparse.Namespace) -> None:
     if 0 < len(missing) < len(by_hand):
         raise UserError(f"--coordinator, --num-processes and --process-id go together; add {' and '.join(missing)}.")
     if joins_others(options):
-        from rapo_jax.distributed import Pod, join
+        from rapo_jax.distributed import Pod, join, require_same
 
         join(Pod(**by_hand))
+        require_same(
+            {f"--{name}": value for name, value in vars(options).items() if name not in OWN}
+            | {"the verb": options.name}
+        )
 
 
 def quiet() -> None:

@@ -21,10 +21,12 @@ from jax._src.distributed import global_state as state  # its client has no publ
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 
+from rapo_jax import __version__
 from rapo_jax.errors import Lost, UserError, masked
 from rapo_jax.peers import LOST, aborting_says, answers, waiting, watch
 
 HEARTBEAT_SECONDS = 40  # a process that is silent for so long is dead, and the others stop
+SHOWN = 5  # differences that a message lists
 JOIN_SECONDS = 300  # the processes of a pod start within so long
 NOT_ALL = "not all of its processes came. Start all of them within that time, with the same --coordinator and --num-processes."
 
@@ -71,6 +73,7 @@ def join(pod: Pod) -> None:
     if state.num_processes > 1:
         address = str(state.coordinator_address)
         watch(state.client, process=state.process_id, num_processes=state.num_processes, coordinator=address)
+        require_same({"the version of rapo_jax": __version__, "the version of jax": jax.__version__})
 
 
 def described(pod: Pod) -> str:
@@ -157,6 +160,26 @@ def each_process(value: Any) -> list[Any]:
         length = int(multihost_utils.process_allgather(np.array(len(text))).max())
         rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(length), np.uint8))
     return [json.loads(row.tobytes()) for row in np.asarray(rows)]
+
+
+def require_same(mine: dict[str, Any]) -> None:
+    """Raises UserError on every process where two have other values; all have to call this.
+
+    Values are JSON. What they belong to is the key, as the user calls it.
+    """
+    first, *others = each_process(mine)
+    differing = [
+        f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {process}"
+        for process, other in enumerate(others, 1)
+        for name in dict.fromkeys((*first, *other))
+        if first.get(name) != other.get(name)
+    ]
+    if differing:
+        more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise UserError(
+            f"the processes were not started with the same: {'; '.join(differing[:SHOWN])}{more}. Start all of them with one "
+            "command, the same files and the same versions. Nothing was written."
+        )
 
 
 def anywhere(flag: bool) -> bool:

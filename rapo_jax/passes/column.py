@@ -60,14 +60,17 @@ class Column:
                 raise Mismatch(before, self.identity)
         self.record.parent.mkdir(parents=True, exist_ok=True)
         if not self.record.exists() or self.is_damaged():
-            start = np.lib.format.open_memmap(self.numbers, mode="w+", dtype=np.float32, shape=self.shape)
-            start[:] = np.nan
-            start.flush()
+            self.start_over()
             self.write_record(ColumnRecord(self.identity))
             self.checks.unlink(missing_ok=True)
         self.values = np.lib.format.open_memmap(self.numbers, mode="r+")
         if not self.is_complete or np.isnan(self.values).any():  # else the checksum of the whole has been compared
             self.open_checks()
+
+    def start_over(self) -> None:
+        """A file of NaN. It is written before it is mapped: a map of a file that the disk has no room for kills the process."""
+        with whole_file(self.numbers) as path, path.open("wb") as file:
+            np.save(file, np.full(self.shape, np.nan, np.float32))
 
     def open_checks(self) -> None:
         """Maps the CRCs into memory; makes them for a column of an earlier version, which has none."""

@@ -4,30 +4,33 @@ learning rate or in a data file would train on a mixture, or wait for ever."""
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from rapo_jax.batching import pipeline
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import each_process
-from rapo_jax.errors import UserError
+from rapo_jax.distributed import require_same
 from rapo_jax.runs.identity import Identity
 from rapo_jax.runs.settings import dotted
 
-SHOWN = 5  # differences that the message lists
 # Where a host keeps its copies. Of the model a sample of its bytes is compared in its place, of data and template the tokens.
 PLACES = re.compile(
     r"model\.path|data\.(path|sources\[\d+\]\.path|eval_path|rewards|eval_rewards|drop_prompts|chat_template)"
     r"|relabel\.scale\.file"
 )
+# What is compared by its content, by the name of its hash in the identity.
+READ = {
+    "tokenizer": "the tokenizer or its chat template",
+    "data": "the data (rows, or their rewards)",
+    "tokens": "the tokens of the data",
+}
 SAMPLE = 2**20  # bytes of the end of every file of weights
 
 
 def require_same_configuration(config: Config) -> None:
     """Raises UserError on every process where two were started with different settings."""
-    _require_same({key: value for key, value in dotted(as_dict(config)) if not PLACES.fullmatch(key)})
+    require_same({key: value for key, value in dotted(as_dict(config)) if not PLACES.fullmatch(key)})
 
 
 def require_same_model(directory: Path) -> None:
@@ -35,7 +38,7 @@ def require_same_model(directory: Path) -> None:
     if jax.process_count() == 1:
         return
     files = sorted(file for file in directory.iterdir() if file.name == "config.json" or file.suffix == ".safetensors")
-    _require_same({f"{file.name} of the model": digest_of(file) for file in files})
+    require_same({f"{file.name} of the model": digest_of(file) for file in files})
 
 
 def digest_of(file: Path) -> str:
@@ -48,21 +51,5 @@ def digest_of(file: Path) -> str:
 
 def require_same_inputs(identity: Identity, held_out: dict[str, pipeline.Dataset]) -> None:
     """Raises UserError on every process where two read another tokenizer or other data."""
-    read = {f"the {name}": getattr(identity, name)[:12] for name in ("tokenizer", "data", "tokens")}
-    _require_same(read | {f"the data of {name}": data.fingerprint[:12] for name, data in held_out.items()})
-
-
-def _require_same(mine: dict[str, Any]) -> None:
-    first, *others = each_process(mine)
-    differing = [
-        f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {process}"
-        for process, other in enumerate(others, 1)
-        for name in dict.fromkeys((*first, *other))
-        if first.get(name) != other.get(name)
-    ]
-    if differing:
-        more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise UserError(
-            f"the processes were not started with the same: {'; '.join(differing[:SHOWN])}{more}. Start all of them with "
-            "one configuration and the same files. Nothing was trained."
-        )
+    read = {said: getattr(identity, name)[:12] for name, said in READ.items()}
+    require_same(read | {f"the held-out data ({name})": data.fingerprint[:12] for name, data in held_out.items()})

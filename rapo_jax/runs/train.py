@@ -29,6 +29,7 @@ from rapo_jax.runs.identity import Identity, identify
 from rapo_jax.runs.references import cached_references
 from rapo_jax.runs.setup import Setup, read_held_out_data, read_training_data, set_up, starting_parameters
 from rapo_jax.runs.start import Start, starting_state
+from rapo_jax.space import on_disk
 from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.journal import Journal, last_record
 from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, run_loop
@@ -117,10 +118,11 @@ def one_writer(run_dir: Path) -> Iterator[None]:
     with ExitStack() as stack:
         if is_first():
             try:
-                if not run_dir.exists():
-                    run_dir.mkdir(parents=True)
-                    stack.callback(remove_if_empty, run_dir)
-                stack.enter_context(claimed(run_dir, said=f"run_dir={run_dir}"))
+                with on_disk(run_dir):
+                    if not run_dir.exists():
+                        run_dir.mkdir(parents=True)
+                        stack.callback(remove_if_empty, run_dir)
+                    stack.enter_context(claimed(run_dir, said=f"run_dir={run_dir}"))
             except (UserError, OSError) as error:
                 refused = error
         if anywhere(refused is not None):
@@ -212,6 +214,8 @@ def step_costs(data: pipeline.Dataset, plan: BatchPlan, setup: Setup) -> Callabl
 def finish(run: Run, start: Start, *, reference: dict, store: Store) -> Finished:
     """Runs the loop to the last step, with a journal, in the precision of the configuration."""
     first_step = start.resuming_after or 0
+    if is_first():
+        store.require_space(start.state)
     journal = Journal(Path(run.config.run_dir), run.config, num_steps=run.num_steps, first_step=first_step)
     try:
         with matmul_precision(run.config.model.dtype):

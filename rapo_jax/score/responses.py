@@ -21,7 +21,7 @@ from rapo_jax.batching.groups import fingerprint_of_groups
 from rapo_jax.borders import write_json, write_json_lines
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import is_first
+from rapo_jax.distributed import is_first, require_same
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
@@ -31,6 +31,7 @@ from rapo_jax.opened import open_tokenizer
 from rapo_jax.parallel import make_mesh
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
+from rapo_jax.runs.agreement import require_same_configuration, require_same_model
 from rapo_jax.score.groups import groups_to_score, read_all
 
 
@@ -64,11 +65,16 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
     (default: model.path), with beta = objective.beta. Raises Interrupted, and UserError for models that do not belong
     together and for responses that do not fit data.max_length.
     """
+    require_same_configuration(config)
     kept = out.with_name(out.name + ".unfinished")
     refuse_output(out, goes_on=kept.exists())
     scorer = open_scorer(config, model, reference=reference)
     records = read_all(config)
     groups = groups_to_score(records, config, scorer.tokenizer_of)
+    require_same({"the rows to score, in tokens": fingerprint_of_groups(groups)[:12]})
+    for directory in (scorer.policy, scorer.reference):
+        if directory is not None:
+            require_same_model(directory)
     rewards_GC = one_pass("policy", scorer.policy, groups=groups, kept=kept, config=config)[:, 1:]
     if scorer.reference is not None:
         reference_GC = one_pass("reference", scorer.reference, groups=groups, kept=kept, config=config)[:, 1:]

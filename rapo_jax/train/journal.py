@@ -16,9 +16,12 @@ from rapo_jax.borders import json_line, json_text, read_json_lines, write_json_l
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError, masked, shown
+from rapo_jax.space import no_space, on_disk, require_space
 from rapo_jax.train.screen import Clock, Table, duration, table_of
 
 PRINT_EVERY = 2.0  # seconds between progress lines
+KEPT = "Every step up to here is in it."
+KEPT_FREE = 2**16  # bytes of the disk, which what is written between two steps does not exceed
 REMEDY = "remove the line, or move the file away; the checkpoints do not depend on it"
 
 
@@ -33,10 +36,13 @@ class Journal:
         self.clock = Clock()
         if not self.enabled:
             return
-        path = run_dir / "metrics.jsonl"
-        cut_back(path, first_step)
-        self.file = path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.path = run_dir / "metrics.jsonl"
+        if gap := said_of_gap(self.path, first_step, log_every=config.train.log_every):
+            self.say(gap)
+        cut_back(self.path, first_step)
+        require_space(self.path, KEPT_FREE, safe=KEPT)
+        # A queue long enough for a step, because the thread that empties it may die of a full disk.
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1, max_queue=10_000)
         self.wandb = start_wandb(config, run_dir) if config.train.wandb_project else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -45,8 +51,11 @@ class Journal:
             return
         record = {"step": step} | {k: v for k, v in metrics.items() if not (math.isnan(v) and "/" in k)}
         written = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        self.file.write(json_line(written) + "\n")
-        self.file.flush()
+        require_space(self.path, KEPT_FREE, safe=KEPT)
+        if not self.board.file_writer.event_writer._worker.is_alive():
+            raise no_space(self.path.parent / "tensorboard", None, KEPT)
+        with on_disk(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json_line(written) + "\n")
         for name, value in record.items():
             if name != "step" and math.isfinite(value):  # the board warns of others on the screen, twice
                 self.board.add_scalar(name, value, step)
@@ -87,8 +96,8 @@ class Journal:
 
     def close(self) -> None:
         if self.enabled:
-            self.file.close()
-            self.board.close()
+            with on_disk(self.path.parent / "tensorboard"):
+                self.board.close()
             if self.wandb:
                 self.wandb.finish()
 
@@ -108,6 +117,17 @@ def records_of(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path} line {number} is no record of a step: step={shown(record.get('step'))}; {REMEDY}.")
         records.append(record)
     return records
+
+
+def said_of_gap(path: Path, first_step: int, *, log_every: int) -> str | None:
+    """A line for the user where the record does not reach the step of the checkpoint, or there is no checkpoint to it."""
+    last = max((record["step"] for record in records_of(path)), default=0) if path.exists() else 0
+    if first_step == 0 and last:
+        return f"{path} reaches step {last}, but there is no checkpoint: the run starts anew."
+    if last < first_step - first_step % log_every:
+        ends = f"ends at step {last}" if last else "is not there"
+        return f"{path} {ends}, the checkpoint is of step {first_step}: the steps between are missing from it."
+    return None
 
 
 def last_record(run_dir: Path) -> dict[str, float]:

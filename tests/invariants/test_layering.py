@@ -13,7 +13,7 @@ ROOT = Path(rapo_jax.__file__).parent
 # Each room may import from the floors below its own, and, on its own floor, only what is named after it.
 FLOORS = [
     ["errors"],
-    ["peers"],
+    ["peers", "space"],
     ["borders", "intervals", "messages"],
     ["relabel", "objectives", "logprobs", "batch", "matrices"],
     ["config"],

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from rapo_jax import space
 from rapo_jax.config.files import from_dict, load_config
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
-from rapo_jax.train.journal import Journal, cut_back, last_record
+from rapo_jax.train.journal import Journal, cut_back, last_record, said_of_gap
 from rapo_jax.train.loop import times_due
 from rapo_jax.train.screen import duration
 from tests.tiny import PAIRS, RUN, rapo, write_model, write_rows
@@ -204,6 +205,39 @@ def test_a_resumed_record_holds_every_step_once_and_no_half_line(tmp_path, befor
 def test_there_is_nothing_to_cut_back_in_a_new_run(tmp_path):
     cut_back(tmp_path / "metrics.jsonl", 0)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("steps", "first_step", "log_every", "said"),
+    [
+        ([], 0, 1, None),
+        ([1, 2, 3], 2, 1, None),
+        ([5, 10], 12, 5, None),
+        ([1, 2, 3], 0, 1, "reaches step 3, but there is no checkpoint: the run starts anew."),
+        ([1, 2], 4, 1, "ends at step 2, the checkpoint is of step 4: the steps between are missing from it."),
+        ([], 4, 1, "is not there, the checkpoint is of step 4: the steps between are missing from it."),
+    ],
+)
+def test_a_record_that_does_not_fit_the_checkpoint_is_said(steps, first_step, log_every, said, tmp_path):
+    """When this fails, a run whose checkpoints were removed starts from nothing without a word, or a gap in a curve has no
+    explanation."""
+    path = tmp_path / "metrics.jsonl"
+    if steps:
+        path.write_text("".join(f'{{"step": {step}}}\n' for step in steps))
+    assert said_of_gap(path, first_step, log_every=log_every) == (said and f"{path} {said}")
+
+
+def test_a_disk_that_is_nearly_full_stops_the_run_before_a_line_is_torn(tmp_path, monkeypatch):
+    """When this fails, TensorBoard's thread dies of a full disk, and the run waits for it for ever."""
+    journal = Journal(tmp_path, Config(), num_steps=2, first_step=0)
+    journal.write(1, {"loss": 0.7})
+    monkeypatch.setattr(space, "free_at", lambda path: 5_000)
+    with pytest.raises(
+        UserError, match=r"it needs 65.5 kB, and 5.0 kB of its disk are free. Every step up to here is in it."
+    ):
+        journal.write(2, {"loss": 0.6})
+    journal.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.7}\n'
 
 
 def test_a_side_without_groups_is_left_out_but_a_nan_loss_is_not(tmp_path):

@@ -1,0 +1,65 @@
+"""What a store of checkpoints does when the disk or another process fails. Damaged files: tests/invariants."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rapo_jax import space
+from rapo_jax.checkpoint import Store
+from rapo_jax.errors import UserError
+
+STATE = {"weights": jnp.arange(250, dtype=jnp.float32)}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store that has step 2."""
+    store = Store(tmp_path)
+    store.save(2, STATE, identity={}, config={})
+    store.wait()
+    yield store
+    store.close()
+
+
+def fail(error):
+    raise error
+
+
+def test_a_step_that_the_disk_has_no_room_for_is_named_with_its_size_and_what_is_safe(store, monkeypatch):
+    """When this fails, a full disk is a thousand lines of TensorStore, and what it wrote keeps the disk full."""
+    full = ValueError("RESOURCE_EXHAUSTED: Failed to write [OS error 28: ENOSPC No space left on device]")
+    pending = SimpleNamespace(result=lambda: fail(full))
+    monkeypatch.setattr(store._checkpointer, "save_checkpointables_async", lambda *args, **more: pending)
+    monkeypatch.setattr(space, "free_at", lambda path: 12)
+    leftover = store.directory / "4.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    store.save(4, STATE, identity={}, config={})
+    with pytest.raises(UserError) as refusal:
+        store.wait()
+    assert str(refusal.value) == (
+        f"no space left for {store.directory / '4'}: it needs 1.0 kB, and 12 bytes of its disk are free. Safe: step 2. Make "
+        "space, and run the same command again."
+    )
+    assert not leftover.exists()
+
+
+def test_a_run_that_has_no_room_for_its_next_step_is_refused_before_it_trains(store, monkeypatch):
+    """When this fails, the first hours of a run are lost to a disk that was too small from the beginning."""
+    store.require_space(SimpleNamespace(parameters=STATE))
+    monkeypatch.setattr(space, "free_at", lambda path: 12)
+    with pytest.raises(
+        UserError, match=r"no space left for .*the next step: it needs .*, and 12 bytes of its disk are free"
+    ):
+        store.require_space(SimpleNamespace(parameters=STATE))
+
+
+def test_memory_that_ran_out_or_a_lost_process_is_not_a_damaged_checkpoint(store, monkeypatch):
+    """When this fails, a sound checkpoint is set aside as damaged, and the steps since the one before it are lost, because
+    another host died while it was read."""
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: Gloo AllGather failed: Connection reset by peer")
+    monkeypatch.setattr(store, "_load", lambda *args: fail(lost))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        store.restore({"weights": jax.ShapeDtypeStruct((250,), jnp.float32)})
+    assert store.steps() == [2]
