@@ -44,7 +44,7 @@ beside FILE, and scale.json if scores were mapped.
 
 """
 TRAIN_MORE = """
-The run directory holds config.yaml, data_report.json, metrics.jsonl,
+The run directory holds config.yaml, data_report.json (and .png), metrics.jsonl,
 tensorboard/ and checkpoints/. Ctrl-C saves a checkpoint and exits with 75. Run
 the same command again, also after a crash, and it continues from the last
 checkpoint with the metrics it would have had.
