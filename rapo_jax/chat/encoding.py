@@ -214,7 +214,7 @@ def _lost(item: Item, texts: list[str], not_written: tuple[str, ...]) -> Unfaith
     prompt, *wholes = texts
     for whole, response in zip(wholes, item.responses, strict=True):
         written = whole.removeprefix(prompt)
-        if not chat.shows(written, response):
+        if not chat.shows(written, response, prompt=prompt):
             return Unfaithful(item.row, "response_rewritten", f"it writes {written!r:.60} for {response!r:.60}")
     return None
 

@@ -40,6 +40,7 @@ TEMPLATE_PRESETS = {
 }
 TEMPLATE_CHOICES = f"{'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
 TEMPLATE_KNOB = f"data.chat_template={TEMPLATE_CHOICES}"
+LONGEST_HEADER = 200  # characters of an assistant's header
 PROBE = "rapo-jax-probe"  # text that no template contains or treats specially
 
 
@@ -177,9 +178,16 @@ def without_ends(chat: ChatFormat, text: str) -> str:
     return text
 
 
-def shows(rendered: str, response: str) -> bool:
-    """Whether a rendered assistant turn holds a response, whatever became of its white space."""
-    return response.strip() in rendered or "".join(response.split()) in "".join(rendered.split())
+def shows(rendered: str, response: str, *, prompt: str = "") -> bool:
+    """Whether a rendered assistant turn holds a response, whatever became of its white space.
+
+    The response may begin in the `prompt` before it, which some templates end with "<think>".
+    """
+    if response.strip() in rendered:
+        return True
+    sought, before, after = ("".join(text.split()) for text in (response, prompt[-LONGEST_HEADER:], rendered))
+    at = (before + after).rfind(sought)
+    return at >= 0 and at + len(sought) > len(before)
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:

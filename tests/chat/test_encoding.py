@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.chat.encoding import MIN_INSTRUCTION_TOKENS, Item, encode_all
-from rapo_jax.chat.templates import TEMPLATE_PRESETS, end_of_turn, place_goal
+from rapo_jax.chat.templates import TEMPLATE_PRESETS, end_of_turn, place_goal, shows
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
@@ -252,6 +252,20 @@ def test_white_space_is_the_templates_own(with_template):
         with_template(SPACES_REASONING), HI, (" <think>So?</think>Well \n",), max_length=80, max_prompt_length=40
     )
     assert with_template(SPACES_REASONING).decode(encoded.responses[0]) == "<think>So?\n</think>\n\nWell<e>"
+
+
+def test_a_response_may_begin_in_the_header_that_the_template_ends_a_prompt_with(with_template):
+    """When this fails, reasoning models whose prompts end with <think> cannot be trained on their own answers."""
+    opens = (
+        "{% for m in messages %}{{ '<' + m.role[0] + '>' + m.content + '<e>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<a><think>\\n' }}{% endif %}"
+    )
+    encoded, _ = encode_one(
+        with_template(opens), HI, ("<think>\nSo?</think>Well",), max_length=80, max_prompt_length=40
+    )
+    assert texts(with_template(opens), encoded) == ("<u>Hi<e><a><think>\n", ["So?</think>Well<e>"])
+    assert shows("So?", "<think>So?", prompt="Hi<think>")
+    assert not shows("<e>", "<think>", prompt="Hi<think>")  # the prompt's own words
 
 
 def test_reasoning_of_earlier_turns_may_be_cut_as_the_model_is_used(with_template):
