@@ -28,6 +28,10 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".json", ".parquet", *SEPARATORS)
 
 
+class NoSuchSource(UserError):
+    """Neither a file or directory nor a data set of the hub that can be reached from here."""
+
+
 class FileRow(NamedTuple):
     """`number` counts from 1 through the whole source; `place` says where a person finds the row."""
 
@@ -169,10 +173,8 @@ def _files_of_split(said: str, of_split: str, directory: Path, split: str) -> li
 def _from_disk(said: str, of_split: str, directory: Path, split: str) -> Any:
     import datasets
 
-    try:
+    with read_by_library(f"{said} is not a data set that can be read"):
         data = datasets.load_from_disk(directory)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{said} is not a data set that can be read: {error}") from error
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:
@@ -187,7 +189,7 @@ def _from_hub(said: str, of_split: str, path: str, *, split: str, revision: str)
         "or the id of a data set."
     )
     if path.startswith((".", "/", "~")) or kind_of(Path(path)) in SUFFIXES or path.count("/") > 1:
-        raise UserError(missing)
+        raise NoSuchSource(missing)
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -195,4 +197,4 @@ def _from_hub(said: str, of_split: str, path: str, *, split: str, revision: str)
     try:
         return load(path, split=split)
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"{missing} The hub said: {error}") from error
+        raise NoSuchSource(f"{missing} The hub said: {error}") from error

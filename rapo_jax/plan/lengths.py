@@ -10,7 +10,7 @@ from rapo_jax.batching.batch_plan import Group
 from rapo_jax.batching.groups import NAN
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import sources_of_part
-from rapo_jax.errors import UserError
+from rapo_jax.data.files import NoSuchSource
 from rapo_jax.opened import open_for_training
 
 NUM_RECORDS = 61_000  # of UltraFeedback, binarized
@@ -27,20 +27,21 @@ class Lengths:
 
 
 def read_lengths(config: Config, model_dir: Path) -> Lengths:
-    """The groups of data.path; if it or the tokenizer cannot be read, groups like UltraFeedback's.
+    """The groups of data.path; groups like UltraFeedback's where it is not set, or it or the tokenizer is not here.
 
-    Raises UserError for a schema that does not exist.
+    Raises UserError for data and tokenizers that are here and cannot be used: a plan for other data would hide a mistake.
     """
     if not (config.data.path or config.data.sources):
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (data.path is not set)")
     sources_of_part(config, "train")  # raises: a misspelt schema must not pass for a missing file
+    if not any(model_dir.glob("tokenizer*")):
+        return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (no tokenizer to read here)")
+    opened = open_for_training(model_dir, config)
     try:
-        opened = open_for_training(model_dir, config)
         data = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt)
-        return Lengths(data.groups, data.report["path"])
-    except UserError as error:
-        what = "data.path" if (config.data.path or "data.sources") in str(error) else "tokenizer"
-        return Lengths(like_ultrafeedback(config), f"lengths like UltraFeedback's (no {what} to read here)")
+    except NoSuchSource:
+        return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (no data.path to read here)")
+    return Lengths(data.groups, data.report["path"])
 
 
 def like_ultrafeedback(config: Config) -> list[Group]:

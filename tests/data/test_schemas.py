@@ -261,3 +261,68 @@ def test_single_scored_responses_are_accepted_where_one_is_enough(read, refusal)
     for want in ("one", "any"):
         assert [record.rewards for record in read(*rows, want=want).records] == [(7,), (2.5,)]
     assert "needed: chosen and rejected" in refusal(*rows, want="all")
+
+
+# ShareGPT, and OpenAI's preferences.
+
+SHARED = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+ASKED = (Message("system", "Be brief."), Message("user", "Hi"))
+
+
+def written(tmp_path, *rows) -> str:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "rows.jsonl")
+
+
+def test_sharegpt_is_read_as_one_response_or_as_a_pair(tmp_path):
+    """When this fails, the layout that most published conversations have must be converted by hand."""
+    alone = read_file(written(tmp_path, {"conversations": SHARED, "score": 7}), want="one", scores=True)
+    assert alone.schema == "sharegpt"
+    assert [(r.prompt, r.responses, r.rewards) for r in alone.records] == [(ASKED, ("Hello",), (7,))]
+    row = {"conversations": SHARED[:2], "chosen": SHARED[2], "rejected": {"from": "gpt", "value": "No"}}
+    pair = read_file(written(tmp_path, row | {"score_chosen": 8, "score_rejected": 2}), scores=True)
+    assert [(r.prompt, r.responses, r.rewards) for r in pair.records] == [(ASKED, ("Hello", "No"), (8, 2))]
+
+
+@pytest.mark.parametrize(
+    ("row", "fact"),
+    [
+        ({"conversations": SHARED}, "data.schema=sharegpt needs conversations, chosen and rejected."),
+        (
+            {"conversations": [{"from": "tool", "value": "x"}], "chosen": "A", "rejected": "B"},
+            "conversations[0] is from 'tool'; known: system, human, user, gpt, chatgpt, assistant",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": None}], "chosen": "A", "rejected": "B"},
+            "a content in chosen is None, not a string",
+        ),
+        (
+            {"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []},
+            "preferred_output must end with an assistant turn",
+        ),
+        (
+            {"input": {"messages": [], "tools": [{}]}, "preferred_output": [], "non_preferred_output": []},
+            "input.tools holds tools; they are read from a column called tools",
+        ),
+    ],
+)
+def test_what_these_rows_lack_is_told(tmp_path, row, fact):
+    with pytest.raises(UserError) as refused:
+        read_file(written(tmp_path, row))
+    assert fact in str(refused.value)
+
+
+def test_openais_preferences_are_read(tmp_path):
+    """When this fails, data prepared for OpenAI's preference fine-tuning is refused without a way out."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    row = {
+        "input": {"messages": turns, "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "content": "Hello"}],
+        "non_preferred_output": [{"role": "assistant", "content": "No"}],
+    }
+    found = read_file(written(tmp_path, row))
+    assert (found.schema, found.notes) == ("openai", {})
+    assert [(r.prompt, r.responses, r.rewards) for r in found.records] == [(ASKED, ("Hello", "No"), None)]
+    assert read_file(written(tmp_path, row), want="one").records[0].responses == ("Hello",)
+    with pytest.raises(UserError, match=r"name their columns with data.columns.score_chosen=\.\.\."):
+        read_file(written(tmp_path, row), scores=True)

@@ -365,3 +365,15 @@ def test_unrolled_layers_keep_no_more_than_scanned_ones(place):
     trees = {name: planned(place, *more, setting)[0]["memory"] for name, setting in settings.items()}
     out = planned(place, *more, "model.remat=full", "model.scan_layers=false")[0]["memory"]
     assert out["peak"] - trees["scanned"]["peak"] < (trees["kept"]["peak"] - trees["scanned"]["peak"]) / 3
+
+
+def test_a_mistyped_column_is_no_reason_to_invent_data(tmp_path, capsys):
+    """When this fails, a plan for 122,000 invented pairs hides that the run would be refused."""
+    (tmp_path / "config.yaml").write_text(PLAN)
+    data = [f"model.path={write_model(tmp_path / 'model')}", f"data.path={write_rows(tmp_path / 'pairs.jsonl')}"]
+    assert rapo("plan", tmp_path / "config.yaml", *data, "data.columns.chosen=choosen") == 2
+    printed, message = capsys.readouterr()
+    assert "not data.columns.chosen='choosen'; did you mean 'chosen'?" in message and "UltraFeedback" not in printed
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    assert rapo("plan", tmp_path / "config.yaml", *data) == 2
+    assert "has no tokenizer (tokenizer.json) that can be read" in capsys.readouterr().err

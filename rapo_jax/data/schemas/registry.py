@@ -8,15 +8,17 @@ from rapo_jax.data.schemas.helpsteer import HELPSTEER
 from rapo_jax.data.schemas.labelled import LABELS
 from rapo_jax.data.schemas.listed import LISTS, NUMBERED, SAMPLED
 from rapo_jax.data.schemas.nectar import NECTAR
+from rapo_jax.data.schemas.openai import OPENAI
 from rapo_jax.data.schemas.pairs import PAIRS, SINGLE
 from rapo_jax.data.schemas.schema import FirstRow, Schema
+from rapo_jax.data.schemas.sharegpt import SHAREGPT
 from rapo_jax.data.schemas.ultrafeedback import ULTRAFEEDBACK
 from rapo_jax.errors import UserError, nearest
 
 # The most general first. Detection goes from the last to the first, so that an added schema is tried before all others.
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema
-    for schema in (SINGLE, PAIRS, LABELS, LISTS, NUMBERED, HELPSTEER, NECTAR, SAMPLED, ULTRAFEEDBACK)
+    for schema in (SINGLE, PAIRS, LABELS, LISTS, NUMBERED, HELPSTEER, NECTAR, SAMPLED, SHAREGPT, OPENAI, ULTRAFEEDBACK)
 }
 AUTO = "auto"
 
