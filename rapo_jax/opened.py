@@ -24,7 +24,7 @@ from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_
 from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
-from rapo_jax.models.directory import declared_stop_tokens, model_directory
+from rapo_jax.models.directory import declared_stop_tokens, model_directory, tokenizer_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
 from rapo_jax.parallel import make_mesh
@@ -74,9 +74,10 @@ def open_tokenizer(
     a turn does not stop them. Raises UserError where there is no tokenizer or no template, or rapo.json is damaged.
     """
     directory = Path(directory)
-    own = read_goal_prompt(directory)
+    at = tokenizer_directory(directory)
+    own = read_goal_prompt(at)
     # Any template will do for raw texts: none is applied.
-    tokenizer = load_tokenizer(str(directory), chat_template="plain" if raw else chat_template, option=option)
+    tokenizer = load_tokenizer(str(at), chat_template="plain" if raw else chat_template, option=option)
     named: dict[str, str] = own.named_templates if own else {}
     if isinstance(tokenizer.chat_template, dict):
         named = named or dict(sorted(tokenizer.chat_template.items()))  # files are listed in any order

@@ -22,7 +22,7 @@ from rapo_jax.export.older_readers import model_config, save_tokenizer
 from rapo_jax.export.origins import CARD, hub_name, origins
 from rapo_jax.export.verify import largest_difference, require_same
 from rapo_jax.export.verify_text import require_same_text
-from rapo_jax.models.directory import read_generation_config
+from rapo_jax.models.directory import read_generation_config, tokenizer_directory
 from rapo_jax.models.files import load_parameters, save_parameters
 from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
@@ -102,5 +102,5 @@ def write_tokenizer(setup: Setup, directory: Path, goal_prompt: GoalPrompt) -> N
     if setup.spec.scored:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_token(tokenizer, list(setup.stop_tokens)))
     tokenizer.chat_template = baked_templates(goal_prompt)
-    save_tokenizer(tokenizer, directory, source=setup.model_dir)
+    save_tokenizer(tokenizer, directory, source=tokenizer_directory(setup.model_dir))
     require_same_text(directory, setup.tokenizer, goal_prompt)

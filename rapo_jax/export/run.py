@@ -16,6 +16,7 @@ from rapo_jax.errors import UserError
 from rapo_jax.export.model import write_adapter, write_model
 from rapo_jax.export.origins import hub_name
 from rapo_jax.export.push import push, require_login
+from rapo_jax.models.directory import is_adapter
 from rapo_jax.models.lora import merged
 from rapo_jax.runs.identity import model_identity
 from rapo_jax.runs.settings import changes
@@ -65,8 +66,8 @@ def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Expor
     if options.adapter:
         refuse_no_adapters(config)
     setup = set_up(config)
-    if options.adapter and options.push_to_hub:
-        refuse_local_base(setup)
+    if options.adapter:
+        refuse_base(setup, pushed=options.push_to_hub is not None)
     restored = store.restore({"parameters": abstract_trained(setup.spec, setup.mesh)}, step=options.step)
     store.close()
     if restored is None:
@@ -110,10 +111,15 @@ def refuse_options(options: ExportOptions) -> None:
         raise UserError("--private is about the repository of --push-to-hub REPO; add that, or leave out --private.")
 
 
-def refuse_local_base(setup: Setup) -> None:
-    """Raises UserError for adapters on a model that nobody else has."""
+def refuse_base(setup: Setup, *, pushed: bool) -> None:
+    """Raises UserError for adapters over adapters, and where they are uploaded, for those on a model that nobody has."""
     path = setup.config.model.path
-    if hub_name(path, setup.model_dir) is None:
+    if is_adapter(setup.model_dir):
+        raise UserError(
+            f"the adapters were trained over those of {path}, and peft loads only one of them; leave out --adapter to export "
+            "the model with both merged."
+        )
+    if pushed and hub_name(path, setup.model_dir) is None:
         raise UserError(
             f"the adapters were trained on {path}, a directory of this machine, and nobody else could load them onto it; "
             "leave out --adapter to upload the merged model."

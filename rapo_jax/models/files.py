@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 
 from rapo_jax.borders import read_object, write_json
 from rapo_jax.errors import UserError
+from rapo_jax.models.adapted import AdaptedTensors, Tensors, read_adapters
+from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import Spec, is_scored, read_config
 from rapo_jax.models.table import TensorRow, table, top_tensor
@@ -91,7 +93,14 @@ class Checkpoint:
         return self._open(self.files[name]).get_slice(name)[slices]
 
 
-def check(checkpoint: Checkpoint, spec: Spec, *, new_head: bool = False) -> None:
+def open_tensors(directory: Path) -> Tensors:
+    """The tensors of a model directory, those of LoRA adapters added to their base model's."""
+    if not is_adapter(Path(directory)):
+        return Checkpoint(directory)
+    return AdaptedTensors(Checkpoint(base_directory(directory, weights=True)), read_adapters(Path(directory)))
+
+
+def check(checkpoint: Tensors, spec: Spec, *, new_head: bool = False) -> None:
     """Raises one UserError that lists every missing, unknown and misshapen tensor, and those that are not of floats.
 
     With `new_head` the directory is a language model's, from which a reward model takes everything but the head.
@@ -122,7 +131,7 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
     matrix of an untrained model. Raises UserError for tensors that are not those of config.json, for values that are not
     finite in `dtype`, and where a head that config.json ties to the embedding is another matrix.
     """
-    checkpoint = Checkpoint(directory)
+    checkpoint = open_tensors(directory)
     new_head = spec.scored and not is_scored(read_config(directory))
     check(checkpoint, spec, new_head=new_head)
     tied_to = top_tensor(spec, "embed") if spec.tied and top_tensor(spec, "head") in checkpoint.files else None
@@ -164,7 +173,7 @@ def require_finite(array: Shaped[np.ndarray, "..."], name: str, place: Path) -> 
 
 
 def refuse_other_head(
-    checkpoint: Checkpoint, spec: Spec, embedding: Shaped[np.ndarray, "..."], slices: tuple[slice, ...]
+    checkpoint: Tensors, spec: Spec, embedding: Shaped[np.ndarray, "..."], slices: tuple[slice, ...]
 ) -> None:
     """Raises UserError where the file's head is not the embedding (or these rows of it) that config.json ties it to."""
     head, tied_to = top_tensor(spec, "head"), top_tensor(spec, "embed")

@@ -15,14 +15,12 @@ from safetensors.numpy import load_file
 
 from rapo_jax.borders import write_json
 from rapo_jax.matrices import MATRICES
+from rapo_jax.models.adapted import CONFIG, PREFIX, WEIGHTS
 from rapo_jax.models.files import require_finite, write_tensors
 from rapo_jax.models.parameters import layer_parameters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec
 from rapo_jax.models.table import TensorRow, file_groups, top_tensor
 from rapo_jax.parallel import from_slices, host_slice
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
 
 def adapter_table(spec: Spec) -> list[TensorRow]:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from rapo_jax.borders import read_object
 from rapo_jax.errors import UserError, shown
+from rapo_jax.models.adapted import is_scored_adapter, read_adapter_config
 from rapo_jax.models.config_types import REQUIRED, check_types
+from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.families import FAMILIES, Family
 
 FULL_ATTENTION = 2**30  # a window wider than any sequence
@@ -168,11 +170,17 @@ SCORED = "ForSequenceClassification"
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
-    """config.json of a model directory as a plain dict; no code of the checkpoint is ever executed."""
-    path = Path(model_dir) / "config.json"
+    """config.json of a model directory as a plain dict; no code of the checkpoint is ever executed.
+
+    For LoRA adapters it is that of their base model or, where they make a reward model of it, of that.
+    """
+    path = base_directory(model_dir) / "config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; model.path must be a Hugging Face model directory or hub id.")
-    return read_object(path, remedy="it must be a model's config.json")
+    config = read_object(path, remedy="it must be a model's config.json")
+    if is_adapter(Path(model_dir)) and is_scored_adapter(read_adapter_config(model_dir)) and not is_scored(config):
+        return score_config(config, pad_token=config.get("pad_token_id"))
+    return config
 
 
 def spec_from_config(config: Mapping[str, Any]) -> Spec:
@@ -244,7 +252,7 @@ def num_labels(config: Mapping[str, Any]) -> int | None:
     return len(labels) if labels else config.get("num_labels")
 
 
-def score_config(config: Mapping[str, Any], *, pad_token: int) -> dict[str, Any]:
+def score_config(config: Mapping[str, Any], *, pad_token: int | None) -> dict[str, Any]:
     """The config.json of a reward model that started from this one, in the form of transformers' sequence classifiers.
 
     transformers reads the score at the last token that is not `pad_token`, so no text may end with that token.

@@ -13,13 +13,14 @@ from jax.sharding import AxisType, Mesh
 
 from rapo_jax.config.files import from_dict
 from rapo_jax.models.peft import adapter_tensors, save_adapters
+from rapo_jax.opened import open_model
 from rapo_jax.parallel import AXES
 from rapo_jax.runs.setup import set_up, starting_parameters
 from rapo_jax.train.state import trainable
 from tests.parity import torch_dpo, trajectory
 from tests.parity.test_torch_training import assert_same_metrics, their_steps
 from tests.parity.torch_dpo import Recipe
-from tests.tiny import rapo
+from tests.tiny import assert_same_trees, rapo
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # from other libraries
 
@@ -147,3 +148,36 @@ def test_adapters_are_not_exported_on_weights_they_were_not_trained_on(place, tm
         assert rapo("export", tmp_path / "run", tmp_path / "out", *more) == 2
         assert "holds other weights than those that the adapters of" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_directory_is_opened_as_the_merged_model(place, tmp_path):
+    """When this fails, adapters cannot be trained on from or generated with, or give other answers than their merged model."""
+    adapted, whole = (open_model(place / kind) for kind in ("adapter", "merged"))
+    assert adapted.spec == whole.spec and adapted.goal_prompt == whole.goal_prompt
+    assert adapted.stop_tokens == whole.stop_tokens
+    assert_same_trees(adapted.parameters, whole.parameters, atol=1e-6)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "Oak or elm?"}) + "\n")
+    for kind in ("adapter", "merged"):
+        files = ("--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / f"{kind}.jsonl")
+        assert rapo("generate", place / kind, *files, "--max-new-tokens", 8) == 0
+    answers = [json.loads((tmp_path / f"{kind}.jsonl").read_text())["response"] for kind in ("adapter", "merged")]
+    assert answers[0] == answers[1] != ""
+
+
+def test_the_program_in_an_adapters_card_runs(place, capsys):
+    """When this fails, whoever follows the card gets a traceback."""
+    program = (place / "adapter" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    capsys.readouterr()
+    exec(program.replace("PATH_OF_THIS_DIRECTORY", str(place / "adapter")).replace("200", "5"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_run_from_adapters_starts_from_their_merged_model_and_exports_it(place, tmp_path, capsys):
+    """When this fails, a second round forgets the first, or its adapters are exported for a base that peft cannot load."""
+    start = [f"model.path={place / 'adapter'}", f"run_dir={tmp_path / 'run'}", "train.max_steps=1"]
+    assert rapo("train", place / "run.yaml", *start) == 0
+    assert f"model.path={place / 'adapter'}: LoRA adapters, merged in float32 into" in capsys.readouterr().out
+    assert rapo("export", tmp_path / "run", tmp_path / "out", "--adapter") == 2
+    assert "the adapters were trained over those of" in capsys.readouterr().err
+    assert rapo("export", tmp_path / "run", tmp_path / "out") == 0
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").model_type == place.name.removeprefix("lora-")
