@@ -122,11 +122,12 @@ def identity_fields(spec: Spec) -> dict[str, str]:
 
 # Keys that do not affect the forward pass.
 INERT = frozenset(
-    "architectures attn_implementation auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id "
-    "finetuning_task id2label is_decoder is_encoder_decoder label2id max_position_embeddings model_max_length model_type "
-    "name_or_path num_labels output_attentions output_hidden_states pad_token_id prefix problem_type return_dict "
-    "sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version "
-    "unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict".split()
+    "architectures attn_implementation auto_map bos_token_id cache_implementation chunk_size_feed_forward dtype "
+    "eos_token_id finetuning_task id2label is_decoder is_encoder_decoder is_llama_config label2id max_position_embeddings "
+    "max_sequence_length model_max_length model_type name_or_path num_labels output_attentions output_hidden_states "
+    "pad_token_id prefix problem_type return_dict sep_token_id task_specific_params tf_legacy_loss tokenizer_class "
+    "torch_dtype torchscript transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version "
+    "use_bfloat16 use_cache use_return_dict".split()
 )
 # Settings of generation, which transformers 4 kept here and published configs still hold; none is a part of the model.
 GENERATION = frozenset(

@@ -11,6 +11,7 @@ from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import Checkpoint, check
 from rapo_jax.models.spec import FULL_ATTENTION, read_config, spec_from_config
 from rapo_jax.models.table import table
+from tests.models.published import GEMMA2_9B
 from tests.tiny.families import FAMILIES, GEMMA2, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2
 
 SPEC = spec_from_config(LLAMA)
@@ -123,17 +124,6 @@ def test_keys_that_change_no_computation_are_accepted():
 GENERATION = {
     "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "max_length": 4096, "repetition_penalty": 1.1,
     "num_beams": 1, "typical_p": 1.0,
-}  # fmt: skip
-# As published with google/gemma-2-9b-it: facts of the file, its keys and values whole.
-GEMMA2_9B = {
-    "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-    "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
-    "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
-    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 14336,
-    "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 16, "num_hidden_layers": 42,
-    "num_key_value_heads": 8, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096, "torch_dtype": "bfloat16",
-    "transformers_version": "4.42.0.dev0", "use_cache": True, "vocab_size": 256000,
 }  # fmt: skip
 
 
