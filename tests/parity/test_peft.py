@@ -128,10 +128,10 @@ def test_an_adapter_directory_is_small_and_has_the_goal_in_its_chat_template(pla
     names = {path.name for path in (place / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json", "README.md"} <= names
     assert not names & {"model.safetensors", "config.json"}
-    templates = [
-        transformers.AutoTokenizer.from_pretrained(place / kind).chat_template for kind in ("adapter", "merged")
-    ]
-    assert templates[0] == templates[1] and "Answer as one who scores 10 of 10." in templates[0]
+    adapter, merged = (transformers.AutoTokenizer.from_pretrained(place / kind) for kind in ("adapter", "merged"))
+    assert adapter.chat_template == merged.chat_template
+    asked = adapter.apply_chat_template([{"role": "user", "content": "Oak?"}], tokenize=False)
+    assert "Answer as one who scores 10 of 10." in asked
     config = json.loads((place / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 12.0, str(place / "model"))
     assert "AutoPeftModelForCausalLM" in (place / "adapter" / "README.md").read_text()
