@@ -9,6 +9,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from rapo_jax import __version__
@@ -28,6 +29,7 @@ from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import read_config, score_config
 from rapo_jax.runs.setup import Setup
+from rapo_jax.space import require_space
 
 
 def write_model(
@@ -39,6 +41,8 @@ def write_model(
     """
     source = read_config(setup.model_dir)
     dtype = jnp.dtype(source.get("dtype") or source.get("torch_dtype") or "float32")
+    if is_first():
+        require_space(out_dir, sum(array.size for array in jax.tree.leaves(parameters)) * dtype.itemsize)
     with whole_directory(out_dir, writes=is_first()) as temporary:
         barrier("the directory exists")
         save_parameters(parameters, setup.spec, temporary, dtype=dtype)

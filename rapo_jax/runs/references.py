@@ -16,6 +16,7 @@ from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
+from rapo_jax.peers import at
 from rapo_jax.runs.identity import Identity, reference_differences, reference_identity
 from rapo_jax.runs.setup import Setup
 
@@ -45,7 +46,9 @@ def cached_references(
     with ExitStack() as stack:
         if is_first() and not place.is_file():  # one fills it, and those that share it wait
             place.mkdir(parents=True, exist_ok=True)
+            at("reference.cache, which another run may be filling", "elsewhere")
             stack.enter_context(claimed(place, said=f"reference.cache={place}", say=say))
+            at("reference.cache")
         for name, dataset in ({"train": data} | held_out).items():
             column = open_cache(config, name, data=dataset, run=identity) if is_first() else None
             how = {"column": column, "needed": needed[name], "said": f"reference of {name}", "place": place}

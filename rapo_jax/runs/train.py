@@ -23,6 +23,7 @@ from rapo_jax.distributed import anywhere, is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.opened import require_ids_fit
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
+from rapo_jax.peers import at
 from rapo_jax.runs.agreement import require_same_configuration, require_same_inputs, require_same_model
 from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify
@@ -73,8 +74,10 @@ def train_or_resume(config: Config) -> Trained:
     if setup.spec.scored:
         padding_token(setup.tokenizer, list(setup.stop_tokens))  # raises: what could not be exported is not trained
     refuse_foreign_directory(setup)
+    at("reading the data")
     inputs = read_inputs(setup)
     require_same_model(setup.model_dir)
+    at("loading the model")
     parameters = starting_parameters(setup)
     identity = identify(setup, parameters, inputs.data)
     require_same_inputs(identity, inputs.held_out)

@@ -12,11 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.commands import run
+from tests.chaos.commands import PROGRAM, run
 from tests.tiny import runs
 from tests.tiny.directories import write_weights
 
-OTHER_VERSION = "import rapo_jax; rapo_jax.__version__ = '0.0.9'\n" + runs.WITHOUT_TORCH
+OTHER_VERSION = "import rapo_jax; rapo_jax.__version__ = '0.0.9'\n" + PROGRAM
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def agrees(name: str, world: runs.World, root: Path, second: list[str], said: st
         f"data.chat_template={world.directory / 'chat_template.jinja'}",
         *([f"data.rewards={root / 'rewards.jsonl'}"] if name == "rewards" else []),
     ]
-    programs = (runs.WITHOUT_TORCH, OTHER_VERSION if name == "version" else runs.WITHOUT_TORCH)
+    programs = (PROGRAM, OTHER_VERSION if name == "version" else PROGRAM)
     ended = run([first, [*first, *second]], log=root / "log", cache=root / "compiled", programs=programs)
     last = [ended.last_line(process) for process in range(2)]
     right = ended.codes == [2, 2] and all(said in line for line in last) and not run_dir.exists()
