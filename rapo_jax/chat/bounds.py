@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-SECONDS = 10.0  # for a few conversations, each of which takes a millisecond
+from rapo_jax.errors import UserError
+
+SECONDS = 3.0  # for a few conversations, each of which takes a millisecond
 BYTES = 2**31  # beyond what the process has taken already
 STATM = Path("/proc/self/statm")  # of Linux; elsewhere memory has no bound
 
@@ -19,16 +21,23 @@ class TookTooLong(Exception):
 
 @contextmanager
 def bounded(seconds: float = SECONDS) -> Iterator[None]:
-    """Raises TookTooLong or MemoryError inside the block when it exceeds a bound. Threads but the main one have none on time.
+    """Raises TookTooLong or MemoryError inside the block when it exceeds a bound, and UserError where they leave it.
 
-    Entering takes as long as rendering a conversation or two, so many are rendered in one block.
+    Threads but the main one have no bound on time. Entering takes as long as rendering a conversation or two, so many are
+    rendered in one block.
     """
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
             stack.enter_context(_deadline(seconds))
         if STATM.exists():
             stack.enter_context(_memory())
-        yield
+        try:
+            yield
+        except (TookTooLong, MemoryError) as error:  # raised while an earlier one was handled
+            raise UserError(
+                f"the chat template needs more than {seconds:g} s or {BYTES / 2**30:g} GiB of memory; supply another with "
+                "data.chat_template=FILE.jinja."
+            ) from error
 
 
 @contextmanager

@@ -80,6 +80,13 @@ def test_a_template_that_does_not_end_is_stopped(build_tokenizer, monkeypatch):
         render(tokenizer, HI)
 
 
+@pytest.mark.parametrize("error", [bounds.TookTooLong, MemoryError])
+def test_a_bound_that_is_met_outside_of_the_template_is_a_sentence_too(error):
+    """When this fails, freeing what a template built for too long is a traceback."""
+    with pytest.raises(UserError, match="the chat template needs more than 3 s or 2 GiB of memory"), bounded():
+        raise error
+
+
 def test_bounds_are_lifted_afterwards_and_other_threads_render_too(build_tokenizer):
     import resource
     import signal
