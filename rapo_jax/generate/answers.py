@@ -11,7 +11,8 @@ from jaxtyping import Int32
 
 from rapo_jax.borders import write_json_lines
 from rapo_jax.errors import UserError
-from rapo_jax.generate.decode import Sampling, answer_tokens
+from rapo_jax.generate.decode import answer_tokens
+from rapo_jax.generate.sampling import Sampling
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config

@@ -1,10 +1,12 @@
-"""Batched decoding with a key/value cache: one prefill, then one token per row and step until every row has stopped.
+"""Batched decoding with a key/value cache: the prompts in chunks, then one token per row and step until every row has stopped.
 
-An answer depends on the seed and on the prompt's index in the list, never on which prompts share its batch.
+An answer depends on the seed and on the prompt's index in the list, never on which prompts share its batch. Which do is
+decided in batches.py, how a token is drawn in sampling.py.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,30 +16,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, Int32, Key
+from jaxtyping import Int, Int32
 from tqdm import tqdm
 
+from rapo_jax.generate.batches import PREFILL_CHUNK, BatchLimits, DecodeBatch, padded, plan_batches
+from rapo_jax.generate.sampling import Method, RowSampling, Sampling, draw, method_of, row_sampling
 from rapo_jax.models.attention.layout import Layout
 from rapo_jax.models.decoder import Cache, Decoder, ForwardOptions, abstract_decoder
 from rapo_jax.models.spec import Spec
 from rapo_jax.opened import OpenedModel, require_ids_fit
-from rapo_jax.parallel import global_array, host_slice, my_rows, num_row_shards
+from rapo_jax.parallel import global_array, host_slice, my_rows, num_row_shards, replicated, sharding
 
-PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    `temperature` 0 is greedy decoding. `top_p` keeps the smallest set of tokens whose probability reaches it (nucleus
-    sampling). `max_new_tokens` limits the length of an answer.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+SEGMENT = 32  # tokens per row that are decoded before finished answers are fetched and a signal is noticed
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,35 @@ class Continuation:
 
     tokens: list[int]
     finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a few steps of one batch gave: answers by the index of their prompt, as they end.
+
+    `num_tokens` counts the new tokens of all rows. `compiling` are the seconds that went into compiling. `batch` counts from
+    1 to `num_batches`, and `ends` says that it is the batch's last segment.
+    """
+
+    finished: list[tuple[int, Continuation]]
+    num_tokens: int
+    compiling: float
+    batch: int
+    num_batches: int
+    ends: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Decoding:
+    """A batch that is being decoded: the number of tokens drawn per row, the last of each [B], all of them [B, X], the cache,
+    and which rows have stopped [B]. Tokens after a row's first stop token are meaningless."""
+
+    step: Array
+    token_B: Array
+    new_BX: Array
+    cache: Cache
+    stopped_B: Array
 
 
 def answer_tokens(
@@ -82,41 +101,55 @@ def decode(
     dtype: jnp.dtype | str = "float32",
     batch_size: int = 16,
 ) -> Iterator[tuple[int, Continuation]]:
-    """Yields (index of the prompt, its continuation), batch by batch, longest prompts first.
+    """Yields (index of the prompt, its continuation), as they end, longest prompts first.
 
     `parameters` may include the adapters that `spec` describes. `batch_size` is rounded up to a multiple of the mesh's
     row shards. With several processes, every process passes the same prompts and gets all continuations.
     """
-    graph, _ = abstract_decoder(spec)
-    shards = num_row_shards(mesh)
-    batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    segments = decode_segments(
+        parameters,
+        spec,
+        prompts,
+        samplings=[sampling] * len(prompts),
+        stop_tokens=stop_tokens,
+        mesh=mesh,
+        dtype=dtype,
+        limits=BatchLimits(batch_size),
+    )
+    for segment in segments:
+        yield from segment.finished
+
+
+def decode_segments(
+    parameters: dict[str, Any],
+    spec: Spec,
+    prompts: Sequence[Int[np.ndarray, " _"]],
+    *,
+    samplings: Sequence[Sampling],
+    stop_tokens: Sequence[int],
+    mesh: Mesh,
+    dtype: jnp.dtype | str,
+    limits: BatchLimits,
+    known: Collection[int] = (),
+) -> Iterator[Segment]:
+    """Decodes all prompts, each with its own settings, and yields after every few steps.
+
+    Prompts whose indices are `known` are not yielded. The batches are those of all prompts all the same, so that what is
+    left of an interrupted list is computed as it would have been; a batch that is wholly known is left out.
+    """
     stops = np.asarray(sorted(set(stop_tokens)), np.int32)
-    run = jax.jit(partial(_decode_batch, graph, sampling=sampling, dtype=jnp.dtype(dtype)))
-    mine = my_rows(mesh, batch_size)
+    num_new = max(sampling.max_new_tokens for sampling in samplings)
+    shards = num_row_shards(mesh)
+    lengths = [len(prompt) for prompt in prompts]
+    batches = plan_batches(lengths, max_new_tokens=num_new, limits=limits, row_shards=shards)
+    batches = [batch for batch in batches if not set(batch.members) <= set(known)]
+    method = method_of(samplings)
+    programs = Programs(spec, mesh, stops, num_new=num_new, method=method, dtype=jnp.dtype(dtype))
     with jax.set_mesh(mesh):
-        for start in range(0, len(order), batch_size):
-            members = order[start : start + batch_size]
-            tokens_BT, length_B, index_B = (
-                global_array(mesh, "BT"[: x.ndim], x[mine], num_rows=batch_size)
-                for x in padded(prompts, members, batch_size)
-            )
-            batch = {"tokens_BT": tokens_BT, "length_B": length_B, "index_B": index_B}
-            new_BX = host_slice(run(parameters, stops, **batch))
-            for row, member in enumerate(members):
-                yield member, cut_at_stop(new_BX[row], stops)
-
-
-def padded(
-    prompts: Sequence[Int[np.ndarray, " _"]], members: Sequence[int], batch_size: int
-) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"], Int32[np.ndarray, " B"]]:
-    """Tokens, lengths and prompt indices of a batch; a short batch is filled up by repeating its last prompt."""
-    filled = [*members, *[members[-1]] * (batch_size - len(members))]
-    longest = max(len(prompts[i]) for i in filled)
-    tokens = np.zeros((batch_size, -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE), np.int32)
-    for row, i in enumerate(filled):
-        tokens[row, : len(prompts[i])] = prompts[i]
-    return tokens, np.array([len(prompts[i]) for i in filled], np.int32), np.array(filled, np.int32)
+        for number, batch in enumerate(batches, 1):
+            for segment in programs.run(parameters, prompts, batch, samplings=samplings):
+                new = [(index, answer) for index, answer in segment.finished if index not in known]
+                yield replace(segment, finished=new, batch=number, num_batches=len(batches))
 
 
 def cut_at_stop(tokens: Int32[np.ndarray, " X"], stops: Int32[np.ndarray, " _"]) -> Continuation:
@@ -127,71 +160,148 @@ def cut_at_stop(tokens: Int32[np.ndarray, " X"], stops: Int32[np.ndarray, " _"])
     return Continuation(tokens.tolist(), "length")
 
 
-def _decode_batch(
+class Programs:
+    """The two compiled programs, prefill and steps, for every shape of a batch that comes up; compiling is timed."""
+
+    def __init__(
+        self, spec: Spec, mesh: Mesh, stops: Int32[np.ndarray, " _"], *, num_new: int, method: Method, dtype: jnp.dtype
+    ):
+        graph, _ = abstract_decoder(spec)
+        self.mesh, self.stops, self.num_new = mesh, stops, num_new
+        self.prefill = partial(_prefill, graph, num_new=num_new, method=method, dtype=dtype)
+        self.steps = partial(_steps, graph, method=method, dtype=dtype)
+        self.compiled: dict[tuple, Callable[..., Decoding]] = {}
+        self.compiling = 0.0  # seconds since they were last reported
+
+    def run(
+        self,
+        parameters: dict[str, Any],
+        prompts: Sequence[Int[np.ndarray, " _"]],
+        batch: DecodeBatch,
+        *,
+        samplings: Sequence[Sampling],
+    ) -> Iterator[Segment]:
+        """Decodes one batch. Its number is filled in by the caller."""
+        tokens_BT, length_B, filled = padded(prompts, batch)
+        samplings = [samplings[index] for index in filled]
+        tokens_BT, length_B, rows = self.on_device((tokens_BT, length_B, row_sampling(samplings, filled)))
+        state = self.call(self.prefill, (parameters, self.stops, tokens_BT, length_B, rows), batch)
+        rows_left, drawn = dict(enumerate(batch.members)), 0
+        while rows_left:
+            until = np.int32(min(drawn + SEGMENT, self.num_new))
+            state = self.call(self.steps, (parameters, self.stops, state, until, length_B, rows), batch)
+            stopped_B, new_BX, before, drawn = host_slice(state.stopped_B), host_slice(state.new_BX), drawn, int(until)
+            limits = [sampling.max_new_tokens for sampling in samplings]
+            ended = [row for row in rows_left if stopped_B[row] or limits[row] <= drawn]
+            answers = {row: cut_at_stop(new_BX[row, : limits[row]], self.stops) for row in ended}
+            num_tokens = sum(len(answers[row].tokens) if row in answers else drawn for row in rows_left)
+            num_tokens -= before * len(rows_left)
+            finished = [(rows_left.pop(row), answer) for row, answer in answers.items()]
+            compiling, self.compiling = self.compiling, 0.0
+            yield Segment(finished, num_tokens, compiling, batch=0, num_batches=0, ends=not rows_left)
+
+    def on_device(self, arrays: Any) -> Any:
+        """numpy arrays of all rows as global arrays, split by rows."""
+
+        def put(x: np.ndarray) -> Array:
+            return global_array(self.mesh, "BX"[: x.ndim], x[my_rows(self.mesh, len(x))], num_rows=len(x))
+
+        return jax.tree.map(put, arrays)
+
+    def call(self, program: Callable[..., Decoding], arguments: tuple, batch: DecodeBatch) -> Decoding:
+        key = (program.func.__name__, batch.num_rows, batch.prompt_length)  # pyright: ignore[reportFunctionMemberAccess]
+        if key not in self.compiled:
+            started = time.monotonic()
+            kept = jax.tree.map(self.place, jax.eval_shape(program, *arguments), self.letters())
+            donated = (2,) if program is self.steps else ()
+            jitted = jax.jit(program, out_shardings=kept, donate_argnums=donated)
+            self.compiled[key] = jitted.lower(*arguments).compile()
+            self.compiling += time.monotonic() - started
+        return self.compiled[key](*arguments)
+
+    def place(self, x: jax.ShapeDtypeStruct, letters: str) -> jax.sharding.NamedSharding:
+        return sharding(self.mesh, letters, x.shape) if letters else replicated(self.mesh)
+
+    @staticmethod
+    def letters() -> Decoding:
+        return Decoding("", "B", "BX", Cache("LBUKH", "LBUKH"), "B")  # pyright: ignore[reportArgumentType]
+
+
+def _prefill(
     graph: nnx.GraphDef[Decoder],
     parameters: dict[str, Any],
     stops: Int32[Array, " _"],
-    *,
     tokens_BT: Int32[Array, "B T"],
     length_B: Int32[Array, " B"],
-    index_B: Int32[Array, " B"],
-    sampling: Sampling,
+    rows: RowSampling,
+    *,
+    num_new: int,
+    method: Method,
     dtype: jnp.dtype,
-) -> Int32[Array, "B X"]:
-    """New tokens, X = max_new_tokens per row. Tokens after a row's first stop token are meaningless."""
+) -> Decoding:
+    """Fills the cache with the prompts, a chunk of tokens at a time so that no [T, T] scores exist, and draws first tokens.
+
+    A prompt of one chunk is computed at once.
+    """
     decoder = nnx.merge(graph, parameters)
     B, T = tokens_BT.shape
-    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(index_B)
-    cache = Cache.empty(decoder.spec, num_rows=B, num_slots=T + sampling.max_new_tokens, dtype=dtype)
+    chunk = min(T, PREFILL_CHUNK)
+    cache = Cache.empty(decoder.spec, num_rows=B, num_slots=T + num_new, dtype=dtype)
     options = ForwardOptions(dtype=dtype)
-    every_position = _at(jnp.broadcast_to(jnp.arange(T), (B, T)))
-    hidden_BTD, cache = decoder.decoding(tokens_BT, every_position, cache=cache, options=options)
-    last_B1D = jnp.take_along_axis(hidden_BTD, (length_B - 1)[:, None, None], axis=1)
-    first_B = _sample(decoder, last_B1D, keys_B, 0, sampling)
-    new_BX = jnp.zeros((B, sampling.max_new_tokens), jnp.int32).at[:, 0].set(first_B)
 
-    def unfinished(carry) -> Array:
-        step, _, _, _, stopped_B = carry
-        return (step < sampling.max_new_tokens) & ~stopped_B.all()
+    def one_chunk(carry: tuple[Array, Cache], start: Array) -> tuple[tuple[Array, Cache], None]:
+        last_BD, cache = carry
+        tokens = jax.lax.dynamic_slice_in_dim(tokens_BT, start, chunk, axis=1)
+        at = _at(start + jnp.broadcast_to(jnp.arange(chunk), (B, chunk)))
+        hidden_BCD, cache = decoder.decoding(tokens, at, cache=cache, options=options)
+        last_B = length_B - 1 - start
+        found_BD = jnp.take_along_axis(hidden_BCD, last_B.clip(0, chunk - 1)[:, None, None], axis=1)[:, 0]
+        is_here_B1 = ((last_B >= 0) & (last_B < chunk))[:, None]
+        return (jnp.where(is_here_B1, found_BD, last_BD), cache), None
 
-    def next_token(carry):
-        step, token_B, new_BX, cache, stopped_B = carry
+    carry = (jnp.zeros((B, decoder.spec.D), dtype), cache)
+    if T == chunk:
+        (last_BD, cache), _ = one_chunk(carry, jnp.int32(0))
+    else:
+        (last_BD, cache), _ = jax.lax.scan(one_chunk, carry, jnp.arange(0, T, chunk, dtype=jnp.int32))
+    first_B = draw(decoder.logits(last_BD[:, None])[:, 0], rows, step=0, method=method)
+    new_BX = jnp.zeros((B, num_new), jnp.int32).at[:, 0].set(first_B)
+    stopped_B = jnp.isin(first_B, stops) | (rows.limit_B <= 1)
+    return Decoding(jnp.int32(1), first_B, new_BX, cache, stopped_B)
+
+
+def _steps(
+    graph: nnx.GraphDef[Decoder],
+    parameters: dict[str, Any],
+    stops: Int32[Array, " _"],
+    state: Decoding,
+    until: Int32[Array, ""],
+    length_B: Int32[Array, " B"],
+    rows: RowSampling,
+    *,
+    method: Method,
+    dtype: jnp.dtype,
+) -> Decoding:
+    """Draws tokens until there are `until` per row, or every row has stopped."""
+    decoder = nnx.merge(graph, parameters)
+    options = ForwardOptions(dtype=dtype)
+
+    def unfinished(state: Decoding) -> Array:
+        return (state.step < until) & ~state.stopped_B.all()
+
+    def next_token(state: Decoding) -> Decoding:
+        step = state.step
         position_B1 = (length_B + step - 1)[:, None]
-        hidden_B1D, cache = decoder.decoding(token_B[:, None], _at(position_B1), cache=cache, options=options)
-        token_B = _sample(decoder, hidden_B1D, keys_B, step, sampling)
-        new_BX = new_BX.at[:, step].set(token_B)
-        return step + 1, token_B, new_BX, cache, stopped_B | jnp.isin(token_B, stops)
+        hidden_B1D, cache = decoder.decoding(
+            state.token_B[:, None], _at(position_B1), cache=state.cache, options=options
+        )
+        token_B = draw(decoder.logits(hidden_B1D)[:, 0], rows, step=step, method=method)
+        stopped_B = state.stopped_B | jnp.isin(token_B, stops) | (rows.limit_B <= step + 1)
+        return Decoding(step + 1, token_B, state.new_BX.at[:, step].set(token_B), cache, stopped_B)
 
-    start = (jnp.int32(1), first_B, new_BX, cache, jnp.isin(first_B, stops))
-    return jax.lax.while_loop(unfinished, next_token, start)[2]
+    return jax.lax.while_loop(unfinished, next_token, state)
 
 
 def _at(position_BT: Int32[Array, "B T"]) -> Layout:
     """The layout of one sequence per row. A cache slot with padding is overwritten before any token attends to it."""
     return Layout(position_BT, position_BT, jnp.ones_like(position_BT), jnp.zeros_like(position_BT))
-
-
-def _sample(
-    decoder: Decoder,
-    hidden_B1D: Float[Array, "B 1 D"],
-    keys_B: Key[Array, " B"],
-    step: Int32[Array, ""] | int,
-    sampling: Sampling,
-) -> Int32[Array, " B"]:
-    logits_BV = decoder.logits(hidden_B1D)[:, 0]
-    if sampling.temperature == 0:
-        return logits_BV.argmax(-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
-    if sampling.top_p < 1:
-        logits_BV = jnp.where(_in_nucleus(logits_BV, sampling.top_p), logits_BV, -jnp.inf)
-    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys_B)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
-
-
-def _in_nucleus(logits_BV: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
-    """The most probable tokens until `top_p` is reached (Holtzman et al., 2020, section 3.1)."""
-    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-    probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
-    lowest_B1 = jnp.where(before_BV < top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
-    return logits_BV >= lowest_B1

@@ -1,0 +1,83 @@
+"""How the next token is drawn from the logits: greedy, by temperature, or from the nucleus. Every row has its own settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int32
+
+Method = Literal["greedy", "sampled", "nucleus"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of an answer are drawn.
+
+    `temperature` 0 is greedy decoding. `top_p` keeps the smallest set of tokens whose probability reaches it (nucleus
+    sampling). `max_new_tokens` limits the length of an answer.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowSampling:
+    """The settings of a batch's rows: keys uint32 [B, 2] (seed and prompt), temperature and top_p [B], limit int32 [B]."""
+
+    keys_B2: Array
+    temperature_B: Array
+    top_p_B: Array
+    limit_B: Array
+
+
+def method_of(samplings: Sequence[Sampling]) -> Method:
+    """What has to be compiled for these: the nucleus needs a sort of the vocabulary, greedy decoding no random numbers."""
+    if all(sampling.temperature == 0 for sampling in samplings):
+        return "greedy"
+    return "nucleus" if any(sampling.top_p < 1 for sampling in samplings) else "sampled"
+
+
+def row_sampling(samplings: Sequence[Sampling], prompts: Sequence[int]) -> RowSampling:
+    """The settings of rows that hold the prompts of these indices, as numpy. A row's key follows from seed and index alone."""
+    seeds = {sampling.seed: jax.random.key(sampling.seed) for sampling in samplings}
+    keys = [jax.random.fold_in(seeds[each.seed], index) for each, index in zip(samplings, prompts, strict=True)]
+    return RowSampling(
+        keys_B2=np.stack([np.asarray(jax.random.key_data(key)) for key in keys]),
+        temperature_B=np.array([each.temperature for each in samplings], np.float32),
+        top_p_B=np.array([each.top_p for each in samplings], np.float32),
+        limit_B=np.array([each.max_new_tokens for each in samplings], np.int32),
+    )
+
+
+def draw(
+    logits_BV: Float[Array, "B V"], rows: RowSampling, *, step: Int32[Array, ""] | int, method: Method
+) -> Int32[Array, " B"]:
+    """Each row's token at its position `step` of the answer."""
+    greedy_B = logits_BV.argmax(-1).astype(jnp.int32)
+    if method == "greedy":
+        return greedy_B
+    is_greedy_B = rows.temperature_B == 0
+    scaled_BV = logits_BV / jnp.where(is_greedy_B, 1.0, rows.temperature_B)[:, None]
+    if method == "nucleus":
+        kept_BV = in_nucleus(scaled_BV, rows.top_p_B) | (rows.top_p_B >= 1)[:, None]
+        scaled_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
+    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(jax.random.wrap_key_data(rows.keys_B2))
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
+    return jnp.where(is_greedy_B, greedy_B, drawn_B)
+
+
+def in_nucleus(logits_BV: Float[Array, "B V"], top_p_B: Float[Array, " B"]) -> Bool[Array, "B V"]:
+    """The most probable tokens until `top_p` is reached (Holtzman et al., 2020, section 3.1)."""
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+    lowest_B1 = jnp.where(before_BV < top_p_B[:, None], sorted_BV, jnp.inf).min(-1, keepdims=True)
+    return logits_BV >= lowest_B1
