@@ -59,6 +59,14 @@ them alone, in float32, as peft reads them.
 GENERATE_MORE = """\
 Greedy by default. For a directory that rapo exported, --goal replaces the goal
 that its chat template asks for.
+
+Columns goal, temperature, top_p, max_new_tokens and seed of a row hold for that
+row, unless the option of that name is given. All columns of FILE are kept
+(dates as ISO 8601, decimals as text, bytes in base64); one that has the name of
+a column of the answers and says something else is kept as input_NAME.
+
+Answers are kept in OUT.partial as they end. Ctrl-C exits with 75; the same
+command goes on, also after a crash, and gives the answers it would have given.
 """
 SCORE_MORE = """\
 A sequence classifier with one label gives its scores; a language model gives
@@ -161,10 +169,16 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
         "--out", required=True, metavar="FILE", help="the same rows with response, finish_reason and num_tokens"
     )
     goal = to.add_mutually_exclusive_group()
-    goal.add_argument("--goal", type=within(), metavar="G", help="ask for this score (default: the chat template's)")
+    goal.add_argument(
+        "--goal",
+        type=within(),
+        metavar="G",
+        help="ask for this score (default: the row's goal, or the chat template's)",
+    )
     goal.add_argument("--no-goal", action="store_true", help="ask for no score, even if the chat template would")
     goal.add_argument("--raw", action="store_true", help="continue the text as it is, without chat template or goal")
-    to.add_argument("--max-new-tokens", type=within(1, kind=int), default=512, metavar="N", help="default %(default)s")
+    to.add_argument("--any-goal", action="store_true", help="allow goals outside the model's scale")
+    to.add_argument("--max-new-tokens", type=within(1, kind=int), metavar="N", help="default 512")
     to.add_argument(
         "--max-prompt-length",
         type=within(2, kind=int),
@@ -172,10 +186,19 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longer prompts lose their middle (default %(default)s)",
     )
-    to.add_argument("--temperature", type=within(0), default=0.0, metavar="T", help="0 is greedy (the default)")
-    to.add_argument("--top-p", type=within(1e-6, 1), default=1.0, metavar="P", help="default %(default)s")
-    to.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
-    to.add_argument("--batch-size", type=within(1, kind=int), default=16, metavar="B", help="default %(default)s")
+    to.add_argument("--temperature", type=within(0), metavar="T", help="0 is greedy (the default)")
+    to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="default 1")
+    to.add_argument("--seed", type=within(-(2**63), 2**63 - 1, kind=int), metavar="S", help="default 0")
+    to.add_argument(
+        "--batch-size", type=within(1, kind=int), default=16, metavar="B", help="prompts at once (default %(default)s)"
+    )
+    to.add_argument(
+        "--batch-tokens",
+        type=within(1, kind=int),
+        default=16384,
+        metavar="N",
+        help="tokens at once, prompts and answers together; bounds the memory (default %(default)s)",
+    )
     to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
     to.add_argument(
         "--chat-template", metavar="T", help="for tokenizers without one: plain, chatml, zephyr or a .jinja file"

@@ -189,8 +189,9 @@ def generate(options: argparse.Namespace) -> int:
     from rapo_jax.distributed import say
     from rapo_jax.generate.answers import Request, answer_file
 
-    fields = ("prompts", "out", "raw", "goal", "no_goal", "max_new_tokens", "max_prompt_length")
-    fields += ("temperature", "top_p", "seed", "batch_size", "dtype", "chat_template")
+    keep_compilations()
+    fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
+    fields += ("temperature", "top_p", "seed", "batch_size", "batch_tokens", "dtype", "chat_template")
     rate = answer_file(options.model_dir, Request(**{name: getattr(options, name) for name in fields}))
     say(f"{options.out}: {rate}")
     return 0

@@ -182,6 +182,20 @@ def require_same(mine: dict[str, Any]) -> None:
         )
 
 
+def on_first(work: Callable[[], Any]) -> Any:
+    """What `work` returns on process 0, None on the others. A UserError of process 0 is raised on all."""
+    found, complaint = None, None
+    if is_first():
+        try:
+            found = work()
+        except UserError as error:
+            complaint = str(error)
+    complaint = each_process(complaint)[0]
+    if complaint is not None:
+        raise UserError(complaint)
+    return found
+
+
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set on any process."""
     if jax.process_count() == 1:

@@ -1,92 +1,253 @@
-"""`rapo generate`: a file of prompts becomes a file of answers. Sampling itself is in decode.py."""
+"""`rapo generate`: a file of prompts becomes a file of answers. Sampling itself is in decode.py.
 
-import time
+Answers are kept in OUT.partial as they end, so that a repeated command goes on where one was stopped or killed, with the
+answers that it would have given.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Int32
 
 from rapo_jax.borders import write_json_lines
-from rapo_jax.errors import UserError
-from rapo_jax.generate.decode import answer_tokens
-from rapo_jax.generate.sampling import Sampling
+from rapo_jax.distributed import from_first, interruptible, on_first, say
+from rapo_jax.errors import Interrupted, UserError
+from rapo_jax.generate.asked import Asked, GivenSampling, goal_of_row, require_on_scale
+from rapo_jax.generate.batches import BatchLimits
+from rapo_jax.generate.columns import beside, renamed_columns
+from rapo_jax.generate.decode import decode_segments
+from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
+from rapo_jax.generate.store import Sample, SampleStore, open_store
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config
-from rapo_jax.opened import OpenedTokenizer, answer_text, load_model, open_tokenizer
-from rapo_jax.relabel import Goal
+from rapo_jax.opened import OpenedTokenizer, answer_text, load_model, open_tokenizer, require_ids_fit
 
 
 @dataclass(frozen=True)
 class Request:
     """The options of `rapo generate`.
 
-    Without `goal` a model is asked as its own chat template would ask; `no_goal` asks for none in any case. `raw`
-    continues texts without a chat template. Lengths are in tokens, `batch_size` in prompts.
+    Without `goal` a prompt asks for the goal in its own row, or else for what the model's chat template asks for; `no_goal`
+    asks for none in any case, and `any_goal` allows goals outside the model's scale. `raw` continues texts without a chat
+    template. Settings of sampling that are None come from columns of the rows, or else are the defaults of `Sampling`.
+    Lengths are in tokens. A batch has at most `batch_size` prompts and `batch_tokens` tokens, prompts and answers together.
     """
 
     prompts: str
     out: str
     goal: float | None = None
     no_goal: bool = False
+    any_goal: bool = False
     raw: bool = False
-    max_new_tokens: int = 512
+    max_new_tokens: int | None = None
     max_prompt_length: int = 4096
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
     batch_size: int = 16
+    batch_tokens: int = 16384
     dtype: str = "float32"
     chat_template: str | None = None
 
     @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+    def sampling(self) -> GivenSampling:
+        return GivenSampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+
+    @property
+    def limits(self) -> BatchLimits:
+        return BatchLimits(self.batch_size, self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything but the weights: the prompts, how each is asked, its tokens, and the columns written beside its answer.
+
+    `renamed` are columns of the user's that are kept under another name.
+    """
+
+    opened: OpenedTokenizer
+    prompts: list[Prompt]
+    asked: list[Asked]
+    tokens: list[Int32[np.ndarray, " _"]]
+    columns: list[dict[str, Any]]
+    renamed: dict[str, str]
 
 
 def answer_file(model_dir: str, request: Request) -> str:
     """Answers every prompt of a file and writes the answers to another, atomically; returns a line about the speed.
 
-    With several processes, all of them decode and the first one writes.
+    With several processes, all of them decode and the first one writes. Raises Interrupted when a signal came, with the
+    answers so far in OUT.partial.
     """
     out = Path(request.out)
-    if out.exists():
-        raise UserError(f"{out} exists; nothing was written. Choose another --out.")
-    directory = model_directory(model_dir, option="MODEL_DIR")
+    kept = out.with_name(out.name + ".partial")
+    on_first(lambda: refuse_output(out, goes_on=kept.exists()))
     # The cheap checks come first: an unsupported model, a bad prompt. Weights are read last.
-    require_vocabulary(spec_from_config(read_config(directory)), path=model_dir)
+    job = prepare(model_dir, request)
+    with ExitStack() as stack:
+        store = on_first(lambda: stack.enter_context(open_store(kept, identity_of(job, request))))
+        known = from_first(np.array([bool(store) and (index, 0) in store.known for index in range(len(job.prompts))]))
+        on_first(lambda: refuse_output(out, goes_on=bool(known.all())))
+        progress = Progress(len(known), int(known.sum()))
+        announce(job, kept, num_known=int(known.sum()), num_damaged=store.damaged if store else 0)
+        if not known.all():
+            fill(store, job, request, known=set(map(int, np.flatnonzero(known))), progress=progress)
+        if store:
+            write_json_lines(out, answer_rows(job, store))
+            kept.unlink()
+    return f"{len(known):,} answer{'s' * (len(known) != 1)}, {progress.rate}"
+
+
+def refuse_output(out: Path, *, goes_on: bool) -> None:
+    """Raises UserError for an output that exists. Where answers are kept, it may: the last command was killed between writing
+    it and removing them."""
+    if out.exists() and not goes_on:
+        raise UserError(f"{out} exists; nothing was written. Choose another --out.")
+
+
+def prepare(model_dir: str, request: Request) -> Job:
+    """Reads the prompts and the model's tokenizer. Raises UserError for whatever does not fit."""
+    directory = model_directory(model_dir, option="MODEL_DIR")
+    spec = spec_from_config(read_config(directory))
+    require_vocabulary(spec, path=model_dir)
     prompts = read_prompts(request.prompts)
     opened = open_tokenizer(directory, chat_template=request.chat_template, option="--chat-template", raw=request.raw)
-    goal = goal_asked(opened, request)
-    tokens = encode(opened, prompts, goal=goal, request=request)
-    started = time.monotonic()
-    model = load_model(opened, dtype=request.dtype)
-    answers = answer_tokens(model, tokens, sampling=request.sampling, batch_size=request.batch_size)
-    if jax.process_index() == 0:
-        asked = {"goal": goal, "temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
-        rows = []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            text = answer_text(opened.tokenizer, answer.tokens)
-            written = {"response": text, "finish_reason": answer.finish_reason, "num_tokens": len(answer.tokens)}
-            rows.append({**prompt.row.values, **written, **asked})
-        write_json_lines(out, rows)
-    num_tokens = sum(len(answer.tokens) for answer in answers)
-    return f"{len(prompts)} answers, {num_tokens / (time.monotonic() - started):.0f} new tokens/s"
+    asked = how_asked(opened, prompts, request, model=model_dir)
+    tokens = encode(opened, prompts, goals=[None if each.said else each.goal for each in asked], request=request)
+    require_ids_fit(tokens, opened.tokenizer, spec, said=model_dir)
+    columns = [columns_of(each) for each in asked]
+    renamed = renamed_columns([prompt.columns for prompt in prompts], columns, said=request.prompts)
+    return Job(opened, prompts, asked, tokens, columns, renamed)
 
 
-def goal_asked(opened: OpenedTokenizer, request: Request) -> float | None:
-    """The goal that is written into the prompts: the requested one, else what the exported chat template asks for."""
-    if request.goal is not None or request.no_goal or request.raw:
-        return request.goal
-    return opened.goal_prompt.baked
+def how_asked(opened: OpenedTokenizer, prompts: Sequence[Prompt], request: Request, *, model: str) -> list[Asked]:
+    """The goal and the sampling of every prompt: those of the request, else of its row, else of the model."""
+    fixed = request.goal is not None or request.no_goal or request.raw
+    own = [None if fixed else goal_of_row(prompt.row, opened.goal_prompt.attributes) for prompt in prompts]
+    if not request.any_goal:
+        given = {prompt.row.place + ": goal": goal for prompt, goal in zip(prompts, own, strict=True)}
+        require_on_scale(opened.goal_prompt, {"--goal": request.goal} if fixed else given, model=model)
+    otherwise = request.goal if fixed else opened.goal_prompt.baked
+    found = [None] * len(prompts)
+    if not (request.no_goal or request.raw):
+        found = opened.goal_prompt.recognise(prompt.messages for prompt in prompts)
+        refuse_second_goal(prompts, found, request)
+    return [
+        Asked(goal if goal is not None or sentence else otherwise, request.sampling.of(prompt.row), bool(sentence))
+        for prompt, goal, sentence in zip(prompts, own, found, strict=True)
+    ]
+
+
+def refuse_second_goal(prompts: Sequence[Prompt], sentences: Sequence[str | None], request: Request) -> None:
+    """Raises UserError where --goal would be written into prompts that ask for a goal already."""
+    asking = [(prompt.row.place, sentence) for prompt, sentence in zip(prompts, sentences, strict=True) if sentence]
+    if asking and request.goal is not None:
+        place, sentence = asking[0]
+        raise UserError(
+            f"{len(asking):,} of {len(prompts):,} prompts ask for a goal already (the first: {place}, ...{sentence[-40:]!r}), "
+            "and --goal would write a second sentence; leave out --goal, or give the prompts without goals."
+        )
+    if asking:
+        say(f"  note   {len(asking):,} prompts ask for a goal already, which is left as it is")
 
 
 def encode(
-    opened: OpenedTokenizer, prompts: Sequence[Prompt], *, goal: Goal | None, request: Request
+    opened: OpenedTokenizer, prompts: Sequence[Prompt], *, goals: Sequence[Any], request: Request
 ) -> list[Int32[np.ndarray, " _"]]:
     if request.raw:
         return raw_tokens(opened.tokenizer, prompts)
-    return chat_tokens(opened, prompts, goal=goal, max_length=request.max_prompt_length)
+    return chat_tokens(opened, prompts, goals=goals, max_length=request.max_prompt_length)
+
+
+def columns_of(asked: Asked) -> dict[str, Any]:
+    """How a prompt is asked, as columns."""
+    goal, sampling = asked.goal, asked.sampling
+    written = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+    return {"goal": list(goal) if isinstance(goal, tuple) else goal, **written}
+
+
+def identity_of(job: Job, request: Request) -> dict[str, Any]:
+    """What the answers depend on, by the names that a user knows; of many values the beginning of a SHA-256.
+
+    Batches are not among it: an answer depends on them by rounding at most.
+    """
+    directory = job.opened.directory
+    samplings = [each.sampling for each in job.asked]
+    settings = {name: [getattr(each, name) for each in samplings] for name in vars(samplings[0])}
+    return {
+        "MODEL_DIR": digest(*map(file_digest, weight_files(directory))),
+        "--prompts": digest(
+            *(tokens.tobytes() for tokens in job.tokens), str([len(each) for each in job.tokens]).encode()
+        ),
+        "stop tokens": list(job.opened.stop_tokens),
+        "--dtype": request.dtype,
+    } | {
+        f"--{name.replace('_', '-')}": values[0] if len(set(values)) == 1 else digest(json.dumps(values).encode())
+        for name, values in settings.items()
+    }
+
+
+def weight_files(directory: Path) -> list[Path]:
+    return sorted(file for file in directory.iterdir() if file.name == "config.json" or file.suffix == ".safetensors")
+
+
+def file_digest(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def announce(job: Job, kept: Path, *, num_known: int, num_damaged: int) -> None:
+    """Says what is not as the command alone would have it."""
+    for name, new in job.renamed.items():
+        say(f"  note   the prompts' column {name} is kept as {new}")
+    if num_damaged:
+        say(f"  note   {num_damaged:,} damaged lines of {kept} are sampled again")
+    if num_known:
+        say(f"{num_known:,} of {len(job.prompts):,} answers found in {kept}")
+
+
+def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[int], progress: Progress) -> None:
+    """Samples what is not known and appends it to the store. Raises Interrupted."""
+    model = load_model(job.opened, dtype=request.dtype)
+    segments = decode_segments(
+        model.parameters,
+        model.spec,
+        job.tokens,
+        samplings=[each.sampling for each in job.asked],
+        stop_tokens=model.stop_tokens,
+        mesh=model.mesh,
+        dtype=model.dtype,
+        limits=request.limits,
+        known=known,
+    )
+    progress.start()
+    with interruptible() as interrupted:
+        for number, segment in enumerate(segments):
+            if store:
+                store.append(Sample(index, answer.tokens, answer.finish_reason) for index, answer in segment.finished)
+            progress.add(segment)
+            if interrupted(number) and progress.answers < progress.total:
+                where = f"{request.out}.partial"
+                raise Interrupted(f"{progress.answers:,} of {progress.total:,} answers are kept in {where}")
+
+
+def answer_rows(job: Job, store: SampleStore) -> list[dict[str, Any]]:
+    """The rows of the answer file, in the order of the prompts."""
+    rows = []
+    for index, (prompt, asked) in enumerate(zip(job.prompts, job.columns, strict=True)):
+        sample = store.known[index, 0]
+        text = answer_text(job.opened.tokenizer, sample.tokens)
+        answer = {"response": text, "finish_reason": sample.finish_reason, "num_tokens": len(sample.tokens)}
+        rows.append(beside(prompt.columns, answer | asked, renamed=job.renamed))
+    return rows

@@ -56,7 +56,7 @@ def plan_batches(
         num_rows = max(row_shards, min(whole, affordable))
         members = order[start : start + num_rows]
         if longest > 2 * PREFILL_CHUNK:
-            members = [index for index in members if 2 * padded_length(lengths[index]) >= longest]
+            members = members[: sum(2 * padded_length(lengths[index]) >= longest for index in members)]
             num_rows = -(-len(members) // row_shards) * row_shards
         yield DecodeBatch(tuple(members), num_rows, longest)
         start += len(members)

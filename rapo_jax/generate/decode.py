@@ -260,7 +260,7 @@ def _prefill(
         return (jnp.where(is_here_B1, found_BD, last_BD), cache), None
 
     carry = (jnp.zeros((B, decoder.spec.D), dtype), cache)
-    if T == chunk:
+    if chunk == T:
         (last_BD, cache), _ = one_chunk(carry, jnp.int32(0))
     else:
         (last_BD, cache), _ = jax.lax.scan(one_chunk, carry, jnp.arange(0, T, chunk, dtype=jnp.int32))

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.errors import UserError
+from rapo_jax.generate.columns import as_json
 from rapo_jax.messages import Message
 from rapo_jax.opened import OpenedTokenizer
 from rapo_jax.relabel import Goal
@@ -20,9 +21,10 @@ PROMPT_COLUMNS = ("prompt", "messages", "instruction", "question")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row of the file and the conversation it asks to continue."""
+    """A row of the file, its columns as JSON, and the conversation it asks to continue."""
 
     row: FileRow
+    columns: dict[str, Any]
     messages: tuple[Message, ...]
 
 
@@ -36,7 +38,7 @@ def read_prompts(path: str) -> list[Prompt]:
                 f"{row.place} has no prompt; its columns are {', '.join(row.values)}, and a prompt must be in one of "
                 f"{', '.join(PROMPT_COLUMNS)}."
             )
-        prompts.append(Prompt(row, as_messages(row.values[column], row.place)))
+        prompts.append(Prompt(row, as_json(row), as_messages(row.values[column], row.place)))
     if not prompts:
         raise UserError(f"{path} holds no prompts.")
     return prompts
@@ -58,16 +60,19 @@ def as_messages(prompt: Any, place: str) -> tuple[Message, ...]:
 
 
 def chat_tokens(
-    opened: OpenedTokenizer, prompts: Sequence[Prompt], *, goal: Goal | None, max_length: int
+    opened: OpenedTokenizer, prompts: Sequence[Prompt], *, goals: Sequence[Goal | None], max_length: int
 ) -> list[Int32[np.ndarray, " _"]]:
-    """Token ids of each prompt through the chat template, asking for `goal`.
+    """Token ids of each prompt through the chat template, asking for its goal.
 
     A prompt longer than `max_length` tokens loses its middle. Raises UserError for one that does not fit even so.
     """
-    sentence = opened.goal_prompt.sentence(goal)
+    items = [
+        Item(prompt.row.number, prompt.messages, opened.goal_prompt.sentence(goal), ())
+        for prompt, goal in zip(prompts, goals, strict=True)
+    ]
     encoded, _ = encode_all(
         opened.tokenizer,
-        [Item(prompt.row.number, prompt.messages, sentence, ()) for prompt in prompts],
+        items,
         placement=opened.goal_prompt.placement,
         max_length=max_length,
         max_prompt_length=max_length - 1,

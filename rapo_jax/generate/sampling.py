@@ -30,12 +30,13 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowSampling:
-    """The settings of a batch's rows: keys uint32 [B, 2] (seed and prompt), temperature and top_p [B], limit int32 [B]."""
+    """The settings of a batch's rows: keys uint32 [B, 2] (of seed and prompt), temperature and top_p [B], the limit of new
+    tokens int32 [B]. numpy until they are put on the devices."""
 
-    keys_B2: Array
-    temperature_B: Array
-    top_p_B: Array
-    limit_B: Array
+    keys_B2: Array | np.ndarray
+    temperature_B: Array | np.ndarray
+    top_p_B: Array | np.ndarray
+    limit_B: Array | np.ndarray
 
 
 def method_of(samplings: Sequence[Sampling]) -> Method:
@@ -64,12 +65,13 @@ def draw(
     greedy_B = logits_BV.argmax(-1).astype(jnp.int32)
     if method == "greedy":
         return greedy_B
-    is_greedy_B = rows.temperature_B == 0
-    scaled_BV = logits_BV / jnp.where(is_greedy_B, 1.0, rows.temperature_B)[:, None]
+    temperature_B, top_p_B, keys_B2 = map(jnp.asarray, (rows.temperature_B, rows.top_p_B, rows.keys_B2))
+    is_greedy_B = temperature_B == 0
+    scaled_BV = logits_BV / jnp.where(is_greedy_B, 1.0, temperature_B)[:, None]
     if method == "nucleus":
-        kept_BV = in_nucleus(scaled_BV, rows.top_p_B) | (rows.top_p_B >= 1)[:, None]
+        kept_BV = in_nucleus(scaled_BV, top_p_B) | (top_p_B >= 1)[:, None]
         scaled_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
-    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(jax.random.wrap_key_data(rows.keys_B2))
+    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(jax.random.wrap_key_data(keys_B2))
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
     return jnp.where(is_greedy_B, greedy_B, drawn_B)
 

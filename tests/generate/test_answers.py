@@ -1,11 +1,15 @@
 """`rapo generate`: every row comes back with its answer, asked for as the model was trained to be asked."""
 
+import datetime
+import decimal
 import json
 
 import numpy as np
 import pytest
+from pyarrow import Table, parquet
 
 from rapo_jax.chat.templates import render, tokenize
+from rapo_jax.errors import UserError
 from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.messages import Message
@@ -22,10 +26,12 @@ def exported(tmp_path_factory):
     return as_export(tiny.write_model(directory / "model"), directory / "exported")
 
 
-def answers(exported, tmp_path, **options):
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p, "id": p[:2]}) + "\n" for p in PROMPTS))
+def answers(exported, tmp_path, rows=None, **options):
+    rows = rows or [{"prompt": prompt, "id": prompt[:2]} for prompt in PROMPTS]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-    answer_file(str(exported), Request(str(tmp_path / "prompts.jsonl"), str(out), max_new_tokens=6, **options))
+    options = {"max_new_tokens": 6} | options
+    answer_file(str(exported), Request(str(tmp_path / "prompts.jsonl"), str(out), **options))
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -59,3 +65,105 @@ def test_raw_texts_are_continued_without_template_or_goal(exported, tmp_path):
     rows = answers(exported, tmp_path, raw=True)
     assert [row["goal"] for row in rows] == [None] * 3
     assert [row["response"] for row in rows] == [tokenizer.decode(a.tokens, skip_special_tokens=True) for a in expected]
+
+
+# Columns of the user's.
+
+
+def test_a_row_asks_for_its_own_goal_and_sampling_unless_the_command_line_does(exported, tmp_path):
+    """When this fails, a file of prompts with a goal each is answered at one goal, and its column is overwritten."""
+    rows = [
+        {"prompt": PROMPTS[1], "goal": 2, "temperature": 1.5, "seed": 9, "top_p": 0.7, "max_new_tokens": 7},
+        {"prompt": PROMPTS[1], "goal": None, "max_new_tokens": 2.0},
+        {"prompt": PROMPTS[1], "max_new_tokens": 7},
+    ]
+    found = answers(exported, tmp_path, rows, max_new_tokens=None)
+    asked = [[row[name] for name in ("goal", "temperature", "top_p", "seed")] for row in found]
+    assert asked == [[2, 1.5, 0.7, 9], [5, 0, 1, 0], [5, 0, 1, 0]]
+    assert [row["num_tokens"] for row in found] == [7, 2, 7] and found[1]["max_new_tokens"] == 2
+    (alone,) = answers(exported, tmp_path, rows[:1], max_new_tokens=None, temperature=1.5, seed=9, goal=2.0)
+    assert alone == found[0] and found[0]["response"] != found[2]["response"]
+    forced = answers(exported, tmp_path, rows, goal=3.0, temperature=0.0, seed=1)
+    assert [row["goal"] for row in forced] == [3.0] * 3 and forced[0]["response"] == forced[2]["response"]
+    assert (forced[0]["input_goal"], forced[0]["input_temperature"], forced[0]["input_seed"]) == (2, 1.5, 9)
+
+
+def test_a_column_with_the_name_of_one_of_ours_is_kept_under_another(exported, tmp_path, capsys):
+    """When this fails, the answers that people wrote are replaced by the model's, in the only copy of their file."""
+    rows = [{"prompt": "Hi", "response": "Hello.", "num_tokens": 2, "goal": 3, "note": "x"}]
+    (row,) = answers(exported, tmp_path, rows)
+    assert (row["input_response"], row["input_num_tokens"], row["goal"], row["note"]) == ("Hello.", 2, 3, "x")
+    assert row["response"] != "Hello." and "input_goal" not in row
+    assert "note   the prompts' column response is kept as input_response\n" in capsys.readouterr().out
+    rows[0]["input_response"] = "Mine."
+    message = (
+        "columns response, num_tokens have names that answers take .* there is a column input_response too; rename"
+    )
+    with pytest.raises(UserError, match=message):
+        answers(exported, tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"goal": "ten"}, {}, "line 1: column goal holds 'ten', and must be a number; mend it, or give --goal or"),
+        ({"goal": True}, {}, "line 1: column goal holds True, and must be a number;"),
+        (
+            {"temperature": -1},
+            {},
+            "column temperature holds -1, and must be a number of at least 0; mend it, or give --temp",
+        ),
+        ({"top_p": "high"}, {}, "column top_p holds 'high', and must be a number of at least 1e-06 and at most 1;"),
+        (
+            {"max_new_tokens": 2.5},
+            {"max_new_tokens": None},
+            "column max_new_tokens holds 2.5, and must be an integer of at",
+        ),
+        ({"goal": 6}, {}, "line 1: goal 6 is outside the scale of .*exported, whose goal prompt names 0 to 5; ask for"),
+        ({}, {"goal": -1.0}, "--goal -1 is outside the scale of .*, whose goal prompt names 0 to 5; ask .* --any-goal"),
+        ({"note": "\ud83d"}, {}, r"line 1: column note cannot be written as JSON \(half a surrogate pair\)"),
+    ],
+)
+def test_what_cannot_be_asked_or_written_is_refused_before_the_model_is_loaded(
+    exported, tmp_path, monkeypatch, row, options, message
+):
+    """When this fails, an hour of answers ends in a traceback, or in answers at a goal that the model never saw."""
+    monkeypatch.delattr("rapo_jax.generate.answers.load_model")
+    with pytest.raises(UserError, match=message):
+        answers(exported, tmp_path, [{"prompt": "Hi"} | row], **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_prompt_that_asks_for_a_goal_already_is_not_asked_twice(exported, tmp_path, capsys):
+    """When this fails, prompts that `rapo relabel` wrote ask for their own goal and for the highest one."""
+    messages = open_tokenizer(exported).goal_prompt.write((Message("user", "Why?"),), 2)
+    prompt = [{"role": message.role, "content": message.content} for message in messages]
+    rows = [{"prompt": prompt, "goal": 2.0}, {"prompt": "Why?", "goal": 2}, {"prompt": prompt}]
+    ours = answers(exported, tmp_path, rows)
+    assert [row["goal"] for row in ours] == [2, 2, None] and len({row["response"] for row in ours}) == 1
+    assert "note   2 prompts ask for a goal already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"2 of 3 prompts ask for a goal already .*; leave out --goal, or give"):
+        answers(exported, tmp_path, rows, goal=3.0)
+
+
+def test_a_goal_outside_the_scale_is_asked_for_where_that_is_said(exported, tmp_path):
+    (row,) = answers(exported, tmp_path, [{"prompt": "Hi"}], goal=7.0, any_goal=True)
+    assert row["goal"] == 7
+
+
+def test_times_decimals_and_bytes_of_a_parquet_file_are_written_as_text(exported, tmp_path):
+    """When this fails, prompts from a database give a traceback after the last answer, and all answers are lost."""
+    columns = {
+        "prompt": ["Hi"],
+        "at": [datetime.datetime(2024, 5, 1, 12, 30)],
+        "price": [decimal.Decimal("1.50")],
+        "picture": [b"\x89PNG"],
+        "nested": [{"day": datetime.date(2024, 5, 1), "ratio": float("nan")}],
+    }
+    parquet.write_table(Table.from_pydict(columns), tmp_path / "prompts.parquet")
+    answer_file(
+        str(exported), Request(str(tmp_path / "prompts.parquet"), str(tmp_path / "out.jsonl"), max_new_tokens=2)
+    )
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (row["at"], row["price"], row["picture"]) == ("2024-05-01T12:30:00", "1.50", "iVBORw==")
+    assert row["nested"] == {"day": "2024-05-01", "ratio": None}

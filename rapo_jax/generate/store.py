@@ -1,0 +1,150 @@
+"""Samples on disk as they are drawn: one file that a repeated command goes on with, keyed by prompt and sample.
+
+The first line says what the samples belong to; every other line is one sample with a checksum. A line that a kill left
+incomplete, or whose checksum is wrong, is forgotten: its sample is drawn again. For process 0 only.
+"""
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from rapo_jax.borders import json_line, parse_json, shaped, whole_file
+from rapo_jax.errors import UserError
+
+KIND = "samples of rapo_jax"
+Key = tuple[int, int]  # (index of the prompt, number of its sample)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The tokens of an answer without the stop token, what ended them, and which sample of which prompt they are."""
+
+    prompt: int
+    tokens: list[int]
+    finish_reason: Literal["stop", "length"]
+    sample: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self.prompt, self.sample
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line. `identity` has what the samples depend on, by the names that a user knows."""
+
+    kind: str
+    identity: dict[str, Any]
+    format: int = 1
+
+
+@dataclass
+class SampleStore:
+    """An open store: the samples that it held, to which `append` adds. `damaged` counts lines that were forgotten."""
+
+    path: Path
+    file: BinaryIO
+    known: dict[Key, Sample]
+    damaged: int = 0
+
+    def append(self, samples: Iterable[Sample]) -> None:
+        """Adds samples; they are on disk when this returns."""
+        samples = list(samples)
+        if not samples:
+            return
+        self.file.write(b"".join(line_of(sample) for sample in samples))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.known |= {sample.key: sample for sample in samples}
+
+
+@contextmanager
+def open_store(path: Path, identity: Mapping[str, Any]) -> Iterator[SampleStore]:
+    """The store at `path`, made if it is absent, kept from other processes while the block runs. An empty one is removed.
+
+    Raises UserError where it belongs to something else, is in use, or is no store.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        with whole_file(path) as temporary:
+            temporary.write_text(json_line(asdict(Header(KIND, dict(identity)))) + "\n", encoding="utf-8")
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path} is in use by another process; wait for it, or choose another --out.") from error
+        except OSError:  # a file system without locks
+            pass
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise UserError(f"{path} was finished by another process in the meantime; run the same command again.")
+        require_same(path, read_header(path, file).identity, identity)
+        store = SampleStore(path, file, {})
+        read_samples(store)
+        try:
+            yield store
+        finally:
+            if not store.known:
+                path.unlink(missing_ok=True)
+
+
+def read_header(path: Path, file: BinaryIO) -> Header:
+    """The first line of a store. Raises UserError where there is none."""
+    remedy = "rapo keeps unfinished answers under this name: choose another --out, or remove this file"
+    line = file.readline()
+    try:
+        header = shaped(parse_json(line, said=str(path)), Header, said=str(path))
+    except UserError as error:
+        raise UserError(f"{path} does not hold answers of rapo; {remedy}.") from error
+    if header.kind != KIND or header.format != 1:
+        raise UserError(f"{path} holds {header.kind}, format {header.format}; {remedy}.")
+    return header
+
+
+def require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError that names what differs."""
+    now = json.loads(json.dumps(dict(now)))
+    changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
+    if changed:
+        listed = ", ".join(f"{name} ({before.get(name)}, now {now.get(name)})" for name in changed)
+        raise UserError(
+            f"{path} holds the answers of another command so far; what differs: {listed}. Repeat that command to go on, "
+            "choose another --out, or remove this file. Nothing was overwritten."
+        )
+
+
+def read_samples(store: SampleStore) -> None:
+    """Fills `store` with the sound lines after the header, and cuts off a last line that is incomplete."""
+    end = store.file.tell()
+    for line in store.file:
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+        sample = sample_of(line)
+        if sample:
+            store.known[sample.key] = sample
+        else:
+            store.damaged += 1
+    store.file.truncate(end)
+    store.file.seek(end)
+
+
+def line_of(sample: Sample) -> bytes:
+    """A sample as a line, with the CRC-32 of the rest of the line."""
+    body = json_line(asdict(sample))
+    return f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}\n'.encode()
+
+
+def sample_of(line: bytes) -> Sample | None:
+    """The sample of a line, or None where the line is damaged."""
+    try:
+        fields = json.loads(line)
+        crc = fields.pop("crc")
+        sample = shaped(fields, Sample, said="")
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return None
+    return sample if zlib.crc32(json_line(asdict(sample)).encode()) == crc else None
