@@ -210,9 +210,13 @@ def score(options: argparse.Namespace) -> int:
     scored = score_source(config, options.model, out, reference=options.reference)
     flat = [reward for each in scored.rewards for reward in each]
     origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
-    say(f"{out}: {len(flat):,} responses of {len(scored.rewards):,} rows ({origin})")
-    say(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
-    say(f"  next: rapo train CONFIG data.rewards={out} relabel.scale.fit=minmax")
+    responses, rows = (
+        f"{len(n):,} {one}{'s' * (len(n) != 1)}" for n, one in ((flat, "response"), (scored.rewards, "row"))
+    )
+    say(f"{out}: {responses} of {rows} ({origin})")
+    if flat:
+        say(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
+    say(f"  next: rapo train CONFIG data.rewards={out} relabel.scale.fit=quantile")
     return 0
 
 

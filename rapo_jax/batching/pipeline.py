@@ -6,6 +6,7 @@ Everything read, dropped, tied or truncated is counted in the report.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -77,9 +78,24 @@ def load_held_out(
     """
     if not (config.data.eval_path or config.data.eval_fraction):
         return None
-    prepared = read_part(config, "eval", scales=scales)
+    prepared = read_eval_part(config, scales=scales)
     config = without_goals(config) if plain else config
     return tokenize_records(config, tokenizer, prepared, goal_prompt=goal_prompt, progress=progress)
+
+
+def read_eval_part(config: Config, *, scales: Scales) -> Prepared:
+    """The records to evaluate on. The error for a source that is nowhere says how to do without: the file that was started
+    from may name one of its own beside a data.path of the user's."""
+    try:
+        return read_part(config, "eval", scales=scales)
+    except UserError as error:
+        place = config.data.eval_path
+        if not place or place == config.data.path or Path(place).exists():
+            raise
+        raise UserError(
+            f"{error} To evaluate nothing, set data.eval_path= (empty); with data.eval_fraction=0.05 beside that, a part of "
+            "data.path is held out."
+        ) from error
 
 
 def without_goals(config: Config) -> Config:

@@ -9,12 +9,13 @@ from rapo_jax.config.fields import description
 from rapo_jax.config.objective import Objective, resolve
 from rapo_jax.config.tree import LORA_TARGETS, Config, Data, LoraOptions, Relabel, ScaleFit
 from rapo_jax.errors import UserError, nearest, shown
+from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.relabel import TEMPLATES, template_complaint
 
 
 def validate(config: Config) -> Config:
     """The configuration with its objective's options filled in. Raises UserError for the first violated constraint."""
-    config = dataclasses.replace(config, objective=resolve(config.objective, where="objective"))
+    config = dataclasses.replace(config, objective=resolved_objective(config))
     check_paths(config)
     check_intervals(config)
     check_objective(config)
@@ -25,6 +26,30 @@ def validate(config: Config) -> Config:
     check_lora(config.lora)
     check_twins(config)
     return config
+
+
+def resolved_objective(config: Config) -> Objective:
+    """The objective with its options. A UserError also has what its loss refuses of the goals, so that both are mended in one
+    go: SFT, started from a file for pairs, reads neither beta nor rejected goals."""
+    try:
+        return resolve(config.objective, where="objective")
+    except UserError as error:
+        known = all(term.name in OBJECTIVES for term in config.objective.terms)
+        also = goals_complaint(config) if known else None
+        if also is None:
+            raise
+        raise UserError(f"{error} Besides: {also}") from error
+
+
+def goals_complaint(config: Config) -> str | None:
+    """Why a loss on one response cannot be asked for these goals; None where it can."""
+    if config.objective.responses != "one" or "rejected" not in config.relabel.goals:
+        return None
+    return (
+        f"objective.name={config.objective.name} trains on one response and has no rejected one to take a goal from, but "
+        f"relabel.goals=[{', '.join(config.relabel.goals)}]; set relabel.goals=[chosen] (each response at its own score) or "
+        "relabel.goals=[] (no goals)."
+    )
 
 
 def check_paths(config: Config) -> None:
@@ -71,11 +96,9 @@ def check_objective(config: Config) -> None:
     goals = f"relabel.goals=[{', '.join(relabel.goals)}]"
     if len(set(relabel.goals)) < len(relabel.goals):
         raise UserError(f"{goals} names a side twice; name each once.")
-    if objective.responses == "one" and "rejected" in relabel.goals:
-        raise UserError(
-            f"objective.name={objective.name} trains on one response and has no rejected one to take a goal from, but "
-            f"{goals}; set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] (no goals)."
-        )
+    complaint = goals_complaint(config)
+    if complaint:
+        raise UserError(complaint)
 
 
 def no_highest_goal(relabel: Relabel) -> str:

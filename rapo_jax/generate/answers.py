@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from rapo_jax.borders import write_json_lines
-from rapo_jax.distributed import from_first, interruptible, on_first, say
+from rapo_jax.distributed import from_first, interruptible, on_first, require_same, say
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.generate.asked import Asked, GivenSampling, goal_of_row, require_on_scale
 from rapo_jax.generate.batches import BatchLimits
@@ -91,8 +91,10 @@ def answer_file(model_dir: str, request: Request) -> str:
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
     # The cheap checks come first: an unsupported model, a bad prompt. Weights are read last.
     job = prepare(model_dir, request)
+    identity = identity_of(job, request)
+    require_same(identity)
     with ExitStack() as stack:
-        store = on_first(lambda: stack.enter_context(open_store(kept, identity_of(job, request))))
+        store = on_first(lambda: stack.enter_context(open_store(kept, identity)))
         known = from_first(np.array([bool(store) and (index, 0) in store.known for index in range(len(job.prompts))]))
         on_first(lambda: refuse_output(out, goes_on=bool(known.all())))
         progress = Progress(len(known), int(known.sum()))

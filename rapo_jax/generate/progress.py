@@ -32,14 +32,14 @@ class Progress:
         return time.monotonic() - self.started - self.compiling
 
     def add(self, segment: Segment) -> None:
-        """Counts a segment; prints at most every two seconds."""
+        """Counts a segment; prints at most every two seconds, and not at the end, which has a line of its own."""
         self.answers += len(segment.finished)
         self.tokens += segment.num_tokens
         self.compiling += segment.compiling
         if segment.ends:
             self.batch_ended, self.batches_done = self.working, segment.batch
         self.batches_left = segment.num_batches - self.batches_done
-        if time.monotonic() - self.printed > PRINT_EVERY:
+        if time.monotonic() - self.printed > PRINT_EVERY and self.answers < self.total:
             say("  " + "  ".join(self.parts()))
             self.printed = time.monotonic()
 

@@ -82,7 +82,7 @@ def open_store(path: Path, identity: Mapping[str, Any]) -> Iterator[SampleStore]
             pass
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise UserError(f"{path} was finished by another process in the meantime; run the same command again.")
-        require_same(path, read_header(path, file).identity, identity)
+        refuse_other(path, read_header(path, file).identity, identity)
         store = SampleStore(path, file, {})
         read_samples(store)
         try:
@@ -105,7 +105,7 @@ def read_header(path: Path, file: BinaryIO) -> Header:
     return header
 
 
-def require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises UserError that names what differs."""
     now = json.loads(json.dumps(dict(now)))
     changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]

@@ -8,6 +8,8 @@ Partial results are kept beside the output until all are complete, so that an in
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,10 @@ from jaxtyping import Float
 
 from rapo_jax.batching.batch_plan import Group, num_branches
 from rapo_jax.batching.groups import fingerprint_of_groups
-from rapo_jax.borders import write_json, write_json_lines
+from rapo_jax.borders import claimed, read_json_lines, read_object, write_json, write_json_lines
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import is_first, require_same
+from rapo_jax.distributed import each_process, is_first, on_first, require_same
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
@@ -67,35 +69,75 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
     """
     require_same_configuration(config)
     kept = out.with_name(out.name + ".unfinished")
-    refuse_output(out, goes_on=kept.exists())
+    on_first(lambda: refuse_output(out, goes_on=kept.exists()))
     scorer = open_scorer(config, model, reference=reference)
     records = read_all(config)
+    if each_process(on_first(lambda: is_finished(out, kept, scorer, records)))[0]:
+        rewards = [tuple(map(float, line["rewards"])) for _, line in read_json_lines(out)] if is_first() else []
+        on_first(lambda: shutil.rmtree(kept))
+        return SourceScores(rewards, scorer.origin)
     groups = groups_to_score(records, config, scorer.tokenizer_of)
     require_same({"the rows to score, in tokens": fingerprint_of_groups(groups)[:12]})
     for directory in (scorer.policy, scorer.reference):
         if directory is not None:
             require_same_model(directory)
-    rewards_GC = one_pass("policy", scorer.policy, groups=groups, kept=kept, config=config)[:, 1:]
-    if scorer.reference is not None:
-        reference_GC = one_pass("reference", scorer.reference, groups=groups, kept=kept, config=config)[:, 1:]
-        rewards_GC = scorer.beta * (rewards_GC - reference_GC)
-    rewards = [tuple(row[: len(record.responses)].tolist()) for row, record in zip(rewards_GC, records, strict=True)]
-    if is_first():
-        write_scores(out, records, rewards, scorer.origin)
-        shutil.rmtree(kept)
+    with ExitStack() as stack:
+        on_first(lambda: stack.enter_context(kept_for_us(kept)))
+        rewards_GC = one_pass("policy", scorer.policy, groups=groups, kept=kept, config=config)[:, 1:]
+        if scorer.reference is not None:
+            reference_GC = one_pass("reference", scorer.reference, groups=groups, kept=kept, config=config)[:, 1:]
+            rewards_GC = scorer.beta * (rewards_GC - reference_GC)
+        rewards = [
+            tuple(row[: len(record.responses)].tolist()) for row, record in zip(rewards_GC, records, strict=True)
+        ]
+        if is_first():
+            write_scores(out, records, rewards, scorer.origin)
+            shutil.rmtree(kept)
     return SourceScores(rewards, scorer.origin)
+
+
+@contextmanager
+def kept_for_us(kept: Path) -> Iterator[None]:
+    """Keeps the directory of partial results from other processes while the block runs; an empty one is removed."""
+    if kept.exists() and not kept.is_dir():
+        raise UserError(f"{kept} is a file; it must be a directory.")
+    kept.mkdir(parents=True, exist_ok=True)
+    try:
+        with claimed(kept, said=str(kept)):
+            yield
+    finally:
+        if kept.exists() and not any(kept.iterdir()):
+            kept.rmdir()
 
 
 def refuse_output(out: Path, *, goes_on: bool) -> None:
     """Raises UserError for an output that is not a .jsonl file, or that exists.
 
-    Where a pass resumes, the file about the origin may exist: it is written first.
+    Where a pass resumes, the scores and the file about their origin may exist; see `is_finished`.
     """
     if out.suffix != ".jsonl":
         raise UserError(f"--out={out}: scores are JSON lines; give a name that ends with .jsonl.")
-    for path in (out,) if goes_on else (out, out.with_suffix(".json")):
-        if path.exists():
+    for path in (out, out.with_suffix(".json")):
+        if path.exists() and not goes_on:
             raise UserError(f"{path} exists; nothing was written. Choose another --out.")
+
+
+def is_finished(out: Path, kept: Path, scorer: Scorer, records: list[Record]) -> bool:
+    """Whether the same command wrote its scores and was killed before it removed what it had kept.
+
+    Raises UserError for scores of something else.
+    """
+    if not (out.exists() and kept.exists()):
+        return False
+    about = out.with_suffix(".json")
+    rows = [(line.get("row"), len(line.get("rewards", ()))) for _, line in read_json_lines(out)]
+    if (
+        not about.exists()
+        or read_object(about) != scorer.origin
+        or rows != [(r.row, len(r.responses)) for r in records]
+    ):
+        raise UserError(f"{out} exists; nothing was written. Choose another --out.")
+    return True
 
 
 def open_scorer(config: Config, model: str, *, reference: str | None) -> Scorer:
@@ -152,7 +194,7 @@ def one_pass(
         "tokens": fingerprint_of_groups(groups),
         "dtype": config.model.dtype,
     }
-    column = open_column(kept, name, groups=groups, identity=identity) if is_first() else None
+    column = on_first(lambda: open_column(kept, name, groups=groups, identity=identity))
     return fill(
         Weights(spec, parameters, mesh),
         groups,
@@ -166,8 +208,6 @@ def one_pass(
 
 def open_column(kept: Path, name: str, *, groups: list[Group], identity: dict[str, Any]) -> Column:
     """The column of one model's numbers. Raises UserError where it belongs to something else."""
-    if kept.exists() and not kept.is_dir():
-        raise UserError(f"{kept} is a file; it must be a directory.")
     column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity)
     try:
         column.open()

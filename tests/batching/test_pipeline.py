@@ -68,6 +68,15 @@ def test_held_out_prompts_are_relabelled_like_the_others_or_left_plain(config, t
     assert not {group.row for group in held.groups} & {group.row for group in train.groups}
 
 
+def test_an_evaluation_set_that_is_nowhere_is_refused_with_the_way_to_do_without(config, tokenizer):
+    """When this fails, someone with data of their own reads that a data set of the hub cannot be loaded, which the file that
+    they started from names."""
+    with pytest.raises(
+        UserError, match=r"^data.eval_path=some/set: .* To evaluate nothing, set data.eval_path= \(empty\); with"
+    ):
+        load(config({"eval_path": "some/set"}), tokenizer)
+
+
 def test_evaluation_uses_the_reward_scale_of_training(config, tokenizer, tmp_path):
     """When this fails, the same score means one goal in training and another in evaluation."""
     (tmp_path / "eval.jsonl").write_text(json.dumps(ROWS[0] | {"score_chosen": 3.25, "score_rejected": 0}) + "\n")

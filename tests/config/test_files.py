@@ -237,6 +237,17 @@ def test_options_that_the_objective_does_not_read_are_refused(refusal):
     )
 
 
+def test_both_refusals_of_a_loss_on_one_response_come_at_once(refusal):
+    """When this fails, fine-tuning from a file that is for pairs is refused a second time, for something else."""
+    message = refusal("objective: {beta: 0.1}", "objective.name=sft")
+    assert message == (
+        "objective.name=sft does not read objective.beta=0.1; remove it or set it to null (it reads no options). Besides: "
+        "objective.name=sft trains on one response and has no rejected one to take a goal from, but "
+        "relabel.goals=[chosen, rejected]; set relabel.goals=[chosen] (each response at its own score) or relabel.goals=[] "
+        "(no goals)."
+    )
+
+
 def test_an_empty_override_is_an_empty_string(load):
     """When this fails, a command line cannot remove the evaluation that its configuration file asks for."""
     assert load("data: {eval_path: some.jsonl}", "data.eval_path=").data.eval_path == ""

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from rapo_jax.borders import claimed
 from rapo_jax.parallel import make_mesh
 from rapo_jax.passes import forward_pass
 from rapo_jax.passes.column import Column
@@ -388,6 +389,51 @@ def test_refusing_an_unfinished_pass_names_scores_and_the_out_option(world, tmp_
         f"{kept} holds scores of something else; changed: weights; tokens. Choose another --out, or remove this directory. "
         "Nothing was overwritten."
     )
+
+
+def finished_but_kept(world, tmp_path, *, rewards):
+    """What a command leaves that was killed between writing its scores and removing what it had kept."""
+    out = tmp_path / "scores.jsonl"
+    origin = {
+        "kind": "implicit_reward",
+        "model": str(world / "policy"),
+        "reference": str(world / "model"),
+        "beta": BETA,
+    }
+    out.with_suffix(".json").write_text(json.dumps(origin))
+    write_rows(out, [{"row": number, "rewards": rewards} for number in range(1, 13)])
+    (tmp_path / "scores.jsonl.unfinished").mkdir()
+    return out
+
+
+def test_a_command_that_was_killed_after_writing_its_scores_ends_at_once(world, tmp_path, capsys, monkeypatch):
+    """When this fails, the leftover of a finished command makes it refuse for ever. The next step that it names is the one
+    of the documents: the quantiles of implicit rewards, whose extremes are outliers."""
+    out = finished_but_kept(world, tmp_path, rewards=[0.5, -1.0])
+    before = out.read_bytes()
+    monkeypatch.delattr(scoring, "load_parameters")
+    assert score(world, out) == DONE
+    assert out.read_bytes() == before and not Path(f"{out}.unfinished").exists()
+    said = capsys.readouterr().out
+    assert f"{out}: 24 responses of 12 rows (kind implicit_reward" in said and "from -1 to 0.5, mean -0.25\n" in said
+    assert f"next: rapo train CONFIG data.rewards={out} relabel.scale.fit=quantile\n" in said
+
+
+@pytest.mark.parametrize(("rewards", "model"), [([0.5], "policy"), ([0.5, -1.0], "model")])
+def test_scores_of_something_else_are_never_taken_for_the_commands_own(world, tmp_path, capsys, rewards, model):
+    out = finished_but_kept(world, tmp_path, rewards=rewards)
+    message = refusal(capsys, score(world, out, model=model))
+    assert message == f"{out} exists; nothing was written. Choose another --out."
+    assert out.exists() and Path(f"{out}.unfinished").exists()
+
+
+def test_two_commands_never_score_into_one_file(world, tmp_path, capsys):
+    """When this fails, two terminals mix their scores in one file."""
+    kept = tmp_path / "scores.jsonl.unfinished"
+    kept.mkdir()
+    with claimed(kept, said="it"):
+        assert f"{kept} is in use by process" in refusal(capsys, score(world, tmp_path / "scores.jsonl"))
+    assert list(kept.iterdir()) == []
 
 
 # Mistakes.
