@@ -90,7 +90,7 @@ def trained_config(edited: Config, store: Store, *, step: int | None) -> Config:
     if recorded is None or not changed:
         return edited
     said = "; ".join(map(str, changed))
-    say(f"note: config.yaml was edited after training: {said}. What trained the checkpoint counts.")
+    say(f"note: config.yaml is not what trained the checkpoint, which counts here: {said}")
     trained = from_dict(recorded)
     model = replace(trained.model, path=edited.model.path)
     return replace(trained, run_dir=edited.run_dir, mesh=edited.mesh, model=model)
