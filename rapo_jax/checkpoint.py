@@ -318,4 +318,5 @@ class Store:
     def close(self) -> None:
         """Waits for the last save."""
         self.wait()
-        self._checkpointer.close()
+        with self._space():  # it tells of a failed save once more
+            self._checkpointer.close()

@@ -43,6 +43,9 @@ def test_a_step_that_the_disk_has_no_room_for_is_named_with_its_size_and_what_is
         "space, and run the same command again."
     )
     assert not leftover.exists()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Safe: step 2"):
+        patch.setattr(store._checkpointer, "close", lambda: fail(full))
+        store.close()
 
 
 def test_a_run_that_has_no_room_for_its_next_step_is_refused_before_it_trains(store, monkeypatch):

@@ -70,11 +70,12 @@ def cases(world: runs.World, root: Path) -> dict[str, tuple[list[str], str]]:
         path.write_text(json.dumps(row) + "\n" + "".join(others))
     tokenizer = other["tokenizer"] / "tokenizer.json"
     changed = json.loads(tokenizer.read_text())
-    merges = changed["model"].get("merges") or []
-    changed["model"]["merges"] = merges[:-1] if merges else merges
+    vocabulary = changed["model"]["vocab"]
+    *_, one, another = vocabulary
+    vocabulary[one], vocabulary[another] = vocabulary[another], vocabulary[one]
     tokenizer.write_text(json.dumps(changed))
     template = root / "other.jinja"
-    template.write_text((world.directory / "chat_template.jinja").read_text() + "{# #} ")
+    template.write_text("{# another #}" + (world.directory / "chat_template.jinja").read_text())
     rows = [json.loads(line) for line in (world.directory / "pairs.jsonl").read_text().splitlines()]
     for name, more in (("rewards", 0), ("other_rewards", 1)):
         lines = (json.dumps({"row": n, "rewards": [8 + more, 3]}) + "\n" for n in range(1, len(rows) + 1))

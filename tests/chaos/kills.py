@@ -1,6 +1,6 @@
 """Kills every command at random moments and runs it again, until it is done: the result must be that of an undisturbed one.
 
-    python -m tests.chaos.kills [--kills 60] [--seed 0] [--only NAME] [--directory DIR]
+    python -m tests.chaos.kills [--kills 60] [--seed 0] [--only VERB ...] [--directory DIR]
 
 Of two processes one is killed at random; the other must end by itself within a minute, with the name of the first in its last
 line. Prints a line for every kill and a table at the end; exits with 1 if anything differs. 60 kills take some 15 minutes on
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", nargs="*", metavar="VERB")
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()
     root = options.directory or Path(tempfile.mkdtemp(prefix="kills-"))
@@ -49,7 +49,9 @@ def run_all(root: Path, options: argparse.Namespace) -> int:
     """Number of the kills that went wrong, at most 1 as an exit code."""
     cache, chance, world = root / "compiled", random.Random(options.seed), prepared(root)
     commands = [
-        c for c in commands_of(world, root / "first" / "run", root / "exported") if c.name.startswith(options.only)
+        c
+        for c in commands_of(world, root / "first" / "run", root / "exported")
+        if not options.only or c.name in options.only
     ]
     expected: dict[str, tuple[dict[str, str], float]] = {}
     tallies = {title(command): Tally() for command in commands}
