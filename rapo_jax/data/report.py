@@ -41,6 +41,7 @@ def report_of(prepared: Prepared, relabelled: Sequence[Relabelled], num_ties: in
             "outside_scale": sum(not options.goal_min <= mean_goal(goal) <= options.goal_max for goal in goals)
             if options.goal_kind == "levels"
             else 0,
+            "finer_than_two_decimals": sum(round(mean_goal(goal), 2) != mean_goal(goal) for goal in goals),
         },
         "scale": prepared.scales.tree(),
     }

@@ -1,8 +1,9 @@
 """What a run reports before its first step, on the terminal and in run_dir."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from rapo_jax.borders import whole_file, write_json, write_text
 from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
-from rapo_jax.config.tree import Config
+from rapo_jax.config.tree import Config, Relabel
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.scaling import SCALE_FILE
 from rapo_jax.data.sources import CONTEXT, UNREAD
@@ -122,9 +123,7 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
             yield f"{number:,} rows hold {column!r}, which is not read{knob}"
     for key, number in report["cut"]["not_written"].items():
         yield f"{number:,} rows hold {key!r}, which the chat template does not write"
-    outside = report["goals"]["outside_scale"]
-    if outside:
-        yield f"{outside:,} goals are not from {relabel.goal_min:g} to {relabel.goal_max:g}; relabel.scale.fit maps scores"
+    yield from notes_on_goals(report["goals"], relabel)
     if config.data.date:
         yield f"the chat template writes {config.data.date} as today, also when exported (data.date)"
     own = read_goal_prompt(setup.model_dir)
@@ -134,6 +133,18 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     longest = max(len(group.prompt) + max(map(len, group.continuations)) for group in data.groups)
     if positions and longest > positions:
         yield f"a row has {longest:,} tokens, the model {positions:,} positions; see data.max_length"
+
+
+def notes_on_goals(goals: Mapping[str, Any], relabel: Relabel) -> Iterator[str]:
+    """Sentences about goals off the scale, and about goals that nobody will ask for: 10 is another text than 9.9987."""
+    outside, finer = goals["outside_scale"], goals["finer_than_two_decimals"]
+    if outside:
+        yield f"{outside:,} goals are not from {relabel.goal_min:g} to {relabel.goal_max:g}; relabel.scale.fit maps scores"
+    if finer and relabel.decimals is None and not relabel.attributes:
+        yield (
+            f"{finer:,} goals have more than two decimals, so {relabel.goal_max:g} is hardly ever asked for as it will be later; "
+            "relabel.decimals=1 rounds them"
+        )
 
 
 def notes_on_labels(data: pipeline.Dataset) -> Iterator[str]:

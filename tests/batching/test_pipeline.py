@@ -77,6 +77,14 @@ def test_an_evaluation_set_that_is_nowhere_is_refused_with_the_way_to_do_without
         load(config({"eval_path": "some/set"}), tokenizer)
 
 
+def test_goals_finer_than_two_decimals_are_counted(config, tokenizer):
+    """When this fails, nobody is told that "10" is not among the goals of continuous scores."""
+    assert train_on(config(), tokenizer).report["goals"]["finer_than_two_decimals"] == 0
+    made = config(relabel={"scale": {"fit": "minmax"}, "decimals": 4})
+    train = train_on(made, tokenizer)
+    assert train.report["goals"]["finer_than_two_decimals"] > len(train.groups) / 2
+
+
 def test_evaluation_uses_the_reward_scale_of_training(config, tokenizer, tmp_path):
     """When this fails, the same score means one goal in training and another in evaluation."""
     (tmp_path / "eval.jsonl").write_text(json.dumps(ROWS[0] | {"score_chosen": 3.25, "score_rejected": 0}) + "\n")
