@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rapo_jax.borders import path_of, read_by_library, read_text
-from rapo_jax.chat.bounds import bounded
+from rapo_jax.chat.bounds import TookTooLong, bounded
 from rapo_jax.chat.rendering import CannotRender, render
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
@@ -126,7 +126,9 @@ def _keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
                 (render(tokenizer, prompt), render(tokenizer, (*prompt, Message("assistant", "Yes"))))
                 for prompt in (opening, middle)
             ]
-    except CannotRender:
+    except CannotRender as error:
+        if isinstance(error.__cause__, (TookTooLong, MemoryError)):  # it will not end another time either
+            raise _unusable(error) from error
         return False
     return all(text.count(PROBE) == 1 for pair in texts for text in pair)
 
@@ -190,6 +192,10 @@ def shows(rendered: str, response: str, *, prompt: str = "") -> bool:
     return at >= 0 and at + len(sought) > len(before)
 
 
+def _unusable(error: CannotRender) -> UserError:
+    return UserError(f"the chat template cannot be rendered: {error}; supply another with {TEMPLATE_KNOB}.")
+
+
 def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
     """A padding token other than the stop tokens: the tokenizer's own if possible, else another special token."""
     known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(tokenizer.all_special_ids))
@@ -208,9 +214,7 @@ def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
         with bounded():
             text = render(tokenizer, (Message("user", "Hi"), Message("assistant", PROBE)))
     except CannotRender as error:
-        raise UserError(
-            f"the chat template cannot be rendered: {error}; supply another with {TEMPLATE_KNOB}."
-        ) from error
+        raise _unusable(error) from error
     if PROBE not in text:
         raise UserError(f"the chat template does not show the assistant's turn; supply another with {TEMPLATE_KNOB}.")
     suffix = text.rpartition(PROBE)[2]

@@ -78,6 +78,9 @@ def test_a_template_that_does_not_end_is_stopped(build_tokenizer, monkeypatch):
     tokenizer = build_tokenizer(ENDLESS + FINE, None, "</s>", [])
     with pytest.raises(CannotRender, match=r"it takes longer than 0\.2 s"), bounded(0.2):
         render(tokenizer, HI)
+    monkeypatch.setattr("rapo_jax.chat.templates.bounded", lambda: bounded(0.2))
+    with pytest.raises(UserError, match=r"cannot be rendered: it takes longer than 0\.2 s; supply another"):
+        resolve_placement(tokenizer, "auto")
 
 
 @pytest.mark.parametrize("error", [bounds.TookTooLong, MemoryError])
