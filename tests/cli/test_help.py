@@ -1,5 +1,6 @@
 """What a newcomer reads first is complete and names only what exists."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,14 @@ def test_every_verb_has_an_implementation():
 def test_the_version_is_printed(capsys):
     assert rapo("--version") == 0
     assert capsys.readouterr().out.startswith("rapo_jax ")
+
+
+def test_a_terminal_that_is_not_utf8_shows_what_it_can(monkeypatch):
+    """When this fails, a name with an accent ends a command in a traceback, after its work, under an ASCII locale."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setitem(cli.VERBS, "keys", lambda options: print("Gr\u00fc\u00dfe") or 0)
+    with pytest.raises(SystemExit):
+        cli.main(["keys"])
+    out.flush()
+    assert out.buffer.getvalue() == b"Gr\\xfc\\xdfe\n"
