@@ -12,7 +12,6 @@ import textwrap
 import traceback
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import TracebackType
 
 from rapo_jax.arguments import parse
 from rapo_jax.errors import Interrupted, Lost, UserError, masked
@@ -127,16 +126,8 @@ def quiet() -> None:
 
     from absl import logging as absl_logging
 
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = show
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
-
-
-def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows an error that nobody caught, but not TensorStore's own, one for every array of a save that failed."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
 
 
 def relabel(options: argparse.Namespace) -> int:
