@@ -93,7 +93,9 @@ def write_configs(setup: Setup, directory: Path, config: dict[str, Any]) -> None
 def write_companions(setup: Setup, directory: Path, *, step: int, goal_prompt: GoalPrompt, kind: CardKind) -> None:
     """The files beside the weights: tokenizer, rapo.json and model card."""
     write_tokenizer(setup, directory, goal_prompt)
-    write_json(directory / SIDECAR, {"rapo_jax": __version__, "step": step, "goal_prompt": vars(goal_prompt)})
+    asked = {name: value for name, value in vars(goal_prompt).items() if name != "named_templates" or value}
+    # Without names that are not needed: versions that do not know them refuse them.
+    write_json(directory / SIDECAR, {"rapo_jax": __version__, "step": step, "goal_prompt": asked})
     known = {"origins": origins(setup.config, setup.model_dir), "stops": setup.stop_tokens}
     ending = chat_format(setup.tokenizer, goal_prompt.placement).ending
     write_text(directory / CARD, model_card(setup.config, step, goal_prompt, kind=kind, ending=ending, **known))
