@@ -27,7 +27,10 @@ REFUSED = (
     errno.EROFS,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 )
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's message begins
 
 # Options that each process of a pod may have for itself: its place in the pod, and where its host keeps files. What the files
 # hold is compared by the verbs.
@@ -78,8 +81,38 @@ def exit_code_of(options: argparse.Namespace) -> int:
         if getattr(error, "errno", None) in REFUSED:
             print(masked(f"rapo {options.name}: cannot write or read there: {error}"), file=sys.stderr)
             return USER_ERROR
+        if is_out_of_memory(error):
+            print(masked(f"rapo {options.name}: {out_of_memory(options.name, error)}"), file=sys.stderr)
+            return USER_ERROR
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return CRASHED
+
+
+# What asks for memory, by verb, and what is not lost when there is too little.
+FEWER_ROWS = "lower rows.per_shard, rows.length or data.max_length"
+MEMORY_KNOBS = {
+    "train": f"{FEWER_ROWS}, set model.remat=full, or share the model among more devices with mesh.fsdp",
+    "score": f"{FEWER_ROWS}, set model.dtype=bfloat16, or share the model among more devices with mesh.fsdp",
+    "generate": "lower --batch-size, --max-prompt-length or --max-new-tokens, or give --dtype bfloat16",
+    "export": "share the model among more devices, or take a machine with more memory",
+}
+KEPT = {
+    "train": " What run_dir holds is safe, and the same command goes on from its last checkpoint.",
+    "score": " What was computed is kept, and the same command goes on.",
+}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an array did not fit the host's memory or a device's, of which JAX has no exception of its own."""
+    return isinstance(error, MemoryError) or (type(error).__name__ == "JaxRuntimeError" and OUT_OF_MEMORY in str(error))
+
+
+def out_of_memory(verb: str, error: Exception) -> str:
+    """The sentence about it: what did not fit, what to change, what is safe."""
+    lines = str(error).strip().splitlines()
+    fact = lines[0].rpartition(f"{OUT_OF_MEMORY}: ")[2].rstrip(".") if lines else "an array does not fit"
+    knobs = MEMORY_KNOBS.get(verb, "use less data at once, or a machine with more memory")
+    return f"out of memory ({fact:.200}); {knobs}.{KEPT.get(verb, '')}"
 
 
 def telling(options: argparse.Namespace) -> AbstractContextManager[None]:

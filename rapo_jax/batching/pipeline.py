@@ -29,6 +29,8 @@ from rapo_jax.data.scaling import Scales
 from rapo_jax.data.sources import counts_in_words
 from rapo_jax.errors import UserError
 
+MOST_READ = 10**9  # pairs that a run reads, over all its steps
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -181,7 +183,14 @@ def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: in
 
 
 def number_of_steps(num_epochs: float, max_steps: int | None, *, batch_size: int, num_groups: int) -> int:
-    """The number of optimizer steps of a run, incomplete batches left out."""
+    """The number of optimizer steps of a run, incomplete batches left out. Raises UserError for more than can be listed."""
+    num_read = max_steps * batch_size if max_steps else num_epochs * num_groups
+    if num_read > MOST_READ:
+        setting = f"train.max_steps={max_steps}" if max_steps else f"train.num_epochs={num_epochs:g}"
+        raise UserError(
+            f"{setting} reads {num_read:.3g} pairs, with train.batch_size={batch_size} and {num_groups} pairs of data, and "
+            f"the order of at most {MOST_READ:,} is made; lower it."
+        )
     return max_steps or int(num_epochs * num_groups / batch_size)
 
 

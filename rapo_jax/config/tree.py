@@ -16,6 +16,9 @@ from rapo_jax.relabel import SIDES, Side
 Remat = Literal["none", "mlp", "attention", "full"]
 Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
 LORA_TARGETS = tuple(MATRICES)
+# Beyond them lie slips of the keyboard, for which arrays without end would be filled.
+MOST_TOKENS = Interval(0, 2**24, low_open=True)
+MOST_ROWS = Interval(0, 2**16, low_open=True)
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ class Data:
         affects="tokens",
         allowed=Interval(0, 1, high_open=True),
     )
-    max_length: int = key(1024, "most tokens of a prompt and one response", affects="tokens", allowed=POSITIVE)
+    max_length: int = key(1024, "most tokens of a prompt and one response", affects="tokens", allowed=MOST_TOKENS)
     max_prompt_length: int = key(
-        512, "longer prompts are truncated to this many tokens", affects="tokens", allowed=POSITIVE
+        512, "longer prompts are truncated to this many tokens", affects="tokens", allowed=MOST_TOKENS
     )
     chat_template: str | None = key(
         None, "null uses the tokenizer's own; or plain, chatml, zephyr, or a .jinja file", affects="tokens"
@@ -294,13 +297,13 @@ class MeshSizes:
 @dataclass(frozen=True)
 class Rows:
     length: int | None = key(
-        None, "tokens in a row; null picks the length with the least padding", affects="nothing", allowed=POSITIVE
+        None, "tokens in a row; null picks the length with the least padding", affects="nothing", allowed=MOST_TOKENS
     )
     per_shard: int | None = key(
         None,
         "rows per microbatch on each row shard; null takes up to 4096 tokens",
         affects="nothing",
-        allowed=POSITIVE,
+        allowed=MOST_ROWS,
     )
     twins: Literal["apart", "together"] = key(
         "apart",
