@@ -336,8 +336,18 @@ def json_text(value: Any) -> str:
 
 
 def json_line(value: Any) -> str:
-    """A value as one line of JSON, non-ASCII characters as they are."""
-    return json.dumps(value, ensure_ascii=False)
+    """A value as one line of JSON, non-ASCII characters as they are unless one is half of a surrogate pair."""
+    line = json.dumps(value, ensure_ascii=False)
+    return line if is_unicode(line) else json.dumps(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text, which it cannot where JSON's escapes left half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any], str] = json_line) -> None:

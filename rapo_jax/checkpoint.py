@@ -110,13 +110,19 @@ class Store:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self.directory),
-            # orbax's own policies do not match the protocols that it declares for them
-            save_decision_policy=cast(Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)),
-            preservation_policy=cast(Any, policies.AnyPreservationPolicy(keep)),
-            cleanup_tmp_directories=writes,
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                str(self.directory),
+                # orbax's own policies do not match the protocols that it declares for them
+                save_decision_policy=cast(Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)),
+                preservation_policy=cast(Any, policies.AnyPreservationPolicy(keep)),
+                cleanup_tmp_directories=writes,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{self.directory} holds a step whose _CHECKPOINT_METADATA was written by something else ({error}); move "
+                "that step away. Nothing was changed."
+            ) from error
         self._pending, self._writing = None, (0, 0)
 
     def _claim(self) -> None:

@@ -225,9 +225,9 @@ def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
         start, _, token = min(found)
         return Ending(token=tokens[token], suffix=suffix, kept=suffix[: start + len(token)])
     eos = cast(str | None, tokenizer.eos_token)
-    if eos is None:
+    if eos is None or tokenizer.eos_token_id is None:
         raise UserError(
-            "the chat template ends a response without a special token, and the tokenizer has no eos_token; "
+            "the chat template ends a response without a special token, and the tokenizer has no eos_token in its vocabulary; "
             f"supply another template with {TEMPLATE_KNOB}."
         )
     return Ending(token=cast(int, tokenizer.eos_token_id), suffix=suffix, kept=suffix.rstrip() + eos)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rapo_jax.borders import KINDS, path_of, read_text
+from rapo_jax.borders import KINDS, is_unicode, path_of, read_text
 from rapo_jax.config.constraints import validate
 from rapo_jax.config.objective import Objective, flattened, option_types
 from rapo_jax.config.tree import Config, SourceOptions
@@ -139,7 +139,7 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         return build(hint, value, where=f"{name}.")
     if hint is str and value is None:  # `data.eval_path=` on a command line
         return ""
-    if isinstance(value, str) and not is_text(value):
+    if isinstance(value, str) and not is_unicode(value):
         raise UserError(f"{name}={shown(value)} holds half of a surrogate pair, which is not Unicode; correct it.")
     if hint is str and isinstance(value, datetime.date):  # YAML reads 2026-11-27 as a date
         return value.isoformat()
@@ -151,11 +151,6 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
     elif type(value) is hint:
         return value
     raise UserError(f"{name}={shown(value)}: expected {KINDS[hint]}.")
-
-
-def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 EXAMPLES = {

@@ -115,6 +115,13 @@ def select(
             dropped["held_out" if part == "train" else "not_held_out"] += len(records) - len(wanted)
             records = wanted
         kept.append(records)
+    if data.eval_fraction and not any(kept):
+        number, held, change = sum(len(found.records) for found in read), "none", "raise"
+        if part == "train":
+            held, change = "all", "lower"
+        raise UserError(
+            f"data.eval_fraction={data.eval_fraction} holds {held} of {number} rows out; {change} it, or remove it."
+        )
     sizes = mixture.mixture_sizes([len(records) for records in kept], [source.options.weight for source in sources])
     mixed = [mixture.sample(records, size, seed=seed) for records, size in zip(kept, sizes, strict=True)]
     dropped["beyond_share"] += sum(map(len, kept)) - sum(map(len, mixed))

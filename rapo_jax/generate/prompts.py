@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
+from rapo_jax.borders import is_unicode
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.errors import UserError
@@ -46,7 +47,7 @@ def read_prompts(path: str) -> list[Prompt]:
 
 def as_messages(prompt: Any, place: str) -> tuple[Message, ...]:
     if isinstance(prompt, str):
-        return (Message("user", prompt),)
+        prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not all(
         isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in prompt
     ):
@@ -54,6 +55,8 @@ def as_messages(prompt: Any, place: str) -> tuple[Message, ...]:
             f"{place}: a prompt must be a text or a list of messages, each with the texts role and content."
         )
     messages = tuple(Message(turn["role"], turn["content"]) for turn in prompt)
+    if not all(is_unicode(message.content) for message in messages):
+        raise UserError(f"{place}: the prompt holds half of a surrogate pair, which is not Unicode; correct it.")
     if not messages or messages[-1].role != "user":
         raise UserError(f"{place}: a prompt must end with a user turn.")
     return messages

@@ -32,7 +32,7 @@ from rapo_jax.runs.setup import Setup, read_held_out_data, read_training_data, s
 from rapo_jax.runs.start import Start, starting_state
 from rapo_jax.space import on_disk
 from rapo_jax.train.forward import attention_kernel
-from rapo_jax.train.journal import Journal, last_record
+from rapo_jax.train.journal import Journal, last_record, require_wandb
 from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, run_loop
 from rapo_jax.train.reference import reference_is_resident, resident_reference
 from rapo_jax.train.state import State, trainable
@@ -69,6 +69,7 @@ def train_or_resume(config: Config) -> Trained:
     Raises UserError for what cannot be trained, and Interrupted when a signal came and everything is saved.
     """
     require_same_configuration(config)
+    require_wandb(config)
     setup = set_up(config)
     attention_kernel(config, setup.mesh)  # raises for a kernel that does not exist or does not run here
     if setup.spec.scored:

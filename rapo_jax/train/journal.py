@@ -3,6 +3,7 @@
 Only process 0 writes. A resumed run first truncates the record to the restored step, so that every step is in it once.
 """
 
+import importlib.util
 import json
 import math
 import time
@@ -137,13 +138,16 @@ def last_record(run_dir: Path) -> dict[str, float]:
     return {name: value for name, value in records[-1].items() if name != "step"} if records else {}
 
 
+def require_wandb(config: Config) -> None:
+    """Raises UserError where a run is to be logged to Weights & Biases, which is not installed."""
+    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise UserError("train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'.")
+
+
 def start_wandb(config: Config, run_dir: Path):
-    try:
-        import wandb  # pyright: ignore[reportMissingImports] (optional)
-    except ImportError as error:
-        raise UserError(
-            "train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'."
-        ) from error
+    require_wandb(config)
+    import wandb  # pyright: ignore[reportMissingImports] (optional)
+
     shown = json.loads(masked(json_text(as_dict(config))))
     return wandb.init(
         project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=shown, resume="allow"

@@ -254,6 +254,12 @@ def test_what_is_written_can_be_read(tmp_path):
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["rows.jsonl"]
 
 
+def test_half_of_a_surrogate_pair_is_written_as_it_came(tmp_path):
+    """When this fails, a column that nobody reads ends a command in a traceback when its answers are written."""
+    borders.write_json_lines(tmp_path / "rows.jsonl", [{"a": "\ud800 é"}, {"a": "é"}])
+    assert (tmp_path / "rows.jsonl").read_bytes() == b'{"a": "\\ud800 \\u00e9"}\n{"a": "\xc3\xa9"}\n'
+
+
 def test_a_directory_appears_complete_or_not_at_all(tmp_path):
     out = tmp_path / "model"
     with pytest.raises(Stop), borders.whole_directory(out) as directory:

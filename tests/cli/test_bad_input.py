@@ -121,6 +121,15 @@ def test_a_malformed_command_is_answered_with_its_usage(capsys, arguments, messa
             "lower train.batch_size or use more data.",
         ),
         (
+            "train.wandb_project=mine",
+            "train.wandb_project is set, but wandb is not installed: pip install 'rapo_jax[wandb]'.",
+        ),
+        ("data.eval_fraction=1e-9", "data.eval_fraction=1e-09 holds none of 12 rows out; raise it, or remove it."),
+        (
+            "data.eval_fraction=0.999999",
+            "data.eval_fraction=0.999999 holds all of 12 rows out; lower it, or remove it.",
+        ),
+        (
             "data.chat_template=chatlm",
             "data.chat_template=chatlm is neither a preset nor a file; give "
             "data.chat_template=plain|chatml|zephyr|FILE.jinja.",
