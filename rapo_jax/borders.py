@@ -59,7 +59,7 @@ DECOMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.
 def path_of(text: str | Path, *, said: str) -> Path:
     """The path that a user wrote, with the home directory for ~; nothing need exist there. `said` is what the user calls it.
 
-    Raises UserError for what can be no path: a name too long, a link that leads to itself, a home that does not exist.
+    Raises UserError for what is not a usable path: a name too long, a link that leads to itself, a home that does not exist.
     """
     path = Path(text)
     try:
@@ -69,7 +69,7 @@ def path_of(text: str | Path, *, said: str) -> Path:
         pass
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{said} can be no path ({reason}); correct it.") from error
+        raise UserError(f"{said} is not a usable path ({reason}); correct it.") from error
     return path
 
 

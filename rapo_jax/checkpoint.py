@@ -193,7 +193,7 @@ class Store:
             with on_disk(self.directory / str(step), need=need, safe=said):
                 yield
         except UserError:
-            for part in self.directory.glob(f"{step}*tmp*"):
+            for part in self.directory.glob(f"{step}.*tmp*"):
                 shutil.rmtree(part, ignore_errors=True)
             raise
 

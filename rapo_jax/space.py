@@ -1,6 +1,7 @@
 """Disk space: said before it is missing where the need is known, and as one sentence where it runs out."""
 
 import errno
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -48,17 +49,21 @@ def require_space(path: Path, need: int, *, safe: str = "") -> None:
 
 
 def no_space(path: Path, need: int | None, safe: str) -> UserError:
-    needed = f"needs {said(need)}, and " if need is not None else "needs more than what is there, "
+    needed = f"needs {said(need)}, and " if need is not None else "needs more than is free: "
+    free = free_at(path)
+    there = f"{said(int(free))} of its disk are free" if free < math.inf else "its disk does not say how much is free"
     return UserError(
-        f"no space left for {path}: it {needed}{said(free_at(path))} of its disk are free. {safe}{' ' if safe else ''}Make "
+        f"no space left for {path}: it {needed}{there}. {safe}{' ' if safe else ''}Make "
         "space, and run the same command again."
     )
 
 
-def free_at(path: Path) -> int:
-    """Free bytes of the disk that holds a path, which need not exist."""
+def free_at(path: Path) -> float:
+    """Free bytes of the disk that holds a path, which need not exist; infinite where a file system, such as one over the
+    network, says that it has none at all."""
     path = Path(path).absolute()
-    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
+    return usage.free if usage.total else math.inf
 
 
 def said(size: int) -> str:

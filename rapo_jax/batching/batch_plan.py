@@ -32,7 +32,7 @@ class Group:
     """A tokenized prompt with its responses, the preferred one first; a missing response is empty.
 
     `side` is one of the constants of rapo_jax/batch.py; `rewards` are those under the group's goal, NaN where unknown.
-    `row` is the source's row, for error messages. `unrelated` is a response to another prompt, for objectives that
+    `row` is the source's row, for error messages; groups of the same responses under other goals share a `pair`. `unrelated` is a response to another prompt, for objectives that
     estimate a divergence; either all groups of a data set have one or none.
     """
 
@@ -43,6 +43,7 @@ class Group:
     row: int
     weight: float = 1.0
     unrelated: Int[np.ndarray, "_"] | None = None
+    pair: int | None = None
 
     @property
     def continuations(self) -> tuple[Int[np.ndarray, "_"], ...]:

@@ -32,7 +32,12 @@ def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> lis
     goal (the additional term of Algorithm 1), weights turn the mean over all groups into the mean over these plus the
     mean over the others. For objectives with a divergence each group gets an unrelated response.
     """
-    groups = [as_group(relabelled, encoded, config) for relabelled, encoded in kept]
+    numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+    pairs = [(id(each.record), tuple(sorted(each.preference.order))) for each, _ in kept]
+    groups = [
+        replace(as_group(relabelled, encoded, config), pair=numbers.setdefault(pair, len(numbers)))
+        for (relabelled, encoded), pair in zip(kept, pairs, strict=True)
+    ]
     num_best = sum(group.side == BEST_SIDE for group in groups)
     if num_best:
         weights = {True: len(groups) / num_best, False: len(groups) / max(1, len(groups) - num_best)}

@@ -71,12 +71,18 @@ def sequential_steps(num_groups: int, *, batch_size: int) -> list[Int[np.ndarray
 
 
 def find_twins(groups: Sequence[Group]) -> Int[np.ndarray, "G"]:
-    """The index of each group's twin: the same pair under its other goal, next to it in the data; or NO_TWIN."""
+    """The index of each group's twin: the same pair under its other goal; or NO_TWIN."""
     twins = np.full(len(groups), NO_TWIN)
-    for n in range(len(groups) - 1):
-        one, other = groups[n : n + 2]
-        if twins[n] == NO_TWIN and one.row == other.row and {one.side, other.side} == {CHOSEN_SIDE, REJECTED_SIDE}:
-            twins[n], twins[n + 1] = n + 1, n
+    waiting: dict[tuple[int | None, int], int] = {}  # by pair and side
+    other_side = {CHOSEN_SIDE: REJECTED_SIDE, REJECTED_SIDE: CHOSEN_SIDE}
+    for n, group in enumerate(groups):
+        if group.pair is None or group.side not in other_side:
+            continue
+        twin = waiting.pop((group.pair, other_side[group.side]), None)
+        if twin is None:
+            waiting[group.pair, group.side] = n
+        else:
+            twins[n], twins[twin] = twin, n
     return twins
 
 

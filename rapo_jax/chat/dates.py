@@ -8,8 +8,6 @@ import datetime
 import json
 import re
 
-from rapo_jax.errors import UserError
-
 FUNCTION = "strftime_now"
 DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXCDeFhnrRtTuV"
 PINNED = re.compile(r"\{#- the day of training: (\S+) -#\}.*?\{#- end of the day #\}\n", re.DOTALL)
@@ -36,7 +34,7 @@ def pin(template: str, day: str) -> str:
     template = unpinned(template)
     if not writes_date(template):
         return template
-    noon = datetime.datetime.combine(_as_date(day), datetime.time(12))
+    noon = datetime.datetime.combine(datetime.date.fromisoformat(day), datetime.time(12))
     written = {f"%{letter}": noon.strftime(f"%{letter}") for letter in DIRECTIVES}
     written |= {f"%-{letter}": written[f"%{letter}"].lstrip("0") or "0" for letter in "dmHIMSjy"}
     replaced = "".join(f" | replace({json.dumps(old)}, {json.dumps(new)})" for old, new in written.items())
@@ -50,10 +48,3 @@ def pin(template: str, day: str) -> str:
 def today() -> str:
     """Today, as YYYY-MM-DD."""
     return datetime.date.today().isoformat()
-
-
-def _as_date(day: str) -> datetime.date:
-    try:
-        return datetime.date.fromisoformat(day)
-    except ValueError:
-        raise UserError(f"data.date={day!r} is not a day; write it as YYYY-MM-DD, such as 2026-11-27.") from None

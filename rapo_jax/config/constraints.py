@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 from rapo_jax.borders import path_of
@@ -16,7 +17,7 @@ from rapo_jax.relabel import TEMPLATES, template_complaint
 def validate(config: Config) -> Config:
     """The configuration with its objective's options filled in. Raises UserError for the first violated constraint."""
     config = dataclasses.replace(config, objective=resolved_objective(config))
-    check_paths(config)
+    config = with_paths(config)
     check_intervals(config)
     check_objective(config)
     check_data(config.data)
@@ -52,10 +53,16 @@ def goals_complaint(config: Config) -> str | None:
     )
 
 
-def check_paths(config: Config) -> None:
-    """Raises UserError for directories to write to that can be no paths."""
-    for key, path in {"run_dir": config.run_dir, "reference.cache": config.reference.cache}.items():
-        path_of(path, said=f"{key}={shown(path)}")
+def with_paths(config: Config) -> Config:
+    """The configuration with ~ replaced in the directories that are written to. Raises UserError for unusable paths."""
+
+    def usable(key: str, path: str) -> str:
+        found = path_of(path, said=f"{key}={shown(path)}")
+        return str(found) if path.startswith("~") else path
+
+    cache = usable("reference.cache", config.reference.cache)
+    reference = dataclasses.replace(config.reference, cache=cache)
+    return dataclasses.replace(config, run_dir=usable("run_dir", config.run_dir), reference=reference)
 
 
 def check_intervals(config: Config) -> None:
@@ -118,11 +125,21 @@ def check_data(data: Data) -> None:
         raise UserError(f"data.path={data.path} and data.sources are both set; remove one of them.")
     if data.eval_path and data.eval_fraction:
         raise UserError(f"data.eval_path and data.eval_fraction={data.eval_fraction} are both set; remove one of them.")
+    if data.date is not None and not is_day(data.date):
+        raise UserError(f"data.date={data.date!r} is not a day; write it as YYYY-MM-DD, such as 2026-11-27.")
     if len(data.constant_rewards) != 2:
         raise UserError(f"data.constant_rewards={list(data.constant_rewards)} must be two: of chosen and of rejected.")
     for index, source in enumerate(data.sources):
         if not source.path:
             raise UserError(f"data.sources[{index}] has no path; add path: FILE_OR_HUB_ID.")
+
+
+def is_day(text: str) -> bool:
+    """Whether a text is a day as YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 # The values of data.pairs that an objective can use, by how many responses it compares; the first is the default.

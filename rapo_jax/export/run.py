@@ -18,7 +18,7 @@ from rapo_jax.export.origins import hub_name
 from rapo_jax.export.push import push, require_login
 from rapo_jax.models.directory import is_adapter
 from rapo_jax.models.lora import merged
-from rapo_jax.runs.identity import model_identity
+from rapo_jax.runs.identity import LENGTH, model_identity
 from rapo_jax.runs.settings import changes
 from rapo_jax.runs.setup import Setup, model_weights, open_run_dir, set_up
 from rapo_jax.train.state import abstract_trained
@@ -86,7 +86,8 @@ def trained_config(edited: Config, store: Store, *, step: int | None) -> Config:
     Where model and run are now, and the mesh, come from config.yaml all the same.
     """
     recorded = store.recorded_config(step)
-    changed = changes(recorded or {}, as_dict(edited), given=None)
+    # A run that is being extended has a longer one in config.yaml before its first checkpoint.
+    changed = [one for one in changes(recorded or {}, as_dict(edited), given=None) if one.key not in LENGTH]
     if recorded is None or not changed:
         return edited
     said = "; ".join(map(str, changed))

@@ -12,6 +12,7 @@ from rapo_jax import __version__
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan
 from rapo_jax.borders import whole_file, write_json, write_text
+from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
@@ -27,7 +28,6 @@ from rapo_jax.runs.start import Start
 from rapo_jax.train.optim import learning_rate
 
 FIGURE = "data_report.png"
-WRAPPED = textwrap.TextWrapper(79, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
 MUCH_CUT = 0.1  # the share of all tokens whose truncation deserves a note
 
 
@@ -78,9 +78,9 @@ def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, start: St
 
 
 def tell(label: str, text: str) -> None:
-    """Prints a labelled text, wrapped; a path is never broken."""
-    first, *others = WRAPPED.wrap(f"{'':<9}{text}")
-    say("\n".join([f"  {label:<7}{first[9:]}", *others]))
+    """Prints a labelled text in 79 columns; what is longer than a line, such as a path, is not broken."""
+    lines = textwrap.wrap(text, width=70, break_long_words=False, break_on_hyphens=False)
+    say("\n".join(f"  {label if n == 0 else '':<7}{line}" for n, line in enumerate(lines)))
 
 
 def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
@@ -124,8 +124,8 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     for key, number in report["cut"]["not_written"].items():
         yield f"{number:,} rows hold {key!r}, which the chat template does not write"
     yield from notes_on_goals(report["goals"], relabel)
-    if config.data.date:
-        yield f"the chat template writes {config.data.date} as today, also when exported (data.date)"
+    if day := pinned_day(setup.goal_prompt.chat_template):
+        yield f"the chat template writes {day} as today, also when exported (data.date)"
     own = read_goal_prompt(setup.model_dir)
     if own and own.baked is not None and relabel.goals and not own.asks_like(setup.goal_prompt):
         yield f"the starting model was asked in other words: ...{str(own.sentence(own.baked))[-50:]!r}; see relabel.*"

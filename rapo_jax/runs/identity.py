@@ -134,7 +134,9 @@ def in_words(before: Identity, now: Identity, changed: list[Change], places: dic
     if not said and before.tokens != now.tokens:
         day = now.settings.get("data.date")
         another = (
-            f"another day in the chat template? now data.date={day}; or another version" if day else "another version"
+            f"another day in the chat template, which now writes data.date={day}, or another version"
+            if day
+            else "another version"
         )
         return [f"the tokenization ({another} of rapo_jax? this is {__version__})"]
     return said

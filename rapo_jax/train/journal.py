@@ -17,11 +17,12 @@ from rapo_jax.borders import json_line, json_text, read_json_lines, write_json_l
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError, masked, shown
-from rapo_jax.space import no_space, on_disk, require_space
+from rapo_jax.space import on_disk, require_space
 from rapo_jax.train.screen import Clock, Table, duration, table_of
 
 PRINT_EVERY = 2.0  # seconds between progress lines
 KEPT = "Every step up to here is in it."
+MUCH_FREE = 2**20  # bytes; with less, the disk is what ended the thread that writes for TensorBoard
 KEPT_FREE = 2**16  # bytes of the disk, which what is written between two steps does not exceed
 REMEDY = "remove the line, or move the file away; the checkpoints do not depend on it"
 
@@ -53,8 +54,14 @@ class Journal:
         record = {"step": step} | {k: v for k, v in metrics.items() if not (math.isnan(v) and "/" in k)}
         written = {name: value if math.isfinite(value) else None for name, value in record.items()}
         require_space(self.path, KEPT_FREE, safe=KEPT)
-        if not self.board.file_writer.event_writer._worker.is_alive():
-            raise no_space(self.path.parent / "tensorboard", None, KEPT)
+        board = self.path.parent / "tensorboard"
+        # tensorboardX has no public way to ask.
+        worker: Any = self.board.file_writer.event_writer._worker  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        if not worker.is_alive():
+            require_space(board, MUCH_FREE, safe=KEPT)
+            raise UserError(
+                f"{board} cannot be written any more. {KEPT} Look at its disk, and run the same command again."
+            )
         with on_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json_line(written) + "\n")
         for name, value in record.items():

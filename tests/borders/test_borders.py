@@ -144,7 +144,9 @@ def test_what_can_be_no_path_is_refused(tmp_path):
         ("~nobody-of-this-name/x", "Could not determine home directory."),
         ("a\0b", "embedded null byte"),
     ):
-        assert f"run_dir=x can be no path ({reason}); correct it." == refusal(borders.path_of, path, said="run_dir=x")
+        assert f"run_dir=x is not a usable path ({reason}); correct it." == refusal(
+            borders.path_of, path, said="run_dir=x"
+        )
     assert borders.path_of("~/absent", said="") == Path.home() / "absent"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from rapo_jax.chat.dates import pin, pinned_day, unpinned, writes_date
 from rapo_jax.chat.rendering import render
+from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
@@ -49,6 +50,8 @@ def test_pinning_again_replaces_the_day_and_taking_it_out_gives_the_template_bac
     assert pin("{{ messages }}", "2026-03-07") == "{{ messages }}"
 
 
-def test_what_is_no_day_is_refused():
-    with pytest.raises(UserError, match=r"data\.date='7 March' is not a day; write it as YYYY-MM-DD"):
-        pin("{{ strftime_now('%Y') }}", "7 March")
+@pytest.mark.parametrize("text", ["7 March", "2026-3-7", "20260307", "2026-02-30"])
+def test_what_is_no_day_is_refused(text):
+    """When this fails, a template without a date accepts any text as the day, which is then part of the run's identity."""
+    with pytest.raises(UserError, match=rf"data\.date='{text}' is not a day; write it as YYYY-MM-DD"):
+        from_dict({"data": {"date": text}})

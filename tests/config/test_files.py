@@ -125,12 +125,12 @@ def test_a_misspelt_name_is_refused_with_the_nearest_known_one(refusal, override
         ),
         ("optimizer.learning_rate=1" + "0" * 400, "optimizer.learning_rate=1000"),
         ("run_dir='a\0b'", "special characters are not allowed"),
-        ('run_dir="a\\0b"', "run_dir='a\\x00b' can be no path (embedded null byte); correct it."),
+        ('run_dir="a\\0b"', "run_dir='a\\x00b' is not a usable path (embedded null byte); correct it."),
         (
             'relabel.template="\\ud800"',
             "relabel.template='\\ud800' holds half of a surrogate pair, which is not Unicode",
         ),
-        ("reference.cache=" + "x" * 300, "can be no path (File name too long); correct it."),
+        ("reference.cache=" + "x" * 300, "is not a usable path (File name too long); correct it."),
         ("run_dir=a\udcffb", "run_dir=a\\udcffb cannot be read as YAML"),
         ("data.drop_sources=&a [*a]", "a value that contains itself"),
         ("extends=x", "unknown key extends; "),
@@ -144,9 +144,9 @@ def test_an_override_that_no_run_can_have_is_refused(refusal, override, message)
 def test_a_file_with_a_name_that_none_can_have_is_refused(tmp_path):
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     (tmp_path / "run.yaml").write_text(f"extends: {'x' * 300}")
-    with pytest.raises(UserError, match="can be no path \\(Too many levels of symbolic links\\)"):
+    with pytest.raises(UserError, match="is not a usable path \\(Too many levels of symbolic links\\)"):
         load_config(tmp_path / "loop.yaml")
-    with pytest.raises(UserError, match="which can be no path \\(File name too long\\)"):
+    with pytest.raises(UserError, match="which is not a usable path \\(File name too long\\)"):
         load_config(tmp_path / "run.yaml")
 
 

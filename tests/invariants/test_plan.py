@@ -121,7 +121,7 @@ def pairs_under_two_goals(num_pairs, *, alone):
     sides += [(num_pairs + n, CHOSEN_SIDE) for n in range(alone)]
     responses = [np.zeros(size, np.int32) for size in rng.integers(5, 200, len(sides))]
     return [
-        Group(np.zeros(9, np.int32), (response, response), (5.0, 1.0), side, row)
+        Group(np.zeros(9, np.int32), (response, response), (5.0, 1.0), side, row, pair=row)
         for (row, side), response in zip(sides, responses, strict=True)
     ]
 
@@ -140,6 +140,21 @@ def test_twins_share_a_step_and_every_epoch_has_every_group_once(alone):
     assert set(np.bincount(np.concatenate(steps), minlength=len(groups))) <= {2, 3}, (
         "three epochs, less an incomplete step"
     )
+
+
+def test_only_the_two_goals_of_the_same_responses_are_twins():
+    """When this fails, goals of different pairs of one row are brought together, and those of one pair are not: three pairs of
+    row 7, whose first lost its goal of the chosen response to truncation."""
+    found = [
+        (0, REJECTED_SIDE),
+        (1, CHOSEN_SIDE),
+        (1, REJECTED_SIDE),
+        (2, REJECTED_SIDE),
+        (None, CHOSEN_SIDE),
+        (2, CHOSEN_SIDE),
+    ]
+    groups = [Group(np.zeros(9, np.int32), (), (), side, 7, pair=pair) for pair, side in found]
+    assert find_twins(groups).tolist() == [NO_TWIN, 2, 1, 5, NO_TWIN, 3]
 
 
 def test_twins_together_keep_neighbouring_steps_of_equal_size():
