@@ -26,18 +26,18 @@ def bounded(seconds: float = SECONDS) -> Iterator[None]:
     Threads but the main one have no bound on time. Entering takes as long as rendering a conversation or two, so many are
     rendered in one block.
     """
-    with ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
-            stack.enter_context(_deadline(seconds))
-        if STATM.exists():
-            stack.enter_context(_memory())
-        try:
+    try:
+        with ExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():
+                stack.enter_context(_deadline(seconds))
+            if STATM.exists():
+                stack.enter_context(_memory())
             yield
-        except (TookTooLong, MemoryError) as error:  # raised while an earlier one was handled
-            raise UserError(
-                f"the chat template needs more than {seconds:g} s or {BYTES / 2**30:g} GiB of memory; supply another with "
-                "data.chat_template=FILE.jinja."
-            ) from error
+    except (TookTooLong, MemoryError) as error:  # raised while an earlier one was handled, or while the bounds are left
+        raise UserError(
+            f"the chat template needs more than {seconds:g} s or {BYTES / 2**30:g} GiB of memory; supply another with "
+            "data.chat_template=FILE.jinja."
+        ) from error
 
 
 @contextmanager
@@ -50,8 +50,11 @@ def _deadline(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # also where the signal came just now
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

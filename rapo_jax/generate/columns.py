@@ -3,12 +3,12 @@
 import base64
 import datetime
 import decimal
+import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rapo_jax.borders import json_line
 from rapo_jax.data.files import FileRow
 from rapo_jax.errors import UserError
 
@@ -28,7 +28,7 @@ def as_json(row: FileRow) -> dict[str, Any]:
     for name, value in row.values.items():
         try:
             columns[str(name)] = plain(value)
-            json_line({str(name): columns[str(name)]}).encode()
+            json.dumps({str(name): columns[str(name)]}, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             fact = "half a surrogate pair" if isinstance(error, UnicodeEncodeError) else str(error) or "nested too deep"
             raise UserError(

@@ -172,7 +172,8 @@ def read_tokenizer(place: Place, files: dict[str, bytes]) -> object:
 def read_with(opened: OpenedTokenizer, place: Place) -> object:
     place.scratch.mkdir(exist_ok=True)
     (place.scratch / "prompts.jsonl").write_bytes(lines_of(PROMPTS))
-    return chat_tokens(opened, read_prompts(str(place.scratch / "prompts.jsonl")), goal=7.0, max_length=256)
+    prompts = read_prompts(str(place.scratch / "prompts.jsonl"))
+    return chat_tokens(opened, prompts, goals=[7.0] * len(prompts), max_length=256)
 
 
 TEMPLATE_PARTS = (

@@ -205,7 +205,7 @@ def read_prompt_file(place: Place, given: tuple[str, bytes]) -> object:
     name, content = given
     directory = place.write({name: content})
     prompts = read_prompts(str(directory / name))
-    tokens = chat_tokens(place.opened, prompts, goal=7.0, max_length=256)
+    tokens = chat_tokens(place.opened, prompts, goals=[7.0] * len(prompts), max_length=256)
     return tokens, [json_line(dict(prompt.row.values)).encode() for prompt in prompts]
 
 
