@@ -118,7 +118,7 @@ class Store:
                 preservation_policy=cast(Any, policies.AnyPreservationPolicy(keep)),
                 cleanup_tmp_directories=writes,
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{self.directory} holds a step whose _CHECKPOINT_METADATA was written by something else ({error}); move "
                 "that step away. Nothing was changed."
