@@ -15,7 +15,7 @@ from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.row_needs import RowNeeds, Want
 from rapo_jax.data.schemas.registry import require_schema, resolve_schema
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
-from rapo_jax.data.values import BadRow, finite_score, text, tools_of
+from rapo_jax.data.values import EMPTY, BadRow, finite_score, text, tools_of
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message, Record
 
@@ -28,6 +28,7 @@ CONTEXT = {
     "context": "data.columns.input",
     "functions": "",
     "images": "",
+    "tools": "",  # where it is a text, and no list of tools
 }
 UNREAD = "unread_column_"  # how notes about them begin
 
@@ -126,13 +127,14 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
     def read(values: Mapping[str, Any]) -> Parsed:
         record, notes = schema.read(values, columns, options)
         record = replace(record, prompt=with_context(record.prompt, values, columns))
-        notes = (*notes, *(f"{UNREAD}{name}" for name in unread(values, columns)))
+        tools = tools_of(values)
+        notes = (*notes, *(f"{UNREAD}{name}" for name in unread(values, columns, tools=tools)))
         source = values.get(columns.source) if columns.source else ""
         source = ", ".join(map(str, source)) if isinstance(source, list) else str("" if source is None else source)
         weight = finite_score(values.get(columns.weight), columns.weight) if columns.weight else 1.0
         if weight < 0:
             raise BadRow("weight", f"{columns.weight} is {weight}, less than 0")
-        return Parsed(replace(record, source=source, weight=weight, tools=tools_of(values)), notes)
+        return Parsed(replace(record, source=source, weight=weight, tools=tools or ""), notes)
 
     return read
 
@@ -150,10 +152,12 @@ def with_context(prompt: tuple[Message, ...], values: Mapping[str, Any], columns
     return (Message("system", system), *prompt)
 
 
-def unread(values: Mapping[str, Any], columns: Columns) -> list[str]:
-    """Columns that usually belong to the prompt, hold something and are read by nobody."""
-    named = {getattr(columns, field.name) for field in fields(Columns)}
-    return [name for name in CONTEXT if values.get(name) not in (None, "", [], {}) and name not in named]
+def unread(values: Mapping[str, Any], columns: Columns, *, tools: str | None) -> list[str]:
+    """Columns that usually belong to the prompt, hold something and are read by nobody; `tools` is what was read of those."""
+    known = {getattr(columns, field.name) for field in fields(Columns)}
+    if tools is not None:
+        known.add("tools")
+    return [name for name in CONTEXT if values.get(name) not in EMPTY and name not in known]
 
 
 def _too_few(record: Record, want: Want) -> str | None:

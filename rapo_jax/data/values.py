@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from rapo_jax.messages import Message
@@ -11,6 +12,7 @@ from rapo_jax.messages import Message
 ROLES = ("system", "user", "assistant", "tool")
 # Keys of a message that chat templates may write, besides role and content.
 MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
+EMPTY = (None, "", [], {})
 MOST_EXACT = 2**53  # every integer up to it is a float64
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # hh-rlhf's strings
 
@@ -73,7 +75,7 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
 
 def _turn(turn: Mapping[str, Any], name: str) -> Message:
     """A message with the other keys that it holds; parts of text are joined, and a tool call needs no content."""
-    more = {key: value for key in MORE if (value := _without_nulls(turn.get(key))) not in (None, "", [], {})}
+    more = {key: value for key in MORE if (value := _without_nulls(turn.get(key))) not in EMPTY}
     content = turn.get("content")
     if content is None and "tool_calls" in more:
         content = ""
@@ -101,13 +103,20 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def tools_of(values: Mapping[str, Any]) -> str:
-    """The row's `tools`, a list of objects or its JSON text, as JSON; "" where it has none."""
+def tools_of(values: Mapping[str, Any]) -> str | None:
+    """The row's `tools`, a list of objects or its JSON text, as JSON: "" where it has none, None where the column is a text
+    of something else."""
     tools = values.get("tools")
-    if tools in (None, "", [], {}):
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(tools, (list, dict, NoneType)):
+            return None
+    if tools in EMPTY or isinstance(tools, str):
         return ""
     try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
         tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
     except (TypeError, ValueError, RecursionError):
         raise BadRow("tools", f"tools is {tools!r:.40}, not a list of tools") from None

@@ -83,10 +83,25 @@ def test_parts_of_text_are_one_text(tmp_path):
         ({"prompt": [PROMPT[0], PROMPT[2]]}, "turn 2 of the prompt is of role tool, must be of role assistant"),
         ({"prompt": PROMPT[:2]}, "the prompt does not end with a user turn"),
         ({"tools": 7}, "tools is 7, not a list of tools"),
-        ({"tools": "add"}, "tools is 'add', not a list of tools"),
+        ({"tools": '{"name": "add"}'}, "tools is .*, not a list of tools"),
         ({"tools": [7]}, r"tools is \[7\], not a list of tools"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_with_its_place(tmp_path, change, message):
     with pytest.raises(UserError, match=rf"line 1: .*{message}"):
         read_file(write(tmp_path / "rows.jsonl", ROW | change))
+
+
+@pytest.mark.parametrize("tools", [None, "", " ", [], {}, "[]", "{}", "null", " [ ]\n"])
+def test_no_tools_however_they_are_written_are_none(tmp_path, tools):
+    """When this fails, a template introduces tools where there are none, or a null in one row stops the run."""
+    found = read_file(write(tmp_path / "rows.jsonl", ROW | {"tools": tools}))
+    assert (found.records[0].tools, found.notes) == ("", {})
+
+
+@pytest.mark.parametrize("text", ["hammer, saw", "7", '"add"', "[add]"])
+def test_a_column_of_that_name_that_holds_other_texts_is_left_out_and_counted(tmp_path, text):
+    """When this fails, a data set about tools cannot be trained on."""
+    found = read_file(write(tmp_path / "rows.jsonl", ROW | {"tools": text}, ROW))
+    assert [record.tools for record in found.records] == ["", json.dumps([TOOL])]
+    assert found.notes == {"unread_column_tools": 1}
