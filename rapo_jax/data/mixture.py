@@ -51,7 +51,7 @@ def mixture_sizes(sizes: Sequence[int], weights: Sequence[float | None]) -> list
 
 def read_questions(path: str, *, option: str = "data.drop_prompts") -> frozenset[str]:
     """Questions to keep out of the training data: one per line, or in a column question, prompt or instruction."""
-    file = path_of(path, said=f"data.drop_prompts={path}")
+    file = path_of(path, said=f"{option}={path}")
     if not file.is_file():
         raise UserError(
             f"{option}={path}: no such file; give a text with a question a line, .jsonl, .json or .parquet."
