@@ -23,15 +23,16 @@ class TookTooLong(Exception):
 def bounded(seconds: float = SECONDS) -> Iterator[None]:
     """Raises TookTooLong or MemoryError inside the block when it exceeds a bound, and UserError where they leave it.
 
-    Threads but the main one have no bound on time. Entering takes as long as rendering a conversation or two, so many are
-    rendered in one block.
+    Threads but the main one have no bounds. The bound on memory counts what the whole process reserves, an accelerator's
+    runtime included, so the block should do nothing but render, while no other thread computes. Entering takes as long as
+    rendering a conversation or two, so many are rendered in one block.
     """
     try:
         with ExitStack() as stack:
             if threading.current_thread() is threading.main_thread():
+                if STATM.exists():
+                    stack.enter_context(_memory())
                 stack.enter_context(_deadline(seconds))
-            if STATM.exists():
-                stack.enter_context(_memory())
             yield
     except (TookTooLong, MemoryError) as error:  # raised while an earlier one was handled, or while the bounds are left
         raise UserError(

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat import templates as chat
 from rapo_jax.chat.bounds import bounded
+from rapo_jax.chat.rendering import CannotRender
 from rapo_jax.chat.templates import ChatFormat, Placement
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
@@ -131,7 +132,7 @@ def encode_all(
 
     Nothing is cut unless prompt + longest response exceed `max_length`. Then the prompt is cut first, down to the larger of
     `max_prompt_length` and what the longest response leaves, then the ends of the responses. A prompt loses its oldest
-    exchanges first (system turn and goal stay), then the middle of its only user turn. Without responses a prompt is cut to
+    exchanges first (system turn and goal stay), then the middle of its last turn. Without responses a prompt is cut to
     `max_length`. Raises UserError for rows whose rendered text cannot be split into prompt and response and, unless
     `drop_unfaithful`, for rows that the chat template does not reproduce.
     """
@@ -203,8 +204,10 @@ def _not_written(form: ChatFormat, item: Item, texts: list[str]) -> tuple[str, .
 def _texts_or_none(form: ChatFormat, item: Item) -> list[str] | None:
     try:
         return _texts(form, item, item.prompt)
-    except UserError:  # the template asks for what was left out
-        return None
+    except UserError as error:
+        if isinstance(error.__cause__, CannotRender) and error.__cause__.beyond_bounds:
+            raise
+        return None  # the template asks for what was left out
 
 
 def _lost(item: Item, texts: list[str], not_written: tuple[str, ...]) -> Unfaithful | None:
@@ -237,7 +240,8 @@ def _truncated(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -
     budget = max(limits.max_prompt_length, limits.max_length - longest)
     if len(prompt) > budget:
         turns = _drop_exchanges(form, item, budget)
-        texts = _texts(form, item, turns)
+        with bounded():
+            texts = _texts(form, item, turns)
         prompt, responses, _ = _split(form, item, texts, chat.tokenize(form.tokenizer, texts))
     if len(prompt) > budget:
         prompt = _cut_middle(form, item, turns, budget)
@@ -261,7 +265,8 @@ def _truncated(form: ChatFormat, item: Item, tokens: _Tokens, limits: _Limits) -
 
 
 def _prompt_text(form: ChatFormat, item: Item, turns: Sequence[Message]) -> str:
-    (text,) = chat.render_texts(form, turns, goal=item.goal, responses=(), row=item.row, tools=item.tools)
+    with bounded():  # tokenizers abort under a bound on memory
+        (text,) = chat.render_texts(form, turns, goal=item.goal, responses=(), row=item.row, tools=item.tools)
     return text
 
 
@@ -281,9 +286,9 @@ def _drop_exchanges(form: ChatFormat, item: Item, budget: int) -> tuple[Message,
 
 
 def _cut_middle(form: ChatFormat, item: Item, turns: Sequence[Message], budget: int) -> list[int] | None:
-    """The head and the tail of a prompt with one user turn, `budget` tokens in all; None if too short a tail remains.
+    """The head and the tail of a prompt of one exchange, `budget` tokens in all; None if too short a tail remains.
 
-    The head is everything before the user's own text. If the row's own system turn makes that too long, the head is
+    The head is everything before the text of the last turn, which is the user's or a tool's. If the row's own system turn makes that too long, the head is
     everything before the system turn's own text, unless the goal comes after it.
     """
     text = _prompt_text(form, item, turns)

@@ -16,6 +16,11 @@ LONGEST_FACT = 200  # characters of an error that are shown
 class CannotRender(Exception):
     """Why a chat template gave no text for a conversation. Callers say for which row."""
 
+    @property
+    def beyond_bounds(self) -> bool:
+        """Whether it took too long or too much memory, which it would take another time, too."""
+        return isinstance(self.__cause__, (TookTooLong, MemoryError))
+
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **variables: Any) -> str:
     """The conversation as text, with the assistant's header appended unless an assistant turn is last.

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rapo_jax.borders import path_of, read_by_library, read_text
-from rapo_jax.chat.bounds import TookTooLong, bounded
+from rapo_jax.chat.bounds import bounded
 from rapo_jax.chat.rendering import CannotRender, render
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
@@ -127,7 +127,7 @@ def _keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
                 for prompt in (opening, middle)
             ]
     except CannotRender as error:
-        if isinstance(error.__cause__, (TookTooLong, MemoryError)):  # it will not end another time either
+        if error.beyond_bounds:
             raise _unusable(error) from error
         return False
     return all(text.count(PROBE) == 1 for pair in texts for text in pair)

@@ -102,11 +102,16 @@ def test_bounds_are_lifted_afterwards_and_other_threads_render_too(build_tokeniz
         with bounded():
             found.append(render(tokenizer, HI))
 
-    thread = threading.Thread(target=work)
+    def elsewhere():
+        work()
+        with bounded():
+            found.append(resource.getrlimit(resource.RLIMIT_AS) == before[0])  # it would bind the other threads
+
+    thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     work()
-    assert found == ["Hi</s>"] * 2
+    assert found == ["Hi</s>", True, "Hi</s>"]
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -119,3 +124,24 @@ def test_a_template_file_that_is_not_utf8_is_a_sentence(build_tokenizer, tmp_pat
     (tmp_path / "model" / "chat_template.jinja").write_bytes(b"\xff\xfe{{ 1 }}")
     with pytest.raises(UserError, match=r"model has no tokenizer .* that can be read"):
         load_tokenizer(str(tmp_path / "model"), chat_template=None)
+
+
+ASKED = (Message("user", "go"), Message("assistant", "0123456789" * 4), Message("user", "More"))
+NAMED = (Message("user", "go", '{"name": "Ann"}'),)
+
+
+@pytest.mark.parametrize(
+    ("where", "prompt", "max_length"),
+    [("messages|length == 1 and messages[0].content == 'More'", ASKED, 30),
+     ("messages[0].content == 'go' and messages[0].name is undefined", NAMED, 90)],
+    ids=["fewer turns", "without a key"],
+)  # fmt: skip
+def test_a_template_that_loops_on_what_we_leave_out_is_stopped_too(
+    build_tokenizer, where, prompt, max_length, monkeypatch
+):
+    """When this fails, a run hangs at the first row that is too long, or keeps what it may not for want of time."""
+    tokenizer = build_tokenizer("{% if " + where + " %}" + ENDLESS + "{% endif %}" + FINE, None, "</s>", [])
+    monkeypatch.setattr("rapo_jax.chat.encoding.bounded", lambda *_: bounded(0.2))
+    item = Item(3, prompt, None, ("Yes", "No"))
+    with pytest.raises(UserError, match=r"row 3: the chat template refuses it: it takes longer than 0\.2 s"):
+        encode_all(tokenizer, [item], placement="user", max_length=max_length, max_prompt_length=20)
