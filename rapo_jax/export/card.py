@@ -8,8 +8,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from rapo_jax import __version__
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.chat.templates import Ending
-from rapo_jax.config.files import to_yaml
+from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
+from rapo_jax.config.yaml_text import yaml_text
 from rapo_jax.errors import masked
 from rapo_jax.export.origins import Origins
 from rapo_jax.relabel import format_score
@@ -137,9 +138,14 @@ def usage(kind: CardKind, ending: Ending, *, stops: tuple[int, ...]) -> str:
 
 def without_directories(config: Config) -> str:
     """The resolved configuration as YAML, absolute paths cut to their last part and secrets masked: cards are published."""
-    lines = []
-    for line in to_yaml(config).splitlines():
-        key, _, value = line.partition(": ")
-        path = Path(value.strip("'\""))
-        lines.append(f"{key}: {path.name}\n" if path.is_absolute() else f"{masked(line)}\n")
-    return "".join(lines)
+    return yaml_text(_without_directories(as_dict(config)))
+
+
+def _without_directories(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_directories(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_directories(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return Path(value).name if Path(value).is_absolute() else masked(value)

@@ -6,7 +6,10 @@ Directories of this machine are never among them.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from rapo_jax.borders import read_text
 from rapo_jax.config.tree import Config
@@ -56,22 +59,28 @@ def hub_name(path: str, directory: Path) -> str | None:
 def ancestor(path: str, directory: Path, card: dict[str, Any]) -> str | None:
     """The nearest model on the hub that these weights go back to.
 
-    A directory of this machine names its own: in its card, or where transformers noted what it was loaded from.
+    A directory of this machine names its own: in its card, or where transformers noted what it was loaded from, which may
+    be a directory, too.
     """
     name = hub_name(path, directory)
-    if name is None:
-        above = card.get("base_model")
-        recorded = [
-            above[0] if isinstance(above, list) and above else above,
-            read_config(directory).get("_name_or_path"),
-        ]
-        name = next((each for each in recorded if isinstance(each, str) and is_hub_id(each)), None)
-    return name
+    if name is not None:
+        return name
+    above = card.get("base_model")
+    above = above[0] if isinstance(above, list) and above else above
+    if isinstance(above, str) and is_hub_id(above):
+        return above
+    loaded_from = read_config(directory).get("_name_or_path")
+    return loaded_from if isinstance(loaded_from, str) and is_cached(loaded_from, "model") else None
 
 
 def dataset_name(path: str) -> str | None:
     """The hub id of a data set; None for files and directories, also those that are no longer there."""
-    return path if is_hub_id(path) and kind_of(Path(path)) not in SUFFIXES else None
+    return path if kind_of(Path(path)) not in SUFFIXES and is_cached(path, "dataset") else None
+
+
+def is_cached(text: str, kind: Literal["model", "dataset"]) -> bool:
+    """Whether a text is a hub id and no directory: this machine once loaded it from the hub."""
+    return is_hub_id(text) and Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=text, repo_type=kind)).is_dir()
 
 
 def is_hub_id(text: str) -> bool:

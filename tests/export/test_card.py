@@ -30,6 +30,13 @@ def model_at(directory: Path, *, card: str = "", name: str | None = None) -> Pat
     return directory
 
 
+def hold_in_cache(place: Path, monkeypatch, *names: str) -> None:
+    """The hub's cache is at `place` and has folders of these names."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "cache"))
+    for name in names:
+        (place / "cache" / name).mkdir(parents=True)
+
+
 LLAMA_CARD = "---\nlicense: llama3.1\nbase_model: meta-llama/Llama-3.1-8B\n---\n\n# Model\n"
 
 
@@ -41,6 +48,7 @@ LLAMA_CARD = "---\nlicense: llama3.1\nbase_model: meta-llama/Llama-3.1-8B\n---\n
         ("HERE", "mine", LLAMA_CARD, None, ("meta-llama/Llama-3.1-8B", {"license": "llama3.1"})),
         ("HERE", "mine", "", "mistralai/Mistral-7B-v0.1", ("mistralai/Mistral-7B-v0.1", {})),
         ("HERE", "mine", "", "/data/checkpoint-100", (None, {})),
+        ("HERE", "mine", "", "exports/step1", (None, {})),
         ("HERE", "mine", "---\nlicense: other\nlicense_name: qwen\nlicense_link: LICENSE\n---\n", "../x",
          (None, {"license": "other", "license_name": "qwen", "license_link": "LICENSE"})),
         ("HERE", "mine", "# No front matter\n", None, (None, {})),
@@ -52,6 +60,7 @@ def test_the_base_model_and_its_licence_are_named_where_they_are_known(
 ):
     """When this fails, a published model does not show under its base model, or with someone else's licence."""
     monkeypatch.chdir(tmp_path)
+    hold_in_cache(tmp_path, monkeypatch, "models--mistralai--Mistral-7B-v0.1")
     at = model_at(tmp_path / directory, card=card, name=name)
     config = from_dict({"model": {"path": str(at) if path == "HERE" else path}})
     found = origins(config, at)
@@ -70,12 +79,16 @@ def test_only_the_hubs_own_copy_counts_as_the_hubs_weights(tmp_path):
     [
         ({"path": "HuggingFaceH4/ultrafeedback_binarized"}, ("HuggingFaceH4/ultrafeedback_binarized",)),
         ({"path": "data/pairs.jsonl"}, ()),
+        ({"path": "data/pairs"}, ()),  # a directory that is gone, or of another working directory
         ({"path": "data/pairs.jsonl.gz"}, ()),
         ({"path": "/data/pairs"}, ()),
         ({"sources": [{"path": "a/b"}, {"path": "here.csv"}, {"path": "c/d"}, {"path": "a/b"}]}, ("a/b", "c/d")),
     ],
 )
-def test_data_sets_of_the_hub_are_named_and_files_are_not(data, expected, tmp_path):
+def test_data_sets_of_the_hub_are_named_and_files_are_not(data, expected, tmp_path, monkeypatch):
+    """When this fails, a published card names a directory of this machine as somebody's data set."""
+    names = ("HuggingFaceH4--ultrafeedback_binarized", "a--b", "c--d")
+    hold_in_cache(tmp_path, monkeypatch, *(f"datasets--{name}" for name in names))
     config = from_dict({"model": {"path": "org/model"}, "data": data})
     assert origins(config, model_at(tmp_path)).datasets == expected
 
@@ -120,6 +133,12 @@ def test_a_card_shows_neither_directories_nor_tokens():
     card = card_of({"model": {"path": "/home/me/models/base"}, "data": {"path": address}, "run_dir": "/home/me/run"})
     assert "/home/me" not in card and "hunter2" not in card and "abcdef" not in card
     assert "https://***@example.org/rows.jsonl?token=***" in card
+    lists = {
+        "drop_sources": ["/home/me/x", "wiki"],
+        "sources": [{"path": "/home/me/a.jsonl"}, {"path": "/home/me/b.jsonl"}],
+    }
+    card = card_of({"model": {"path": "org/base"}, "data": lists})
+    assert "/home/me" not in card and "- x\n" in card and "- wiki\n" in card and "path: b.jsonl\n" in card
 
 
 @pytest.mark.parametrize(
