@@ -11,13 +11,14 @@ from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.checkpoint import Restored, Store
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import is_first, say
+from rapo_jax.distributed import on_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.export.model import write_adapter, write_model
 from rapo_jax.export.origins import hub_name
 from rapo_jax.export.push import push, require_login
 from rapo_jax.models.directory import is_adapter
 from rapo_jax.models.lora import merged
+from rapo_jax.peers import at
 from rapo_jax.runs.identity import LENGTH, model_identity
 from rapo_jax.runs.settings import changes
 from rapo_jax.runs.setup import Setup, model_weights, open_run_dir, set_up
@@ -74,10 +75,22 @@ def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Expor
         raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
     goal_prompt = replace(setup.goal_prompt, baked=goal_to_bake(config, options))
     difference = write_checkpoint(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
-    address = None
-    if options.push_to_hub and is_first():
-        address = push(out_dir, options.push_to_hub, private=options.private)
-    return Exported(restored.step, goal_prompt, difference, address)
+    return Exported(restored.step, goal_prompt, difference, uploaded(out_dir, options))
+
+
+def uploaded(out_dir: Path, options: ExportOptions) -> str | None:
+    """The address that process 0 uploads the export to, if that is asked for. The others wait, however long it takes."""
+    repo = options.push_to_hub
+    if repo is None:
+        return None
+
+    def upload() -> str:
+        at(f"the upload to {repo}", "elsewhere")
+        address = push(out_dir, repo, private=options.private)
+        at("the end of the upload")
+        return address
+
+    return on_first(upload)
 
 
 def trained_config(edited: Config, store: Store, *, step: int | None) -> Config:
@@ -105,9 +118,10 @@ def goal_to_bake(config: Config, options: ExportOptions) -> float | None:
 
 
 def refuse_options(options: ExportOptions) -> None:
-    """Raises UserError for an upload that could not be made."""
-    if options.push_to_hub is not None:
-        require_login(options.push_to_hub)
+    """Raises UserError, on all processes, for an upload that could not be made by process 0."""
+    repo = options.push_to_hub
+    if repo is not None:
+        on_first(lambda: require_login(repo))
     elif options.private:
         raise UserError("--private is about the repository of --push-to-hub REPO; add that, or leave out --private.")
 

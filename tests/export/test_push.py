@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rapo_jax.errors import UserError
-from rapo_jax.export import push
+from rapo_jax.export import push, run
 from rapo_jax.export.run import ExportOptions, export_run
 
 TOKEN = "hf_ThisIsNoToken0123456789"
@@ -142,6 +142,29 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(exported, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"was not uploaded to me/model: the hub cannot be reached \("):
         push.push(exported, "me/model", private=False)
+
+
+def test_the_other_processes_wait_for_the_upload_as_long_as_it_takes(monkeypatch, tmp_path):
+    """When this fails, a pod ends with an error while process 0 uploads, or with one process that is not logged in."""
+    noted, address = [], "https://hub/me/model"
+    monkeypatch.setattr(run, "at", lambda place, kind="works": noted.append((place, kind)))
+    monkeypatch.setattr(run, "push", lambda *_, **__: noted.append("push") or address)
+    assert run.uploaded(tmp_path, ExportOptions(push_to_hub="me/model")) == address
+    upload = [("the upload to me/model", "elsewhere"), "push", ("the end of the upload", "works")]
+    assert noted == upload
+    # As another process than the first, which says that all is well, or why it is not.
+    monkeypatch.setattr("rapo_jax.distributed.is_first", lambda: False)
+    monkeypatch.setattr(push, "get_token", lambda: None)
+    said = [None]
+    monkeypatch.setattr("rapo_jax.distributed.each_process", lambda value: [*said, value])
+    run.refuse_options(ExportOptions(push_to_hub="me/model"))
+    assert run.uploaded(tmp_path, ExportOptions(push_to_hub="me/model")) is None and noted == upload
+    said[0] = "--push-to-hub needs a login"
+    with pytest.raises(UserError, match="needs a login"):
+        run.refuse_options(ExportOptions(push_to_hub="me/model"))
+    said[0] = "out is complete, but was not uploaded"
+    with pytest.raises(UserError, match="was not uploaded"):
+        run.uploaded(tmp_path, ExportOptions(push_to_hub="me/model"))
 
 
 def test_an_upload_that_cannot_be_made_is_refused_before_anything_is_exported(monkeypatch, tmp_path):
