@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from rapo_jax.borders import write_json_lines
-from rapo_jax.distributed import from_first, interruptible, on_first, require_same, say
+from rapo_jax.chat.dates import pin, pinned_day, today
+from rapo_jax.distributed import each_process, from_first, interruptible, on_first, require_same, say
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.generate.asked import Asked, GivenSampling, goal_of_row, require_on_scale
 from rapo_jax.generate.batches import BatchLimits
@@ -24,7 +25,7 @@ from rapo_jax.generate.columns import beside, renamed_columns
 from rapo_jax.generate.decode import decode_segments
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
-from rapo_jax.generate.store import Sample, SampleStore, open_store
+from rapo_jax.generate.store import Sample, SampleStore, day_of, open_store
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config
 from rapo_jax.opened import OpenedTokenizer, answer_text, load_model, open_tokenizer, require_ids_fit
@@ -90,11 +91,12 @@ def answer_file(model_dir: str, request: Request) -> str:
     kept = out.with_name(out.name + ".partial")
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
     # The cheap checks come first: an unsupported model, a bad prompt. Weights are read last.
-    job = prepare(model_dir, request)
+    day = each_process(on_first(lambda: day_of(kept) or today()))[0]
+    job = prepare(model_dir, request, day=day)
     identity = identity_of(job, request)
     require_same(identity)
     with ExitStack() as stack:
-        store = on_first(lambda: stack.enter_context(open_store(kept, identity)))
+        store = on_first(lambda: stack.enter_context(open_store(kept, identity, day=day)))
         known = from_first(np.array([bool(store) and (index, 0) in store.known for index in range(len(job.prompts))]))
         on_first(lambda: refuse_output(out, goes_on=bool(known.all())))
         progress = Progress(len(known), int(known.sum()))
@@ -114,13 +116,18 @@ def refuse_output(out: Path, *, goes_on: bool) -> None:
         raise UserError(f"{out} exists; nothing was written. Choose another --out.")
 
 
-def prepare(model_dir: str, request: Request) -> Job:
-    """Reads the prompts and the model's tokenizer. Raises UserError for whatever does not fit."""
+def prepare(model_dir: str, request: Request, *, day: str) -> Job:
+    """Reads the prompts and the model's tokenizer, whose template writes `day` for today's date. Raises UserError for
+    whatever does not fit."""
     directory = model_directory(model_dir, option="MODEL_DIR")
     spec = spec_from_config(read_config(directory))
     require_vocabulary(spec, path=model_dir)
     prompts = read_prompts(request.prompts)
     opened = open_tokenizer(directory, chat_template=request.chat_template, option="--chat-template", raw=request.raw)
+    template = opened.tokenizer.chat_template
+    assert isinstance(template, str)
+    if not pinned_day(template):
+        opened.tokenizer.chat_template = pin(template, day)
     asked = how_asked(opened, prompts, request, model=model_dir)
     tokens = encode(opened, prompts, goals=[None if each.said else each.goal for each in asked], request=request)
     require_ids_fit(tokens, opened.tokenizer, spec, said=model_dir)

@@ -37,11 +37,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Header:
-    """The first line. `identity` has what the samples depend on, by the names that a user knows."""
+    """The first line. `identity` has what the samples depend on, by the names that a user knows; `day` is the date, YYYY-MM-DD,
+    that a chat template writes for today's."""
 
     kind: str
     identity: dict[str, Any]
     format: int = 1
+    day: str = ""
 
 
 @dataclass
@@ -65,14 +67,14 @@ class SampleStore:
 
 
 @contextmanager
-def open_store(path: Path, identity: Mapping[str, Any]) -> Iterator[SampleStore]:
-    """The store at `path`, made if it is absent, kept from other processes while the block runs. An empty one is removed.
+def open_store(path: Path, identity: Mapping[str, Any], *, day: str = "") -> Iterator[SampleStore]:
+    """The store at `path`, made for `day` if it is absent, kept from other processes while the block runs. An empty one is removed.
 
     Raises UserError where it belongs to something else, is in use, or is no store.
     """
     if not path.exists() or path.stat().st_size == 0:
         with whole_file(path) as temporary:
-            temporary.write_text(json_line(asdict(Header(KIND, dict(identity)))) + "\n", encoding="utf-8")
+            temporary.write_text(json_line(asdict(Header(KIND, dict(identity), day=day))) + "\n", encoding="utf-8")
     with path.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,6 +92,14 @@ def open_store(path: Path, identity: Mapping[str, Any]) -> Iterator[SampleStore]
         finally:
             if not store.known:
                 path.unlink(missing_ok=True)
+
+
+def day_of(path: Path) -> str:
+    """The day of the store at `path`; "" where there is none yet. Raises UserError for what is no store."""
+    if not path.exists() or path.stat().st_size == 0:
+        return ""
+    with path.open("rb") as file:
+        return read_header(path, file).day
 
 
 def read_header(path: Path, file: BinaryIO) -> Header:

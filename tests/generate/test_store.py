@@ -7,6 +7,8 @@ from collections import Counter
 
 import pytest
 
+from rapo_jax.errors import Interrupted
+from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.store import Sample, line_of, open_store, sample_of
 from tests import tiny
@@ -89,6 +91,27 @@ def test_a_command_that_was_killed_after_writing_its_answers_ends_at_once(world,
     assert kept.exists() and stopped.exists()
     monkeypatch.delattr("rapo_jax.generate.answers.load_model")
     goes_on(world, stopped, capsys, num_known=20)
+
+
+def test_a_template_with_todays_date_goes_on_with_the_day_on_which_it_began(tmp_path, monkeypatch):
+    """When this fails, a command that was stopped before midnight refuses its own answers after it."""
+    model = tiny.write_model(tmp_path / "model", chat_template="{{ strftime_now('%d %b %Y') }}" + tiny.CHAT_TEMPLATE)
+    tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}])
+    request = Request(prompts=str(tmp_path / "prompts.jsonl"), out=str(tmp_path / "out.jsonl"), max_new_tokens=2)
+    kept, prompts = tmp_path / "out.jsonl.partial", []
+
+    def stop(_store, job, _request, **_):
+        prompts.append(job.opened.tokenizer.decode(job.tokens[0]))
+        raise Interrupted("")
+
+    monkeypatch.setattr("rapo_jax.generate.answers.fill", stop)
+    for day in ("2026-11-27", "2026-11-28"):
+        monkeypatch.setattr("rapo_jax.generate.answers.today", lambda day=day: day)
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr("pathlib.Path.unlink", lambda path, **_: None)  # as if it held answers
+            answer_file(str(model), request)
+    assert '"day": "2026-11-27"' in kept.read_text()
+    assert "27 Nov 2026" in prompts[0] and prompts[1] == prompts[0]
 
 
 def test_answers_of_another_command_are_refused_by_what_differs(world, stopped, capsys):
