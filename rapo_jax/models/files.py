@@ -1,6 +1,5 @@
 """Model directories: safetensors are read and written slice by slice, so no host ever holds a complete model."""
 
-import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -223,10 +222,10 @@ def save_parameters(
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file that whoever may read the other files of its directory may read, too."""
+    path.touch()
+    mode = path.stat().st_mode  # of any new file
     save_file(tensors, path, metadata={"format": "pt"})
-    umask = os.umask(0)  # it can only be read by setting it
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # safetensors leaves its temporary file's 0600
+    path.chmod(mode)  # safetensors leaves its temporary file's 0600
 
 
 def assign_shards(sizes: dict[str, int], shard_bytes: int) -> dict[str, int]:
