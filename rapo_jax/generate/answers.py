@@ -90,8 +90,8 @@ def answer_file(model_dir: str, request: Request) -> str:
     out = Path(request.out)
     kept = out.with_name(out.name + ".partial")
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
-    # The cheap checks come first: an unsupported model, a bad prompt. Weights are read last.
     day = each_process(on_first(lambda: day_of(kept) or today()))[0]
+    # The cheap checks come first: an unsupported model, a bad prompt. Weights are read last.
     job = prepare(model_dir, request, day=day)
     identity = identity_of(job, request)
     require_same(identity)
