@@ -58,8 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
 def exit_code_of(options: argparse.Namespace) -> int:
     """Runs a verb; prints what went wrong, if anything did."""
     try:
-        connect(options)
+        quiet()
         with telling(options):
+            connect(options)
             return VERBS[options.name](options)
     except UserError as error:
         print(masked(f"rapo {options.name}: {error}"), file=sys.stderr)
@@ -70,7 +71,7 @@ def exit_code_of(options: argparse.Namespace) -> int:
         say(f"interrupted: {stop}; run the same command to go on.")
         return INTERRUPTED
     except Lost as error:
-        print(f"rapo {options.name}: {error}", file=sys.stderr)
+        print(masked(f"rapo {options.name}: {error}"), file=sys.stderr)
         return LOST
     except KeyboardInterrupt:  # long work that saves raises Interrupted instead
         print(f"rapo {options.name}: interrupted; nothing more was saved. Run the same command again.", file=sys.stderr)
@@ -132,7 +133,6 @@ def joins_others(options: argparse.Namespace) -> bool:
 def connect(options: argparse.Namespace) -> None:
     """Sets up devices and, with --distributed or --coordinator, joins the other processes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    quiet()
     if getattr(options, "cpu_devices", None):
         import jax
 

@@ -26,6 +26,7 @@ from rapo_jax.errors import Lost, UserError, masked
 from rapo_jax.peers import LOST, aborting_says, answers, waiting, watch
 
 HEARTBEAT_SECONDS = 40  # a process that is silent for so long is dead, and the others stop
+VERSIONS = "rapo_jax/versions/"  # in JAX's key-value store
 SHOWN = 5  # differences that a message lists
 JOIN_SECONDS = 300  # the processes of a pod start within so long
 NOT_ALL = "not all of its processes came. Start all of them within that time, with the same --coordinator and --num-processes."
@@ -73,7 +74,7 @@ def join(pod: Pod) -> None:
     if state.num_processes > 1:
         address = str(state.coordinator_address)
         watch(state.client, process=state.process_id, num_processes=state.num_processes, coordinator=address)
-        require_same({"the version of rapo_jax": __version__, "the version of jax": jax.__version__})
+        require_same_versions({"the version of rapo_jax": __version__, "the version of jax": jax.__version__})
 
 
 def described(pod: Pod) -> str:
@@ -95,16 +96,17 @@ def address_to_bind(pod: Pod) -> str | None:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         address = ipaddress.ip_address("::")
-    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((str(address), port))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:  # such as the outer address of a host behind a router
-                return None
-            raise UserError(
-                f"--coordinator={pod.coordinator}: process 0 cannot listen there ({error.strerror})."
-            ) from error
+    except OSError as error:
+        # Such as the outer address of a host behind a router; or the host has no IPv6.
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        raise UserError(
+            f"--coordinator={pod.coordinator}: process 0 cannot listen there ({error.strerror})."
+        ) from error
     if address.is_unspecified:
         return None
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
@@ -156,7 +158,7 @@ def each_process(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     text = json.dumps(value).encode()
-    with waiting("a comparison"):
+    with waiting("comparing settings"):
         length = int(multihost_utils.process_allgather(np.array(len(text))).max())
         rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(length), np.uint8))
     return [json.loads(row.tobytes()) for row in np.asarray(rows)]
@@ -167,7 +169,23 @@ def require_same(mine: dict[str, Any]) -> None:
 
     Values are JSON. What they belong to is the key, as the user calls it.
     """
-    first, *others = each_process(mine)
+    refuse_differing(each_process(mine))
+
+
+def require_same_versions(mine: dict[str, Any]) -> None:
+    """The same for versions, through the key-value store: computations of other versions of JAX may hang together."""
+    client = state.client
+    assert client is not None, "the processes have joined"
+    with waiting("comparing versions"):
+        client.key_value_set(f"{VERSIONS}{state.process_id}", json.dumps(mine))
+        client.wait_at_barrier("rapo_jax/versions", JOIN_SECONDS * 1000)
+        told = {int(key.rpartition("/")[2]): json.loads(text) for key, text in client.key_value_dir_get(VERSIONS)}
+    refuse_differing([told[process] for process in range(state.num_processes)])
+
+
+def refuse_differing(told: list[dict[str, Any]]) -> None:
+    """Raises UserError where two processes have other values, given those of each."""
+    first, *others = told
     differing = [
         f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {process}"
         for process, other in enumerate(others, 1)
@@ -200,7 +218,7 @@ def anywhere(flag: bool) -> bool:
     """Whether the flag is set on any process."""
     if jax.process_count() == 1:
         return flag
-    with waiting("a question to all"):
+    with waiting("comparing flags"):
         return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 

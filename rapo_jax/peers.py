@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,16 +25,22 @@ from typing import Any, Literal, NoReturn
 
 import jax
 
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, masked
 
+INTERRUPTED = 75  # exit code: all processes were told to stop, and saved
 LOST = 76  # exit code: another process was killed or lost, or was waited for in vain
 SILENT = 10.0  # seconds without a new record, after which a failed exchange is that process's death
 PATIENCE = 1800.0  # seconds that a process waits for the others in one place
 GRACE = 3.0  # seconds in which a process that was told to stop may come to the same end by itself
+CLOSING = 60.0  # the same, where it has an error of its own and closes what is open
 PLACE = "rapo_jax/peers/"  # of the records in the key-value store
 
-# JAX raises ValueError, too, with the text of a status.
-EXCHANGE = re.compile(r"^(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|CANCELLED): |[Bb]arrier|Gloo")
+# How the text of a failed exchange begins: JAX raises ValueError, too, with the text of a status.
+STATUS = "UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION"
+EXCHANGE = re.compile(rf"(?:{STATUS}): |(?:Barrier|Gloo)\b")
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's error about it, which is this process's own
+
+FROM_JAX = (jax.errors.JaxRuntimeError, ValueError)  # what its client raises
 
 Kind = Literal["works", "waits", "elsewhere"]  # elsewhere: in the hands of another run, for as long as that takes
 
@@ -54,6 +61,12 @@ class Record:
     def __str__(self) -> str:
         return f"process {self.process} (host {self.host}, pid {self.pid})"
 
+    @property
+    def where(self) -> str:
+        """Where it is, as a part of a sentence: "at step 3", "while reading the data"."""
+        is_verb = self.at.partition(" ")[0].endswith("ing")
+        return f"while {self.at}" if is_verb else f"at {self.at}"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -61,6 +74,11 @@ class Seen:
 
     record: Record
     since: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since it last changed."""
+        return time.monotonic() - self.since
 
 
 class Peers:
@@ -74,79 +92,101 @@ class Peers:
         self.seen: dict[int, Seen] = {}
         self.words = ""  # of the error that ends this process
         self.client_usable = True
+        self.changing = threading.Lock()  # held while `mine` and `since` change
+        self.writing = threading.Lock()  # held while `mine` is written, so that no older text is stored last
         self.leaving = threading.Event()
         self.ending = threading.Lock()
         self.thread = threading.Thread(target=self.keep, daemon=True, name="peers")
 
     def keep(self) -> None:
         """The thread: writes the own record and reads the others', until this process leaves."""
-        while not self.leaving.is_set():
-            faulthandler.dump_traceback_later(PATIENCE + 60, exit=True)  # ends a process whose interpreter hangs
-            self.publish(beat=self.mine.beat + 1)
-            self.look()
-            told = self.that_ended()
-            if told and not self.leaving.wait(GRACE):
-                self.follow(told)
-            self.give_up()
-            self.leaving.wait(self.period)
-        faulthandler.cancel_dump_traceback_later()
+        try:
+            while not self.leaving.is_set():
+                faulthandler.dump_traceback_later(PATIENCE + 60, exit=True)  # ends a process whose interpreter hangs
+                try:
+                    self.turn()
+                except Exception:  # a process that does not watch would hang with the others, or seem dead to them
+                    print(masked(f"while watching the others: {traceback.format_exc()}"), file=sys.stderr, flush=True)
+                self.leaving.wait(self.period)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def turn(self) -> None:
+        """Writes and reads the records once, and ends the process where they say so."""
+        self.publish(beat=self.mine.beat + 1)
+        self.look()
+        told = self.that_ended()
+        # All processes are interrupted at the same step: this one comes to it by itself, or fails without the others.
+        if told and told.record.code != INTERRUPTED and told.age >= (CLOSING if has_error() else GRACE):
+            self.follow(told.record)
+        self.give_up()
+
+    def change(self, **changes: Any) -> None:
+        """Changes the own record, here alone."""
+        with self.changing:
+            self.mine = dataclasses.replace(self.mine, **changes)
+
+    def go(self, place: str, kind: Kind) -> None:
+        """Notes that this process came to a place."""
+        with self.changing:
+            self.since, self.mine = time.monotonic(), dataclasses.replace(self.mine, at=place, kind=kind)
 
     def publish(self, **changes: Any) -> None:
         """Changes the own record, here and in the store."""
-        self.mine = dataclasses.replace(self.mine, **changes)
-        text = json.dumps(dataclasses.asdict(self.mine))
-        with suppress(jax.errors.JaxRuntimeError):  # process 0 is gone; whoever waits for it finds out
+        self.change(**changes)
+        with self.writing, suppress(*FROM_JAX):  # process 0 is gone; whoever waits for it finds out
+            text = json.dumps(dataclasses.asdict(self.mine))
             self.client.key_value_set(f"{PLACE}{self.mine.process}", text, allow_overwrite=True)
 
     def look(self) -> None:
         """Reads the records of the others."""
         try:
             texts = [text for _, text in self.client.key_value_dir_get(PLACE)]
-        except jax.errors.JaxRuntimeError:
+        except FROM_JAX:
             return  # as above
-        for record in (Record(**json.loads(text)) for text in texts):
+        for record in map(record_of, texts):
             before = self.seen.get(record.process)
             if record.process != self.mine.process and (before is None or before.record != record):
                 self.seen[record.process] = Seen(record, time.monotonic())
 
-    def that_ended(self) -> Record | None:
+    def that_ended(self) -> Seen | None:
         """A process that ended with an error, and said so."""
-        return next((seen.record for seen in self.seen.values() if seen.record.code), None)
+        return next((seen for seen in list(self.seen.values()) if seen.record.code), None)
 
     def silent(self) -> list[Seen]:
         """Processes that should have written a new record long ago."""
         bound = max(SILENT, 5 * self.period)
-        alive = (seen for seen in self.seen.values() if seen.record.code is None)
-        return [seen for seen in alive if time.monotonic() - seen.since >= bound]
+        return [seen for seen in list(self.seen.values()) if seen.record.code is None and seen.age >= bound]
 
     def follow(self, other: Record) -> NoReturn:
         """Ends this process because another one ended, with its exit code."""
         assert other.code is not None
-        self.end(other.code, f"{other} stopped at {other.at}, and with it this one: {other.words}")
+        self.end(other.code, f"{other} stopped {other.where}, and with it this one: {other.words}")
 
     def mourn(self, lost: list[Seen]) -> NoReturn:
         """Ends this process because others are gone."""
         first, more = lost[0], f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         self.end(
             LOST,
-            f"{first.record}{more} was last seen at {first.record.at}, {time.monotonic() - first.since:.0f} s ago: it was "
+            f"{first.record}{more} was last seen {first.record.where}, {first.age:.0f} s ago: it was "
             "killed, or its host was lost. This process stops too; run the same command on all of them to go on.",
         )
 
     def give_up(self) -> None:
         """Ends this process where it has waited too long for others that do something else."""
-        waited = time.monotonic() - self.since
-        others = [seen.record for seen in self.seen.values()]
-        if self.mine.kind != "waits" or waited < PATIENCE or any(other.kind == "elsewhere" for other in others):
+        with self.changing:
+            mine, waited = self.mine, time.monotonic() - self.since
+        others = [seen.record for seen in list(self.seen.values())]
+        if mine.kind != "waits" or waited < PATIENCE or any(other.kind == "elsewhere" for other in others):
             return
-        missing = [other for other in others if other.kind != "waits"] or [o for o in others if o.at != self.mine.at]
-        if not missing:
-            missing = others
-        said = "; ".join(f"{other} is at {other.at}" for other in missing[:5])
+        missing = [other for other in others if other.kind != "waits"] or [o for o in others if o.at != mine.at]
+        if not missing:  # all are at work on the same, such as a long compilation
+            return
+        said = "; ".join(f"{other} is {other.where.removeprefix('while ')}" for other in missing[:5])
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
         self.end(
             LOST,
-            f"process {self.mine.process} has waited {waited / 60:.0f} minutes at {self.mine.at} for the others: {said}{more}. "
+            f"process {mine.process} has waited {waited / 60:.0f} minutes for the others {mine.where}: {said}{more}. "
             "All processes stop; run the same command on all of them to go on.",
             tell=True,
         )
@@ -160,7 +200,7 @@ class Peers:
         while time.monotonic() < deadline:
             self.look()
             if told := self.that_ended():
-                self.follow(told)
+                self.follow(told.record)
             if lost := self.silent():
                 self.mourn(lost)
             time.sleep(0.5)
@@ -171,7 +211,9 @@ class Peers:
             os._exit(self.mine.code or 0)
         self.client_usable = False  # its lock may be held below this call
         if told := self.that_ended():
-            self.follow(told)
+            if (told.record.code == INTERRUPTED or has_error()) and self.leaving.wait(CLOSING):
+                os._exit(self.mine.code or 0)
+            self.follow(told.record)
         first = self.seen.get(0)
         if first and not answers(self.coordinator):
             self.mourn([first])
@@ -186,6 +228,7 @@ class Peers:
     def end(self, code: int, sentence: str, *, tell: bool = False) -> NoReturn:
         """Prints a sentence, and ends the process at once: the shutdown of JAX would wait for the others."""
         self.ending.acquire()  # never released: the first that comes here speaks
+        sentence = masked(sentence)
         if tell:
             self.publish(code=code, words=sentence)
         sys.stdout.flush()
@@ -194,18 +237,31 @@ class Peers:
 
     def leave(self, code: int) -> NoReturn:
         """Ends the process with an error that the others are told. Process 0, which has the records, waits until they left."""
+        self.change(code=code, words=self.mine.words or self.words)
         self.leaving.set()
         if not self.client_usable:
             os._exit(code)
-        self.publish(code=code, words=self.mine.words or self.words)
+        self.publish()
         deadline = time.monotonic() + GRACE + 2 * self.period + 2
         while self.mine.process == 0 and time.monotonic() < deadline:
             self.look()
-            gone = [seen for seen in self.seen.values() if seen.record.code is not None] + self.silent()
+            gone = [seen for seen in list(self.seen.values()) if seen.record.code is not None] + self.silent()
             if len(gone) == self.num_processes - 1:
                 break
             time.sleep(0.1)
         os._exit(code)
+
+
+def record_of(text: str) -> Record:
+    """A record as its process wrote it. What only another version knows is left out."""
+    known = {field.name for field in dataclasses.fields(Record)}
+    return Record(**{name: value for name, value in json.loads(text).items() if name in known})
+
+
+def has_error() -> bool:
+    """Whether the main thread has an error or an interruption, which is on its way out or being handled."""
+    current: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
+    return current not in (None, (None, None, None))  # a tuple in Python 3.11
 
 
 def answers(address: str) -> bool:
@@ -258,8 +314,7 @@ def aborting_says(sentence: str, *, code: int) -> Iterator[None]:
 def at(place: str, kind: Kind = "works") -> None:
     """Notes where this process is in its work. Where it waits for others, they have half an hour to come."""
     if _peers is not None:
-        _peers.since = time.monotonic()
-        _peers.mine = dataclasses.replace(_peers.mine, at=place, kind=kind)
+        _peers.go(place, kind)
 
 
 @contextmanager
@@ -284,7 +339,8 @@ def told_to_others() -> Iterator[None]:
         yield
     except BaseException as error:
         if _peers is not None:
-            _peers.words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:300]}"
+            text = masked(str(error))
+            _peers.words = text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:300]}"
             if is_exchange(error):
                 _peers.explain()
         raise
@@ -293,9 +349,13 @@ def told_to_others() -> Iterator[None]:
 def is_exchange(error: BaseException | None) -> bool:
     """Whether an error came of a computation or a wait that several processes take part in."""
     while error is not None:
-        if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)) or EXCHANGE.search(str(error)):
+        if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
+            found = OUT_OF_MEMORY not in str(error)
+        else:
+            found = not isinstance(error, (UserError, OSError)) and bool(EXCHANGE.match(str(error)))
+        if found:
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
 
 

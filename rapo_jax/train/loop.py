@@ -111,7 +111,7 @@ def run_loop(
     progress = Progress(clock_step=first, skipped=skipped)
     with jax.set_mesh(run.mesh), interruptible() as interrupted, profile_of(run, first) as profile:
         for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
-            at(f"step {step}", "waits")
+            at(f"step {step}", "waits" if step > first + 1 else "works")  # compiling the first may take long
             profile.before(step, progress.pending)
             state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
             write_metrics(run, progress, journal=journal)
@@ -127,7 +127,7 @@ def run_loop(
                 if last:
                     refuse_no_update(progress.skipped, run.num_steps)
                 record = {"identity": run.identity, "config": as_dict(config), "skipped": progress.skipped}
-                at(f"the checkpoint of step {step}", "waits")
+                at(f"the checkpoint of step {step}")
                 started = time.monotonic()
                 store.save(step, state, eval_loss=eval_loss, **record)
                 progress.save_seconds = time.monotonic() - started

@@ -1,17 +1,27 @@
 """Of two processes, the one that lives says what became of the other."""
 
+import errno
+import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import jax
 import pytest
 
-from rapo_jax import distributed, peers
+from rapo_jax import cli, distributed, peers
 from rapo_jax.distributed import Pod, join
 from rapo_jax.errors import Lost, UserError
+from tests.chaos.commands import Ended
+from tests.chaos.kills import fault_of
 from tests.invariants.test_two_processes import free_port
 from tests.tiny import runs
 
@@ -86,8 +96,8 @@ def test_a_process_that_is_waited_for_in_vain_is_named(tmp_path):
     """When this fails, a host whose storage hangs keeps a pod, and its bill, for ever."""
     (code, last), (other, _) = fails(1, 'peers.at("reading its data"); time.sleep(1000)', tmp_path, patience=6)
     assert code == other == peers.LOST
-    assert "process 0 has waited 0 minutes at a question to all for the others: process 1 (host " in last
-    assert ") is at reading its data. All processes stop;" in last
+    assert "process 0 has waited 0 minutes for the others while comparing flags: process 1 (host " in last
+    assert ") is reading its data. All processes stop;" in last
 
 
 def test_nobody_at_the_address_of_a_pod_is_said_within_a_bound(monkeypatch):
@@ -124,3 +134,234 @@ def test_a_port_in_use_is_refused_and_a_loopback_address_is_not_opened_to_the_ne
     assert distributed.address_to_bind(Pod(f"127.0.0.1:{port}", 2, 0)) == f"127.0.0.1:{port}"
     assert distributed.address_to_bind(Pod(f"localhost:{port}", 2, 0)) == f"127.0.0.1:{port}"
     assert distributed.address_to_bind(Pod(f"[::]:{port}", 2, 0)) is None
+
+
+class Store:
+    """A key-value store as JAX's client has it, within one process; `others` are records by process."""
+
+    def __init__(self, others: dict[int, dict] | None = None):
+        self.texts = {f"{peers.PLACE}{process}": json.dumps(record) for process, record in (others or {}).items()}
+        self.barriers: list[str] = []
+
+    def key_value_set(self, key, text, allow_overwrite=False):
+        self.texts[key] = text
+
+    def key_value_dir_get(self, place):
+        return [(key, text) for key, text in self.texts.items() if key.startswith(place)]
+
+    def wait_at_barrier(self, name, milliseconds):
+        self.barriers.append(name)
+
+
+class Ends(BaseException):
+    """Raised in place of the end of the process."""
+
+
+def other(at: str = "step 3", **more) -> dict:
+    return {"process": 1, "host": "b", "pid": 7, "at": at, "kind": "waits", **more}
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Makes process 0 of two that sees the given record of process 1 `age` seconds after its last change; no thread runs."""
+
+    def exits(code):
+        raise Ends(code)
+
+    monkeypatch.setattr(os, "_exit", exits)
+
+    def make(record: dict | None = None, *, age: float = 0.0, client=None) -> peers.Peers:
+        mine = peers.Peers(client or Store({1: record} if record else None), process=0, num_processes=2, coordinator="")
+        mine.look()
+        for process, seen in mine.seen.items():
+            mine.seen[process] = peers.Seen(seen.record, seen.since - age)
+        monkeypatch.setattr(peers, "_peers", mine)
+        return mine
+
+    return make
+
+
+def test_the_last_record_that_is_stored_is_the_newest(two):
+    """When this fails, the others see no exit code and no last words of a process whose watcher wrote at the same time."""
+    started, go_on = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def key_value_set(self, key, text, allow_overwrite=False):
+            if not started.is_set():
+                started.set()
+                go_on.wait(10)
+            super().key_value_set(key, text)
+
+    mine = two(client=Slow())
+    watcher = threading.Thread(target=mine.publish, kwargs={"beat": 1})
+    watcher.start()
+    started.wait(10)
+    ending = threading.Thread(target=mine.publish, kwargs={"code": 2, "words": "x does not exist."})
+    ending.start()
+    time.sleep(0.1)  # without the lock, it would be stored by now
+    go_on.set()
+    watcher.join(10), ending.join(10)
+    stored = json.loads(mine.client.texts[f"{peers.PLACE}0"])
+    assert (stored["beat"], stored["code"], stored["words"]) == (1, 2, "x does not exist.")
+
+
+def test_no_beat_follows_the_end(two):
+    """When this fails, a process that ended looks alive to the others."""
+    mine = two()
+    mine.leaving.set()
+    mine.keep()
+    assert mine.client.texts == {}
+
+
+def test_an_interruption_of_all_is_not_followed_and_an_error_gives_time_to_close(two, capsys):
+    """When this fails, process 0 of an interrupted pod is ended in the middle of closing its logs, because another process
+    had less to close."""
+    two(other(code=peers.INTERRUPTED), age=1000).turn()
+    mine = two(other(code=2, words="y does not exist."), age=peers.GRACE + 1)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        mine.turn()
+    with pytest.raises(Ends, match="2"):
+        mine.turn()
+    assert (
+        "process 1 (host b, pid 7) stopped at step 3, and with it this one: y does not exist."
+        in capsys.readouterr().err
+    )
+    mine = two(other(code=2), age=peers.CLOSING + 1)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(Ends, match="2"):
+            mine.turn()
+
+
+def test_processes_that_are_all_at_the_same_place_are_not_given_up(two, capsys):
+    """When this fails, a compilation of half an hour, or a slow save, ends a healthy pod."""
+    mine = two(other("step 1"))
+    mine.go("step 1", "waits")
+    mine.since -= peers.PATIENCE
+    mine.give_up()
+    mine = two(other("loading the model", kind="works"))
+    mine.go("comparing settings", "waits")
+    mine.since -= peers.PATIENCE
+    with pytest.raises(Ends, match="76"):
+        mine.give_up()
+    assert capsys.readouterr().err == (
+        "process 0 has waited 30 minutes for the others while comparing settings: process 1 (host b, pid 7) is loading the "
+        "model. All processes stop; run the same command on all of them to go on.\n"
+    )
+
+
+def test_a_record_of_another_version_and_an_error_do_not_end_the_watcher(two, monkeypatch, capsys):
+    """When this fails, a process stops watching without a word, and its own timer ends it half an hour later."""
+    mine = two(other(mood="a field that this version lacks"))
+    assert mine.seen[1].record.host == "b"
+    turns = []
+
+    def turn():
+        turns.append(1)
+        if len(turns) == 2:
+            mine.leaving.set()
+        raise RuntimeError("https://me:secret@host: dictionary changed size during iteration")
+
+    mine.period = 0.01
+    mine.turn = turn
+    timer = Mock()
+    monkeypatch.setattr(peers, "faulthandler", timer)
+    mine.keep()
+    assert len(turns) == 2 and timer.cancel_dump_traceback_later.called
+    said = capsys.readouterr().err
+    assert "https://***@host: dictionary changed size" in said and "secret@" not in said
+
+
+def test_a_client_that_refuses_is_as_one_that_is_gone(two):
+    """When this fails, the watcher's log fills with tracebacks as soon as process 0 ends."""
+
+    class Gone(Store):
+        def key_value_set(self, key, text, allow_overwrite=False):
+            raise ValueError("UNAVAILABLE: the service is gone")
+
+        def key_value_dir_get(self, place):
+            raise ValueError("UNAVAILABLE: the service is gone")
+
+    two(client=Gone()).turn()
+
+
+def test_secrets_are_masked_in_what_the_others_are_told_and_in_what_they_say(two, capsys):
+    """When this fails, a token of one host's address stands in the logs of all."""
+    mine = two()
+    with pytest.raises(UserError), peers.told_to_others():
+        raise UserError("https://me:secret@host/rows.jsonl does not answer.")
+    assert mine.words == "https://***@host/rows.jsonl does not answer."
+    mine = two(other(code=2, words="https://me:secret@host/rows.jsonl does not answer."))
+    with pytest.raises(Ends):
+        mine.follow(mine.seen[1].record)
+    assert "with it this one: https://***@host/rows.jsonl does not answer." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed by peer"), True),
+        (ValueError("DEADLINE_EXCEEDED: Barrier timed out."), True),
+        (RuntimeError("Barrier timed out."), True),
+        (TimeoutError("the others"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), False),
+        (UserError("Barrier and Gloo are no objectives."), False),
+        (ValueError("data.path=barrier_reef.jsonl does not exist."), False),
+        (FileNotFoundError(errno.ENOENT, "Gloo"), False),
+    ],
+)
+def test_only_what_an_exchange_raises_is_put_down_to_the_others(error, expected):
+    """When this fails, the report of an error of one's own is late, or names an innocent process."""
+    assert peers.is_exchange(error) is expected
+
+
+def test_versions_are_compared_without_a_computation(monkeypatch):
+    """When this fails, hosts with other versions of JAX hang where they were to say so."""
+    client = Store()
+    client.texts["rapo_jax/versions/1"] = json.dumps({"the version of jax": "0.11.0"})
+    monkeypatch.setattr(distributed, "state", SimpleNamespace(client=client, process_id=0, num_processes=2))
+    monkeypatch.setattr(distributed, "each_process", None)
+    with pytest.raises(UserError, match=r"the version of jax is 0\.10\.2 in process 0 and 0\.11\.0 in process 1"):
+        distributed.require_same_versions({"the version of jax": "0.10.2"})
+    assert client.barriers == ["rapo_jax/versions"]
+
+
+def test_an_error_while_joining_is_told_to_the_others(two, monkeypatch, capsys):
+    """When this fails, a process that dies while options are compared leaves the others with a traceback."""
+    mine = two()
+
+    def fails_to_connect(options):
+        raise UserError("the processes were not started with the same: seed")
+
+    monkeypatch.setattr(cli, "connect", fails_to_connect)
+    assert cli.exit_code_of(SimpleNamespace(name="train", distributed=True)) == 2  # pyright: ignore[reportArgumentType]
+    assert mine.words == "the processes were not started with the same: seed"
+
+
+def test_a_host_without_ipv6_listens_at_all_its_addresses(monkeypatch):
+    """When this fails, a host name as --coordinator is a traceback where IPv6 is off."""
+
+    def refuses(family, *_):
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(distributed.socket, "socket", refuses)
+    assert distributed.address_to_bind(Pod("host-a:8476", 2, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ("process 1 (host b, pid 7) was last seen at step 3, 12 s ago: it was killed.", None),
+        ("rapo train: could not join 127.0.0.1:1 as process 0 of 2: nothing answered there within 40 s.", None),
+        ("rapo score: /w/out.jsonl exists; nothing was written. Choose another --out.", None),
+        ("rapo train: out of memory (x); lower rows.per_shard.", "SURVIVOR ended with 76: rapo train: out of memory"),
+        ("process 0 (host a, pid 6) was last seen at step 3", "SURVIVOR ended with 76: process 0 (host a"),
+    ],
+)
+def test_a_survivor_has_to_name_the_process_that_was_killed(last, expected):
+    """When this fails, the harness of kills takes any error of the survivor for a good end."""
+    found = fault_of(Ended([76, -9], [last, ""], 5.0, killed=1))
+    assert found is None if expected is None else found is not None and found.startswith(expected)
