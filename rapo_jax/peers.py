@@ -150,8 +150,9 @@ class Peers:
                 self.seen[record.process] = Seen(record, time.monotonic())
 
     def that_ended(self) -> Seen | None:
-        """A process that ended with an error, and said so."""
-        return next((seen for seen in list(self.seen.values()) if seen.record.code), None)
+        """A process that ended with an error, and said so; one that was interrupted only if no other failed."""
+        ended = [seen for seen in list(self.seen.values()) if seen.record.code]
+        return min(ended, key=lambda seen: seen.record.code == INTERRUPTED, default=None)
 
     def silent(self) -> list[Seen]:
         """Processes that should have written a new record long ago."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -20,6 +20,7 @@ import pytest
 from rapo_jax import cli, distributed, peers
 from rapo_jax.distributed import Pod, join
 from rapo_jax.errors import Lost, UserError
+from rapo_jax.train import loop
 from tests.chaos.commands import Ended
 from tests.chaos.kills import fault_of
 from tests.invariants.test_two_processes import free_port
@@ -251,6 +252,26 @@ def test_processes_that_are_all_at_the_same_place_are_not_given_up(two, capsys):
         "process 0 has waited 30 minutes for the others while comparing settings: process 1 (host b, pid 7) is loading the "
         "model. All processes stop; run the same command on all of them to go on.\n"
     )
+
+
+def test_a_first_step_and_a_save_are_work_and_other_steps_wait(monkeypatch):
+    """When this fails, the others of a pod give up while one compiles, or while it writes a large checkpoint."""
+    places = []
+    monkeypatch.setattr(loop, "at", lambda place, kind="works": places.append((place, kind)))
+    for name in ("write_metrics", "to_device", "as_dict"):
+        monkeypatch.setattr(loop, name, Mock())
+    monkeypatch.setattr(loop, "profile_of", lambda *_: nullcontext(Mock()))
+    train = SimpleNamespace(eval_every=None, save_every=2)
+    run = Mock(num_steps=2, evaluations={}, config=SimpleNamespace(train=train), batches=lambda first: iter([1, 2]))
+    run.mesh, run.train_step = jax.make_mesh((1,), ("data",)), lambda state, *_: (state, {})
+    loop.run_loop(run, SimpleNamespace(step=0), reference={}, store=Mock(), journal=Mock())  # pyright: ignore[reportArgumentType]
+    assert places == [
+        ("step 1", "works"),
+        ("the batch after step 1", "works"),
+        ("step 2", "waits"),
+        ("the checkpoint of step 2", "works"),
+        ("the batch after step 2", "works"),
+    ]
 
 
 def test_a_record_of_another_version_and_an_error_do_not_end_the_watcher(two, monkeypatch, capsys):
