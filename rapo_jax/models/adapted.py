@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -34,6 +34,7 @@ MUST_BE = {"peft_type": ("LORA",), "bias": ("none",)}
 CHANGES_BASE = re.compile(r"pissa.*|olora|corda|loftq|lora_ga")
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """The tensors of a model directory, read in slices."""
 
