@@ -1,6 +1,7 @@
 """`rapo relabel`: goal-conditioned data as a file that people can read and TRL trains on, with a report and a figure."""
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,10 +13,12 @@ from rapo_jax.batching.pipeline import read_part
 from rapo_jax.borders import whole_file, write_json, write_json_lines, write_text
 from rapo_jax.chat.goal_prompt import GoalPrompt, refuse_twice
 from rapo_jax.config.tree import Config
+from rapo_jax.data.notes import notes_on_goals, notes_on_rows
 from rapo_jax.data.relabelled import Relabelled, relabel_records
 from rapo_jax.data.report import distributions_of, report_of
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.row_needs import responses_wanted
+from rapo_jax.distributed import say
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
@@ -76,6 +79,8 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
         if report["scale"]:
             write_json(whole(files.scale), report["scale"])
         draw_report(whole(files.figure), distributions_of(prepared.records), report, title=out.name)
+    for note in (*notes_on_rows(report), *notes_on_goals(report["goals"], config.relabel)):
+        say(textwrap.fill(f"note: {note}", width=79, subsequent_indent="  ", break_long_words=False))
     sides = Counter(one.preference.goal_of or "no goal" for one, _ in written)
     return {"rows": prepared.num_rows, "dropped": sum(prepared.dropped.values()), "ties": num_ties, **sides}
 

@@ -1,9 +1,8 @@
 """What a run reports before its first step, on the terminal and in run_dir."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,11 @@ from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
-from rapo_jax.config.tree import Config, Relabel
+from rapo_jax.config.tree import Config
+from rapo_jax.data.notes import notes_on_goals, notes_on_rows
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.scaling import SCALE_FILE
-from rapo_jax.data.sources import CONTEXT, UNREAD
+from rapo_jax.data.sources import counts_in_words
 from rapo_jax.distributed import say
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config
@@ -88,7 +88,7 @@ def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
     report, relabel, unit = data.report, setup.config.relabel, setup.config.objective.unit
     reasons, ties = report["rows_dropped"], report["ties"]["dropped"]
     held_out = reasons.get("held_out", 0)
-    dropped = sum(reasons.values()) - held_out + ties + sum(report["cut"]["dropped"].values())
+    dropped = sum(reasons.values()) - held_out + ties
     placement = setup.goal_prompt.placement
     goals = f"goals of {' and '.join(relabel.goals)} in the {placement} turn" if relabel.goals else "no goals"
     held = f", {held_out:,} held out" if held_out else ""
@@ -116,11 +116,9 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
         )
     if config.objective.responses == "labelled":
         yield from notes_on_labels(data)
-    for note, number in report.get("notes", {}).items():
-        if note.startswith(UNREAD):
-            column = note.removeprefix(UNREAD)
-            knob = f"; {key}={column} reads it" if (key := CONTEXT[column]) else ""
-            yield f"{number:,} rows hold {column!r}, which is not read{knob}"
+    yield from notes_on_rows(report)
+    if lost := report["cut"]["dropped"]:
+        yield f"{sum(lost.values()):,} of {report['cut']['num_items']:,} preferences were dropped as tokens: {counts_in_words(lost)}"
     for key, number in report["cut"]["not_written"].items():
         yield f"{number:,} rows hold {key!r}, which the chat template does not write"
     yield from notes_on_goals(report["goals"], relabel)
@@ -133,18 +131,6 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     longest = max(len(group.prompt) + max(map(len, group.continuations)) for group in data.groups)
     if positions and longest > positions:
         yield f"a row has {longest:,} tokens, the model {positions:,} positions; see data.max_length"
-
-
-def notes_on_goals(goals: Mapping[str, Any], relabel: Relabel) -> Iterator[str]:
-    """Sentences about goals off the scale, and about goals that nobody will ask for: 10 is another text than 9.9987."""
-    outside, finer = goals["outside_scale"], goals["finer_than_two_decimals"]
-    if outside:
-        yield f"{outside:,} goals are not from {relabel.goal_min:g} to {relabel.goal_max:g}; relabel.scale.fit maps scores"
-    if finer and relabel.decimals is None and not relabel.attributes:
-        yield (
-            f"{finer:,} goals have more than two decimals, so {relabel.goal_max:g} is hardly ever asked for as it will be later; "
-            "relabel.decimals=1 rounds them"
-        )
 
 
 def notes_on_labels(data: pipeline.Dataset) -> Iterator[str]:

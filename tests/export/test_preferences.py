@@ -147,6 +147,15 @@ def test_nothing_is_overwritten(config, tmp_path, name):
     assert not [path for path in tmp_path.glob("out*") if path.name != name]
 
 
+def test_what_is_not_read_and_goals_off_the_scale_are_said(config, tmp_path, capsys):
+    """When this fails, the verb for looking at data hides what the run says of it: a system turn lost, a score of 40 of 10."""
+    rows = [row | {"system": "Be terse.", "score_chosen": 10 * row["score_chosen"]} for row in ROWS]
+    write(config(rows), tmp_path / "out.jsonl")
+    notes = " ".join(capsys.readouterr().out.split())
+    assert "note: 10 rows hold 'system', which is not read; data.columns.system=system reads it" in notes
+    assert "10 goals are not from 1 to 10; relabel.scale.fit maps scores" in notes
+
+
 def test_data_of_nothing_but_ties_is_refused(config, tmp_path):
     tied = [row | {"score_chosen": 3, "score_rejected": 3} for row in ROWS]
     with pytest.raises(UserError, match="nothing is left of its 10 rows; 10 records are ties"):

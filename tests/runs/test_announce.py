@@ -3,7 +3,8 @@
 import pytest
 
 from rapo_jax.config.tree import Relabel
-from rapo_jax.runs.announce import notes_on_goals, tell
+from rapo_jax.data.notes import notes_on_goals
+from rapo_jax.runs.announce import tell
 
 FINE = "12 goals have more than two decimals, so 10 is hardly ever asked for as it will be later; relabel.decimals=1 rounds them"
 

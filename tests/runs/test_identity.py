@@ -37,7 +37,7 @@ def test_another_day_in_the_chat_template_is_named():
     runs = replace(IDENTITY, settings=older), replace(IDENTITY, tokens="other", settings=now)
     (words,) = in_words(*runs, [], {})
     assert words.startswith(
-        "the tokenization (another day in the chat template? now data.date=2026-11-28; or another version"
+        "the tokenization (another day in the chat template, which now writes data.date=2026-11-28, or another version"
     )
 
 

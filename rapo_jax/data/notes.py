@@ -1,0 +1,28 @@
+"""Sentences about the data that deserve a look, from their report: for every verb that reads rows."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rapo_jax.config.tree import Relabel
+from rapo_jax.data.sources import CONTEXT, UNREAD
+
+
+def notes_on_rows(report: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences about columns that usually belong to a prompt and are not read."""
+    for note, number in report.get("notes", {}).items():
+        if note.startswith(UNREAD):
+            column = note.removeprefix(UNREAD)
+            knob = f"; {key}={column} reads it" if (key := CONTEXT[column]) else ""
+            yield f"{number:,} rows hold {column!r}, which is not read{knob}"
+
+
+def notes_on_goals(goals: Mapping[str, Any], relabel: Relabel) -> Iterator[str]:
+    """Sentences about goals off the scale, and about goals that nobody will ask for: 10 is another text than 9.9987."""
+    outside, finer = goals["outside_scale"], goals["finer_than_two_decimals"]
+    if outside:
+        yield f"{outside:,} goals are not from {relabel.goal_min:g} to {relabel.goal_max:g}; relabel.scale.fit maps scores"
+    if finer and relabel.decimals is None and not relabel.attributes:
+        yield (
+            f"{finer:,} goals have more than two decimals, so {relabel.goal_max:g} is hardly ever asked for as it will be later; "
+            "relabel.decimals=1 rounds them"
+        )
