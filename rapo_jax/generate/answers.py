@@ -232,8 +232,7 @@ def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[in
     segments = decode_segments(
         model.parameters,
         model.spec,
-        job.tokens,
-        samplings=[each.sampling for each in job.asked],
+        [(tokens, each.sampling) for tokens, each in zip(job.tokens, job.asked, strict=True)],
         stop_tokens=model.stop_tokens,
         mesh=model.mesh,
         dtype=model.dtype,

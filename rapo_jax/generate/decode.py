@@ -109,8 +109,7 @@ def decode(
     segments = decode_segments(
         parameters,
         spec,
-        prompts,
-        samplings=[sampling] * len(prompts),
+        [(prompt, sampling) for prompt in prompts],
         stop_tokens=stop_tokens,
         mesh=mesh,
         dtype=dtype,
@@ -123,28 +122,27 @@ def decode(
 def decode_segments(
     parameters: dict[str, Any],
     spec: Spec,
-    prompts: Sequence[Int[np.ndarray, " _"]],
+    asked: Sequence[tuple[Int[np.ndarray, " _"], Sampling]],
     *,
-    samplings: Sequence[Sampling],
     stop_tokens: Sequence[int],
     mesh: Mesh,
     dtype: jnp.dtype | str,
     limits: BatchLimits,
     known: Collection[int] = (),
 ) -> Iterator[Segment]:
-    """Decodes all prompts, each with its own settings, and yields after every few steps.
+    """Decodes all prompts that are `asked`, each with its own settings, and yields after every few steps.
 
     Prompts whose indices are `known` are not yielded. The batches are those of all prompts all the same, so that what is
     left of an interrupted list is computed as it would have been; a batch that is wholly known is left out.
     """
+    prompts, samplings = [prompt for prompt, _ in asked], [sampling for _, sampling in asked]
     stops = np.asarray(sorted(set(stop_tokens)), np.int32)
     num_new = max(sampling.max_new_tokens for sampling in samplings)
     shards = num_row_shards(mesh)
     lengths = [len(prompt) for prompt in prompts]
     batches = plan_batches(lengths, max_new_tokens=num_new, limits=limits, row_shards=shards)
     batches = [batch for batch in batches if not set(batch.members) <= set(known)]
-    method = method_of(samplings)
-    programs = Programs(spec, mesh, stops, num_new=num_new, method=method, dtype=jnp.dtype(dtype))
+    programs = Programs(spec, mesh, stops, drawing=Drawing(num_new, method_of(samplings), jnp.dtype(dtype)))
     with jax.set_mesh(mesh):
         for number, batch in enumerate(batches, 1):
             for segment in programs.run(parameters, prompts, batch, samplings=samplings):
@@ -160,16 +158,23 @@ def cut_at_stop(tokens: Int32[np.ndarray, " X"], stops: Int32[np.ndarray, " _"])
     return Continuation(tokens.tolist(), "length")
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What a compiled program is made for: the number of new tokens, how they are drawn, and the dtype of computation."""
+
+    num_new: int
+    method: Method
+    dtype: jnp.dtype
+
+
 class Programs:
     """The two compiled programs, prefill and steps, for every shape of a batch that comes up; compiling is timed."""
 
-    def __init__(
-        self, spec: Spec, mesh: Mesh, stops: Int32[np.ndarray, " _"], *, num_new: int, method: Method, dtype: jnp.dtype
-    ):
+    def __init__(self, spec: Spec, mesh: Mesh, stops: Int32[np.ndarray, " _"], *, drawing: Drawing):
         graph, _ = abstract_decoder(spec)
-        self.mesh, self.stops, self.num_new = mesh, stops, num_new
-        self.prefill = partial(_prefill, graph, num_new=num_new, method=method, dtype=dtype)
-        self.steps = partial(_steps, graph, method=method, dtype=dtype)
+        self.mesh, self.stops, self.num_new = mesh, stops, drawing.num_new
+        self.prefill = partial(_prefill, graph, drawing=drawing)
+        self.steps = partial(_steps, graph, drawing=drawing)
         self.compiled: dict[tuple, Callable[..., Decoding]] = {}
         self.compiling = 0.0  # seconds since they were last reported
 
@@ -235,9 +240,7 @@ def _prefill(
     length_B: Int32[Array, " B"],
     rows: RowSampling,
     *,
-    num_new: int,
-    method: Method,
-    dtype: jnp.dtype,
+    drawing: Drawing,
 ) -> Decoding:
     """Fills the cache with the prompts, a chunk of tokens at a time so that no [T, T] scores exist, and draws first tokens.
 
@@ -246,8 +249,8 @@ def _prefill(
     decoder = nnx.merge(graph, parameters)
     B, T = tokens_BT.shape
     chunk = min(T, PREFILL_CHUNK)
-    cache = Cache.empty(decoder.spec, num_rows=B, num_slots=T + num_new, dtype=dtype)
-    options = ForwardOptions(dtype=dtype)
+    cache = Cache.empty(decoder.spec, num_rows=B, num_slots=T + drawing.num_new, dtype=drawing.dtype)
+    options = ForwardOptions(dtype=drawing.dtype)
 
     def one_chunk(carry: tuple[Array, Cache], start: Array) -> tuple[tuple[Array, Cache], None]:
         last_BD, cache = carry
@@ -259,13 +262,13 @@ def _prefill(
         is_here_B1 = ((last_B >= 0) & (last_B < chunk))[:, None]
         return (jnp.where(is_here_B1, found_BD, last_BD), cache), None
 
-    carry = (jnp.zeros((B, decoder.spec.D), dtype), cache)
+    carry = (jnp.zeros((B, decoder.spec.D), drawing.dtype), cache)
     if chunk == T:
         (last_BD, cache), _ = one_chunk(carry, jnp.int32(0))
     else:
         (last_BD, cache), _ = jax.lax.scan(one_chunk, carry, jnp.arange(0, T, chunk, dtype=jnp.int32))
-    first_B = draw(decoder.logits(last_BD[:, None])[:, 0], rows, step=0, method=method)
-    new_BX = jnp.zeros((B, num_new), jnp.int32).at[:, 0].set(first_B)
+    first_B = draw(decoder.logits(last_BD[:, None])[:, 0], rows, step=0, method=drawing.method)
+    new_BX = jnp.zeros((B, drawing.num_new), jnp.int32).at[:, 0].set(first_B)
     stopped_B = jnp.isin(first_B, stops) | (rows.limit_B <= 1)
     return Decoding(jnp.int32(1), first_B, new_BX, cache, stopped_B)
 
@@ -279,12 +282,11 @@ def _steps(
     length_B: Int32[Array, " B"],
     rows: RowSampling,
     *,
-    method: Method,
-    dtype: jnp.dtype,
+    drawing: Drawing,
 ) -> Decoding:
     """Draws tokens until there are `until` per row, or every row has stopped."""
     decoder = nnx.merge(graph, parameters)
-    options = ForwardOptions(dtype=dtype)
+    options = ForwardOptions(dtype=drawing.dtype)
 
     def unfinished(state: Decoding) -> Array:
         return (state.step < until) & ~state.stopped_B.all()
@@ -295,7 +297,7 @@ def _steps(
         hidden_B1D, cache = decoder.decoding(
             state.token_B[:, None], _at(position_B1), cache=state.cache, options=options
         )
-        token_B = draw(decoder.logits(hidden_B1D)[:, 0], rows, step=step, method=method)
+        token_B = draw(decoder.logits(hidden_B1D)[:, 0], rows, step=step, method=drawing.method)
         stopped_B = state.stopped_B | jnp.isin(token_B, stops) | (rows.limit_B <= step + 1)
         return Decoding(step + 1, token_B, state.new_BX.at[:, step].set(token_B), cache, stopped_B)
 

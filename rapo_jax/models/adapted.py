@@ -152,7 +152,7 @@ def read_adapters(directory: Path) -> Adapters:
     return Adapters(directory, factors, whole, scale_of, scored=is_scored_adapter(config))
 
 
-def adapter_tensors_of(directory: Path) -> dict[str, np.ndarray]:
+def adapter_tensors_of(directory: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     path = directory / WEIGHTS
     if not path.is_file():
         raise UserError(f"{directory} has no {WEIGHTS}; adapters are read from safetensors only.")

@@ -220,7 +220,7 @@ def save_parameters(
         write_json(directory / "model.safetensors.index.json", index)
 
 
-def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Shaped[np.ndarray, "..."]]) -> None:
     """Writes a safetensors file that whoever may read the other files of its directory may read, too."""
     path.touch()
     mode = path.stat().st_mode  # of any new file

@@ -168,8 +168,9 @@ def test_missing_data_is_named_with_its_option(world, place, refused, option):
     message = refused("train", *settings(world, "new"), f"{option}=none.jsonl")
     assert message.startswith(f"{option}=none.jsonl: no such file or directory, and no data set that can be loaded")
     assert f"with {option.replace('path', 'split')}=" in message
-    assert message.endswith("give a .jsonl, .json, .parquet or .csv file, a directory of them, one written by save_to_disk, or "
-                            "the id of a data set.")  # fmt: skip
+    given = "give a .jsonl, .json, .parquet or .csv file, a directory of them, one written by save_to_disk, or the id of a data set."
+    assert given in message
+    assert ("data.eval_path= (empty)" in message) == (option == "data.eval_path"), "how to do without an evaluation"
 
 
 def test_a_line_that_is_not_json_is_named(world, place, refused):

@@ -120,7 +120,9 @@ def test_a_long_prompt_takes_memory_for_its_cache_and_never_for_all_scores():
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in arguments.items()}
     rows = RowSampling(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in [((B, 2), jnp.uint32), ((B,), jnp.float32)]),
         jax.ShapeDtypeStruct((B,), jnp.float32), jax.ShapeDtypeStruct((B,), jnp.int32))  # fmt: skip
-    prefill = functools.partial(decoding._prefill, graph, num_new=num_new, method="greedy", dtype=jnp.dtype("float32"))
+    prefill = functools.partial(
+        decoding._prefill, graph, drawing=decoding.Drawing(num_new, "greedy", jnp.dtype("float32"))
+    )
     lowered = jax.jit(prefill).lower(parameters, jax.ShapeDtypeStruct((1,), jnp.int32), *shapes.values(), rows)
     scores, cache = B * spec.N * T * T * 4, 2 * spec.L * B * (T + num_new) * spec.K * spec.H * 4
     used = lowered.compile().memory_analysis().temp_size_in_bytes
@@ -153,8 +155,9 @@ def test_rows_of_one_batch_are_drawn_each_with_its_own_settings():
     ]
     mesh = tiny.mesh_of(1, 1, 1)
     parameters = tiny.on_mesh(tiny.random_parameters(spec), spec, mesh)
+    asked = list(zip(PROMPTS, settings, strict=True))
     together = decoding.decode_segments(
-        parameters, spec, PROMPTS, samplings=settings, stop_tokens=[], mesh=mesh, dtype="float32", limits=BatchLimits(4)
+        parameters, spec, asked, stop_tokens=[], mesh=mesh, dtype="float32", limits=BatchLimits(4)
     )
     found = dict(pair for segment in together for pair in segment.finished)
     assert [len(found[index].tokens) for index in range(4)] == [NUM_NEW, NUM_NEW, 3, 5]

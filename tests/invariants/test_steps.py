@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rapo_jax.batch import NO_SIDE
-from rapo_jax.batching import batch_plan as packing
 from rapo_jax.batching import pipeline
+from rapo_jax.batching import steps as batching_steps
 from rapo_jax.batching.batch_plan import materialise
 from rapo_jax.parallel import num_row_shards, to_device
 from rapo_jax.train.loop import Evaluation, Progress, Run, evaluate
@@ -58,7 +58,7 @@ def moved(parameters, start):
 @pytest.fixture
 def unbalanced(monkeypatch):
     """Steps that are not balanced, so that they differ in their number of rows."""
-    monkeypatch.setattr(packing, "BALANCED_STEPS", 1)
+    monkeypatch.setattr(batching_steps, "BALANCED_STEPS", 1)
 
 
 @pytest.mark.slow
