@@ -83,7 +83,7 @@ def test_records_of_excluded_sources_and_questions_are_dropped(tmp_path):
 def test_a_missing_or_invalid_list_of_questions_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"data.drop_prompts=nowhere.txt: no such file"):
         mixture.read_questions("nowhere.txt")
-    with pytest.raises(UserError, match=r"^mine=x+ can be no path"):
+    with pytest.raises(UserError, match=r"^mine=x+ is not a usable path"):
         mixture.read_questions("x" * 300, option="mine")
     (tmp_path / "list.jsonl").write_text('{"text": "Hi"}\n')
     with pytest.raises(UserError, match="no question in a column question or prompt or instruction"):
