@@ -1,4 +1,7 @@
-"""What a user got wrong (UserError) or stopped (Interrupted), and other processes that did not come (Lost). Any other exception is a bug and shows its traceback."""
+"""What a user got wrong (UserError) or stopped (Interrupted), and other processes that did not come (Lost).
+
+Any other exception is a bug and shows its traceback.
+"""
 
 import re
 from itertools import islice
@@ -57,6 +60,12 @@ def masked(text: str) -> str:
     for pattern, instead in SECRETS:
         text = pattern.sub(instead, text)
     return text
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, of at most 300 characters; its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:300]
 
 
 MOST_PARTS, MOST_LEVELS = 6, 4  # of a value that a message shows

@@ -6,7 +6,6 @@ Everything read, dropped, tied or truncated is counted in the report.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -22,6 +21,7 @@ from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.chat.goal_prompt import GoalPrompt, refuse_twice
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
+from rapo_jax.data.files import NoSuchSource
 from rapo_jax.data.prepare import Prepared, prepare
 from rapo_jax.data.relabelled import relabel_records
 from rapo_jax.data.report import Distributions, distributions_of, report_of
@@ -90,9 +90,8 @@ def read_eval_part(config: Config, *, scales: Scales) -> Prepared:
     from may name one of its own beside a data.path of the user's."""
     try:
         return read_part(config, "eval", scales=scales)
-    except UserError as error:
-        place = config.data.eval_path
-        if not place or place == config.data.path or Path(place).exists():
+    except NoSuchSource as error:
+        if config.data.eval_path in ("", config.data.path):
             raise
         raise UserError(
             f"{error} To evaluate nothing, set data.eval_path= (empty); with data.eval_fraction=0.05 beside that, a part of "

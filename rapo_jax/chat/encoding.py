@@ -21,7 +21,7 @@ from rapo_jax.chat.bounds import bounded
 from rapo_jax.chat.rendering import CannotRender
 from rapo_jax.chat.templates import ChatFormat, Placement
 from rapo_jax.errors import UserError
-from rapo_jax.messages import Message
+from rapo_jax.messages import Message, as_answers
 
 TOKENIZED_AT_ONCE = 256  # conversations rendered and tokenized at a time
 BATCH_SECONDS = 60.0  # that rendering them may take
@@ -44,8 +44,7 @@ class Item(NamedTuple):
     @property
     def answers(self) -> tuple[Message, ...]:
         """The responses as turns."""
-        more = self.more or ("",) * len(self.responses)
-        return tuple(Message("assistant", *each) for each in zip(self.responses, more, strict=True))
+        return as_answers(self.responses, self.more)
 
     def without(self, key: str) -> "Item":
         """The item without this key of its turns, or without its tools."""

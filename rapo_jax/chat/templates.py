@@ -270,9 +270,14 @@ def given(tools: str) -> dict[str, Any]:
     return {"tools": json.loads(tools)} if tools else {}
 
 
+def first_difference(one: str, other: str) -> int:
+    """The index of the first character in which two texts differ; the shorter length where one begins the other."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def _different(row: int, prompt_text: str, text: str) -> UserError:
-    pairs = enumerate(zip(prompt_text, text, strict=False))
-    start = next((index for index, (a, b) in pairs if a != b), min(len(prompt_text), len(text)))
+    start = first_difference(prompt_text, text)
     begin = max(0, start - 20)
     return UserError(
         f"row {row}: the chat template writes the prompt differently once a response follows: the prompt has "

@@ -7,7 +7,6 @@ import codecs
 import csv
 import functools
 import io
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,9 @@ from rapo_jax.borders import (
 from rapo_jax.errors import UserError, nearest, shown
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+# A cell of CSV that is a number, and neither an id nor a date that looks like one: no plus, no leading zero, no more digits
+# than a float64 keeps.
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?")
 SUFFIXES = (".jsonl", ".json", ".parquet", *SEPARATORS)
 
 
@@ -107,16 +109,13 @@ def _from_csv(file: Path, separator: str) -> Iterator[dict[str, Any]]:
         raise UserError(
             f"{file} is not CSV that can be read: its first line names {twice[0]!r} twice; rename one column."
         )
-    numbers = {name for name in names if all(is_number(row[name]) for row in rows if row[name])}
+    numbers = {name for name in names if all(NUMBER.fullmatch(row[name]) for row in rows if row[name])}
+    whole = {name for name in numbers if all(row[name].lstrip("-").isdigit() for row in rows if row[name])}
     for row in rows:
-        yield {name: float(cell) if cell and name in numbers else cell or None for name, cell in row.items()}
-
-
-def is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+        yield {
+            name: None if not cell else int(cell) if name in whole else float(cell) if name in numbers else cell
+            for name, cell in row.items()
+        }
 
 
 def _read_parquet(file: Path) -> Iterator[FileRow]:

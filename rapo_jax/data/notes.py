@@ -4,16 +4,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rapo_jax.config.tree import Relabel
-from rapo_jax.data.sources import CONTEXT, UNREAD
+from rapo_jax.data.sources import CONTEXT, UNREAD, UNREAD_KEY
 
 
 def notes_on_rows(report: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences about columns that usually belong to a prompt and are not read."""
+    """Sentences about columns that usually belong to a prompt, and about keys of messages, that are not read."""
     for note, number in report.get("notes", {}).items():
         if note.startswith(UNREAD):
             column = note.removeprefix(UNREAD)
             knob = f"; {key}={column} reads it" if (key := CONTEXT[column]) else ""
             yield f"{number:,} rows hold {column!r}, which is not read{knob}"
+        if note.startswith(UNREAD_KEY):
+            yield f"{number:,} rows hold messages with {note.removeprefix(UNREAD_KEY)!r}, which is not read"
 
 
 def notes_on_goals(goals: Mapping[str, Any], relabel: Relabel) -> Iterator[str]:

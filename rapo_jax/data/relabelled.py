@@ -8,7 +8,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.data.draws import prompt_share
 from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.errors import UserError
-from rapo_jax.messages import Record
+from rapo_jax.messages import Message, Record
 from rapo_jax.relabel import (
     NO_LIMITS,
     Goal,
@@ -38,6 +38,11 @@ class Relabelled:
     @property
     def responses(self) -> tuple[str, ...]:
         return tuple(self.record.responses[i] for i in self.preference.order)
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        """The responses as turns."""
+        return tuple(self.record.answers[i] for i in self.preference.order)
 
     @property
     def more(self) -> tuple[str, ...]:

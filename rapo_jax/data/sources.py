@@ -15,9 +15,9 @@ from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.row_needs import RowNeeds, Want
 from rapo_jax.data.schemas.registry import require_schema, resolve_schema
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
-from rapo_jax.data.values import EMPTY, BadRow, finite_score, text, tools_of
+from rapo_jax.data.values import EMPTY, MORE, BadRow, finite_score, text, tools_of
 from rapo_jax.errors import UserError
-from rapo_jax.messages import Message, Record
+from rapo_jax.messages import Message, Record, more_of
 
 SHOWN = 5  # facts that a message about many rows lists
 # Columns that usually belong to the prompt, and the key that has them read; "" where none does.
@@ -30,7 +30,7 @@ CONTEXT = {
     "images": "",
     "tools": "",  # where it is a text, and no list of tools
 }
-UNREAD = "unread_column_"  # how notes about them begin
+UNREAD, UNREAD_KEY = "unread_column_", "unread_key_"  # how notes about columns and about keys of messages begin
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,17 @@ def row_reader(schema: Schema, columns: Columns, options: ReadOptions) -> Callab
         record, notes = schema.read(values, columns, options)
         record = replace(record, prompt=with_context(record.prompt, values, columns))
         tools = tools_of(values)
-        notes = (*notes, *(f"{UNREAD}{name}" for name in unread(values, columns, tools=tools)))
+        notes = (
+            *notes,
+            *(f"{UNREAD}{name}" for name in unread(values, columns, tools=tools)),
+            *(f"{UNREAD_KEY}{key}" for key in unread_keys(values, columns)),
+        )
         source = values.get(columns.source) if columns.source else ""
         source = ", ".join(map(str, source)) if isinstance(source, list) else str("" if source is None else source)
         weight = finite_score(values.get(columns.weight), columns.weight) if columns.weight else 1.0
         if weight < 0:
             raise BadRow("weight", f"{columns.weight} is {weight}, less than 0")
-        return Parsed(replace(record, source=source, weight=weight, tools=tools or ""), notes)
+        return Parsed(replace(record, source=source, weight=weight, tools=tools or record.tools), notes)
 
     return read
 
@@ -160,20 +164,27 @@ def unread(values: Mapping[str, Any], columns: Columns, *, tools: str | None) ->
     return [name for name in CONTEXT if values.get(name) not in EMPTY and name not in known]
 
 
+def unread_keys(values: Mapping[str, Any], columns: Columns) -> list[str]:
+    """Keys of the messages in columns that are read, which hold something and which no reader knows."""
+    read = {getattr(columns, field.name) for field in fields(Columns)}
+    lists = [value for name, value in values.items() if name in read and isinstance(value, list)]
+    turns = [turn for value in lists for turn in value if isinstance(turn, Mapping) and "role" in turn]
+    return sorted({key for turn in turns for key in turn if turn[key] not in EMPTY} - {"role", "content", *MORE})
+
+
 def _too_few(record: Record, want: Want) -> str | None:
     """Why a record is left out: ranked responses repeat, or there is one where two are wanted. None if it is not."""
-    responses = list(zip(record.responses, record.more or record.responses, strict=True))
-    if record.ranked and len(set(responses)) < len(responses):
+    if record.ranked and len(set(record.answers)) < len(record.answers):
         return "identical_responses"
     enough = len(record.responses) > 1 or want in ("one", "each", "any") or (want == "labelled" and record.labels)
     return None if enough else "fewer_than_two_responses"
 
 
 def merge_by_prompt(records: Sequence[Record]) -> list[Record]:
-    """Records of one response each -> one per source and prompt, in order of first occurrence, no response repeated."""
-    by_prompt: dict[tuple[Any, ...], dict[tuple[str, ...], Record]] = {}
+    """Records of one response each -> one per source, prompt and tools, in order of first occurrence, no response repeated."""
+    by_prompt: dict[tuple[Any, ...], dict[tuple[Message, ...], Record]] = {}
     for record in records:
-        by_prompt.setdefault((record.source, record.prompt), {}).setdefault(record.responses, record)
+        by_prompt.setdefault((record.source, record.prompt, record.tools), {}).setdefault(record.answers, record)
     return [_merge(list(group.values())) for group in by_prompt.values()]
 
 
@@ -183,6 +194,7 @@ def _merge(group: Sequence[Record]) -> Record:
         responses=tuple(part for record in group for part in record.responses),
         rewards=_joined([record.rewards for record in group]),
         attributes=_joined([record.attributes for record in group]),
+        more=more_of(answer for record in group for answer in record.answers),
     )
 
 

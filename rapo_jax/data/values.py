@@ -76,6 +76,10 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
 def _turn(turn: Mapping[str, Any], name: str) -> Message:
     """A message with the other keys that it holds; parts of text are joined, and a tool call needs no content."""
     more = {key: value for key in MORE if (value := _without_nulls(turn.get(key))) not in EMPTY}
+    if turn.get("function_call"):
+        raise BadRow(
+            "function_call", f"a turn in {name} has a function_call, which is not read; write it as tool_calls"
+        )
     content = turn.get("content")
     if content is None and "tool_calls" in more:
         content = ""

@@ -19,8 +19,7 @@ from rapo_jax.data.report import distributions_of, report_of
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.distributed import say
-from rapo_jax.errors import UserError
-from rapo_jax.messages import Message
+from rapo_jax.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,15 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, parquet: bool) -> 
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    # Tools are written as JSON, which is read again: their shapes differ from row to row, and a column has one type.
+    rows = [row | {"tools": json.dumps(row["tools"], ensure_ascii=False)} if "tools" in row else row for row in rows]
+    try:
+        table = pyarrow.Table.from_pylist(rows)
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"the rows do not have one type a column, as parquet needs ({first_line(error)}); give --out a name in .jsonl."
+        ) from error
+    pyarrow.parquet.write_table(table, path)
 
 
 def as_rows(relabelled: Relabelled, config: Config, *, goal_prompt: GoalPrompt) -> list[dict[str, Any]]:
@@ -110,10 +117,10 @@ def as_rows(relabelled: Relabelled, config: Config, *, goal_prompt: GoalPrompt) 
 def _bodies(relabelled: Relabelled, want: str) -> list[dict[str, Any]]:
     scored = relabelled.record.rewards is not None
     rewards = [reward if scored else None for reward in relabelled.rewards]
-    more = relabelled.more or ("",) * len(relabelled.responses)
-    answers = [[Message("assistant", *each).as_dict()] for each in zip(relabelled.responses, more, strict=True)]
+    answers = [[answer.as_dict()] for answer in relabelled.answers]
     if want in ("all", "any"):
-        return [{"responses": list(relabelled.responses), "rewards": rewards if scored else None}]
+        responses = answers if relabelled.more else list(relabelled.responses)
+        return [{"responses": responses, "rewards": rewards if scored else None}]
     if want == "labelled":
         assert relabelled.labels is not None
         triples = zip(answers, relabelled.labels, rewards, strict=True)

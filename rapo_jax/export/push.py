@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from rapo_jax.errors import UserError, masked
+from rapo_jax.errors import UserError, first_line, masked
 
 
 def require_login(repo: str) -> None:
@@ -51,10 +51,14 @@ def refusals_said(directory: Path, repo: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        said = error.server_message or str(error).splitlines()[0]
+        said = error.server_message or first_line(error)
         raise not_uploaded(directory, repo, f"the hub answered {error.response.status_code}: {said}") from error
+    except UserError:
+        raise
     except (HTTPError, OSError) as error:  # no network, HF_HUB_OFFLINE
-        raise not_uploaded(directory, repo, f"the hub cannot be reached ({str(error).splitlines()[0]})") from error
+        raise not_uploaded(directory, repo, f"the hub cannot be reached ({first_line(error)})") from error
+    except (RuntimeError, ValueError) as error:  # what the library makes of a large file that it could not upload
+        raise not_uploaded(directory, repo, first_line(error)) from error
 
 
 def not_uploaded(directory: Path, repo: str, fact: str) -> UserError:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rapo_jax.chat.bounds import bounded
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.chat.rendering import CannotRender, render
-from rapo_jax.chat.templates import tokenize
+from rapo_jax.chat.templates import first_difference, tokenize
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
@@ -50,8 +50,7 @@ def cases(goal_prompt: GoalPrompt) -> Iterator[tuple[tuple[Message, ...], float 
 
 
 def other_text(directory: Path, found: str, expected: str) -> UserError:
-    start = next((n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
-    begin = max(0, start - SHOWN // 2)
+    begin = max(0, first_difference(found, expected) - SHOWN // 2)
     return UserError(
         f"{directory}: its chat template and tokenizer, read back, write ...{found[begin : begin + SHOWN]!r} where training "
         f"had ...{expected[begin : begin + SHOWN]!r}, or cut the same text into other tokens. Nothing was exported; leave "

@@ -6,6 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rapo_jax.data.notes import notes_on_rows
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 from tests.data.reading import read_file
@@ -54,6 +55,27 @@ def test_nulls_that_a_columnar_file_adds_are_no_keys(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW]), tmp_path / "rows.parquet")
     (record,) = read_file(str(tmp_path / "rows.parquet")).records
     check(record)
+
+
+def test_rows_of_one_prompt_are_merged_with_what_their_answers_hold(tmp_path):
+    """When this fails, HelpSteer's rows with reasoning end in a traceback, or rows with other tools lose theirs in silence."""
+    ratings = dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), 3)
+
+    def row(text, *, tools=None, **more):
+        return {"prompt": "Hi", "response": [{"role": "assistant", "content": text, **more}], "tools": tools, **ratings}
+
+    rows = [row("A"), row("A", reasoning_content="Why not."), row("A"), row("B", tools=[TOOL]), row("C", tools=[TOOL])]
+    plain, with_tools = read_file(write(tmp_path / "rows.jsonl", *rows)).records
+    assert (plain.responses, plain.more) == (("A", "A"), ("", json.dumps({"reasoning_content": "Why not."})))
+    assert (with_tools.responses, with_tools.more, with_tools.tools) == (("B", "C"), None, json.dumps([TOOL]))
+
+
+def test_keys_that_nobody_reads_are_counted(tmp_path):
+    """When this fails, what a message holds besides its text is lost without a word."""
+    answer = {"role": "assistant", "content": "Four", "refusal": "No.", "audio": None}
+    found = read_file(write(tmp_path / "rows.jsonl", ROW | {"chosen": [answer]}, ROW))
+    assert found.notes == {"unread_key_refusal": 1}
+    assert list(notes_on_rows({"notes": found.notes})) == ["1 rows hold messages with 'refusal', which is not read"]
 
 
 def test_responses_that_differ_in_their_reasoning_alone_are_two(tmp_path):

@@ -282,6 +282,8 @@ def test_sharegpt_is_read_as_one_response_or_as_a_pair(tmp_path):
     row = {"conversations": SHARED[:2], "chosen": SHARED[2], "rejected": {"from": "gpt", "value": "No"}}
     pair = read_file(written(tmp_path, row | {"score_chosen": 8, "score_rejected": 2}), scores=True)
     assert [(r.prompt, r.responses, r.rewards) for r in pair.records] == [(ASKED, ("Hello", "No"), (8, 2))]
+    chosen = read_file(written(tmp_path, row), want="one")
+    assert [(r.prompt, r.responses) for r in chosen.records] == [(ASKED, ("Hello",))]
 
 
 @pytest.mark.parametrize(
@@ -301,8 +303,12 @@ def test_sharegpt_is_read_as_one_response_or_as_a_pair(tmp_path):
             "preferred_output must end with an assistant turn",
         ),
         (
-            {"input": {"messages": [], "tools": [{}]}, "preferred_output": [], "non_preferred_output": []},
-            "input.tools holds tools; they are read from a column called tools",
+            {
+                "input": {"messages": [{"role": "user", "content": "Hi"}], "tools": [5]},
+                "preferred_output": [{"role": "assistant", "content": "A"}],
+                "non_preferred_output": [{"role": "assistant", "content": "B"}],
+            },
+            "tools is [5], not a list of tools",
         ),
     ],
 )
@@ -322,6 +328,9 @@ def test_openais_preferences_are_read(tmp_path):
     }
     found = read_file(written(tmp_path, row))
     assert (found.schema, found.notes) == ("openai", {})
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    (record,) = read_file(written(tmp_path, row | {"input": {"messages": turns, "tools": tools}})).records
+    assert record.tools == json.dumps(tools)
     assert [(r.prompt, r.responses, r.rewards) for r in found.records] == [(ASKED, ("Hello", "No"), None)]
     assert read_file(written(tmp_path, row), want="one").records[0].responses == ("Hello",)
     with pytest.raises(UserError, match=r"name their columns with data.columns.score_chosen=\.\.\."):

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from rapo_jax.config.tree import Columns, Data
+from rapo_jax.data.files import read_rows
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 from tests.data.reading import read_file
@@ -305,6 +306,18 @@ def test_csv_is_read_with_numbers_as_numbers(tmp_path):
         (9.0, 2),
     )
     assert (second.prompt[0].content, second.responses, second.rewards) == ("And\nnow?", ("007", "None"), (8.5, 1))
+
+
+def test_ids_and_dates_of_a_csv_stay_as_they_are(tmp_path):
+    """When this fails, "01234" comes back as 1234, and an id of twenty digits as another id."""
+    names = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "zip", "id", "count", "day", "share")
+    cells = ("Hi", "A", "B", "9", "2.5", "01234", "12345678901234567891", "2", "2026_01", "-0.50")
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, cells])
+    (row,) = read_rows(str(tmp_path / "pairs.csv"), split="", option="data.path")
+    kept = [row.values[name] for name in names[3:]]
+    assert kept == [9, 2.5, "01234", "12345678901234567891", 2, "2026_01", -0.5]
+    assert [type(value) for value in kept] == [int, float, str, str, int, str, float]
 
 
 def test_files_in_utf16_and_of_zstd_are_read(tmp_path):

@@ -270,3 +270,22 @@ def test_pairs_whose_fine_grained_scores_disagree_can_be_dropped(config):
     assert len(read_part(config(rows), "train").records) == 10
     prepared = read_part(config(rows, data={"fine_grained_agree": True}), "train")
     assert prepared.dropped == {"fine_grained_disagree": 5}
+
+
+def test_reasoning_and_tools_of_rows_survive_in_every_format(config, tmp_path):
+    """When this fails, data that `rapo relabel` wrote trains another model than the data it was made of, or parquet ends in a
+    traceback: the tools of two rows have no common type."""
+    turn = {"role": "assistant", "content": "Four.", "reasoning_content": "2 + 2."}
+    tools = [[{"type": "function", "function": {"name": "f", "default": value}}] for value in (1, "a")]
+    rows = [
+        {"prompt": f"Q{n}?", "responses": [[turn], "Five."], "rewards": [9, 2], "tools": tools[n]} for n in range(2)
+    ]
+    _, sets = written(config(rows, objective={"name": "rrhf"}), tmp_path / "sets.jsonl")
+    assert sets[0]["responses"] == [[turn], [{"role": "assistant", "content": "Five."}]]
+    assert [row["tools"] for row in sets[::2]] == tools
+    pairs = [{"prompt": f"Q{n}?", "chosen": [turn], "rejected": "Five.", "score_chosen": 9, "score_rejected": 2,
+              "tools": tools[n]} for n in range(2)]  # fmt: skip
+    write(config(pairs), tmp_path / "pairs.parquet")
+    again = read_file(str(tmp_path / "pairs.parquet")).records
+    assert [json.loads(record.tools) for record in again[::2]] == tools
+    assert json.loads(again[0].more[0]) == {"reasoning_content": "2 + 2."}

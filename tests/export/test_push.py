@@ -7,6 +7,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import pytest
 
@@ -141,6 +142,17 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(exported, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"was not uploaded to me/model: the hub cannot be reached \("):
+        push.push(exported, "me/model", private=False)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Error while uploading 'model.safetensors'."), ValueError("")])
+def test_a_large_file_that_could_not_be_uploaded_is_one_sentence(exported, monkeypatch, error):
+    """When this fails, an hour's upload that breaks off ends in a traceback that does not say that the export is complete."""
+    monkeypatch.setattr(push.HfApi, "create_repo", Mock(side_effect=error))
+    said = str(error).rstrip(".") or "ValueError"
+    with pytest.raises(
+        UserError, match=f"is complete, but was not uploaded to me/model: {said}. To try again: hf upload"
+    ):
         push.push(exported, "me/model", private=False)
 
 

@@ -4,5 +4,6 @@ A slice runs in the suite (test_fuzz.py). By hand, with a table of what happened
 
     python -m tests.fuzz --examples 20000
 
-To add a border: one entry in BORDERS (borders.py) with a strategy of files and the function that reads them.
+To add a border: one entry in the table of its module (rows.py, models.py, records.py, configurations.py), with a strategy of files
+and the function that reads them.
 """

@@ -12,6 +12,7 @@ from rapo_jax.chat.templates import render, tokenize
 from rapo_jax.errors import UserError
 from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.generate.decode import Sampling, answer_tokens
+from rapo_jax.generate.prompts import read_prompts
 from rapo_jax.messages import Message
 from rapo_jax.opened import open_model, open_tokenizer
 from tests import tiny
@@ -119,6 +120,11 @@ def test_a_column_with_the_name_of_one_of_ours_is_kept_under_another(exported, t
             {"max_new_tokens": None},
             "column max_new_tokens holds 2.5, and must be an integer of at",
         ),
+        (
+            {"max_new_tokens": 3_000_000_000},
+            {"max_new_tokens": None},
+            r"max_new_tokens holds 3000000000, and must be an integer of at least 1 and at most 1e\+06;",
+        ),
         ({"goal": 6}, {}, "line 1: goal 6 is outside the scale of .*exported, whose goal prompt names 0 to 5; ask for"),
         ({}, {"goal": -1.0}, "--goal -1 is outside the scale of .*, whose goal prompt names 0 to 5; ask .* --any-goal"),
         ({"note": "\ud83d"}, {}, r"line 1: column note cannot be written as JSON \(half a surrogate pair\)"),
@@ -167,3 +173,30 @@ def test_times_decimals_and_bytes_of_a_parquet_file_are_written_as_text(exported
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert (row["at"], row["price"], row["picture"]) == ("2024-05-01T12:30:00", "1.50", "iVBORw==")
     assert row["nested"] == {"day": "2024-05-01", "ratio": None}
+
+
+def test_prompts_are_read_as_training_reads_them(exported, tmp_path, capsys):
+    """When this fails, a model that was trained with tools, reasoning or parts of text is asked in other words than it knows."""
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]},
+        {"role": "assistant", "content": "I add.", "reasoning_content": "Easy."},
+        {"role": "user", "content": "Well?"},
+    ]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    rows = [
+        {"prompt": turns, "tools": tools},
+        {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"},
+    ]
+    tiny.write_rows(tmp_path / "some.jsonl", rows)
+    first, second = read_prompts(str(tmp_path / "some.jsonl"))
+    assert first.messages[0] == Message("user", "2 + 2?") and first.tools == json.dumps(tools)
+    assert first.messages[1] == Message("assistant", "I add.", json.dumps({"reasoning_content": "Easy."}))
+    assert [turn.content for turn in second.messages] == ["Hi", "Hello", "Bye"]
+    assert read_prompts(str(tmp_path / "some.jsonl"), raw=True)[1].messages == (Message("user", rows[1]["prompt"]),)
+    answers(exported, tmp_path, rows[:1])
+    assert "note: 1 prompts hold 'reasoning_content', which the chat template does not write" in capsys.readouterr().out
+    tiny.write_rows(
+        tmp_path / "old.jsonl", [{"prompt": [{"role": "user", "content": "Hi", "function_call": {"name": "f"}}]}]
+    )
+    with pytest.raises(UserError, match=r"old.jsonl line 1: a turn in prompt has a function_call, which is not read"):
+        read_prompts(str(tmp_path / "old.jsonl"))

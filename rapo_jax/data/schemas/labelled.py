@@ -5,11 +5,11 @@ from typing import Any
 
 from rapo_jax.config.tree import Columns
 from rapo_jax.data.schemas.pairs import SINGLE_SCORES
-from rapo_jax.data.schemas.responses import attributes_column, more_of, prompt_and_response, prompt_column
+from rapo_jax.data.schemas.responses import attributes_column, prompt_and_response, prompt_column
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import BadRow, check_turns, finite_score, present
 from rapo_jax.errors import UserError
-from rapo_jax.messages import Record
+from rapo_jax.messages import Record, more_of
 
 RESPONSES = ("completion", "response")  # where the response is looked for
 

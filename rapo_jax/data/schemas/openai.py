@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from rapo_jax.config.tree import Columns
-from rapo_jax.data.schemas.pairs import SCORES_KNOB, read_pair, resolve_scores, sought, wants_single
+from rapo_jax.data.schemas.pairs import SCORES_KNOB, read_after, resolve_scores, sought, wants_single
 from rapo_jax.data.schemas.responses import mapping
-from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
-from rapo_jax.data.values import BadRow, list_of, present
-from rapo_jax.errors import UserError
+from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema, lacking
+from rapo_jax.data.values import BadRow, list_of, present, tools_of
 
 NEEDED = ("input", "preferred_output", "non_preferred_output")
 
@@ -20,12 +19,12 @@ NEEDED = ("input", "preferred_output", "non_preferred_output")
 def read_openai(values: Mapping[str, Any], columns: Columns, options: ReadOptions) -> Parsed:
     """The messages of the input, followed by either output."""
     given = mapping(present(values, columns.prompt), columns.prompt)
-    if given.get("tools"):
-        raise BadRow("tools", f"{columns.prompt}.tools holds tools; they are read from a column called tools")
-    turns = list_of(given, "messages")
-    names = [name for name in (columns.chosen, columns.rejected) if name]
-    whole = {name: [*turns, *list_of(values, name)] for name in names}
-    return read_pair({**values, **whole}, replace(columns, prompt=""), options)
+    answers = {name: list_of(values, name) for name in (columns.chosen, columns.rejected) if name}
+    record, notes = read_after(list_of(given, "messages"), answers, values, columns, options)
+    tools = tools_of(given)
+    if tools is None:
+        raise BadRow("tools", f"{columns.prompt}.tools is {given['tools']!r:.40}, not a list of tools")
+    return Parsed(replace(record, tools=tools), notes)
 
 
 def has_outputs(first: FirstRow) -> bool:
@@ -34,8 +33,7 @@ def has_outputs(first: FirstRow) -> bool:
 
 def resolve_openai(schema: Schema, first: FirstRow) -> Columns:
     if not first.has(*NEEDED):
-        needed = ", ".join(NEEDED)
-        raise UserError(f"{first.present}; data.schema={schema.name} needs {needed}. Its rows have {schema.meaning}.")
+        raise lacking(schema, first, ", ".join(NEEDED))
     single = wants_single(replace(first, columns=replace(first.columns, rejected=NEEDED[2])))
     scores = resolve_scores(first, 1 if single else 2) or ("", "")
     if single:

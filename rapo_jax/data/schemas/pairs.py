@@ -1,14 +1,15 @@
 """Rows of two responses, chosen and rejected, or of a single one, in columns of their own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rapo_jax.config.tree import Columns
-from rapo_jax.data.schemas.responses import attributes_column, more_of, prompt_and_response, prompt_column
+from rapo_jax.data.schemas.responses import attributes_column, prompt_and_response, prompt_column
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import BadRow, check_turns, finite_score, is_transcript, present
 from rapo_jax.errors import UserError
-from rapo_jax.messages import Record
+from rapo_jax.messages import Record, more_of
 
 # What published data sets call the scores of (chosen, rejected), in the order in which they are tried.
 SCORE_COLUMNS = (
@@ -40,6 +41,18 @@ def read_pair(values: Mapping[str, Any], columns: Columns, _: ReadOptions) -> Pa
     texts = tuple(response.content for response in responses)
     more = more_of(responses)
     return Parsed(Record(row=0, prompt=prompts[0], responses=texts, rewards=rewards, attributes=attributes, more=more))
+
+
+def read_after(
+    turns: Sequence[Any],
+    answers: Mapping[str, Sequence[Any]],
+    values: Mapping[str, Any],
+    columns: Columns,
+    options: ReadOptions,
+) -> Parsed:
+    """The pair, or the single response, of a row whose answers, by column, follow the same turns."""
+    whole = {name: [*turns, *answer] for name, answer in answers.items()}
+    return read_pair({**values, **whole}, replace(columns, prompt=""), options)
 
 
 def wants_single(first: FirstRow) -> bool:

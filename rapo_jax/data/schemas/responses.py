@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rapo_jax.data.schemas.schema import Parsed
 from rapo_jax.data.values import BadRow, check_turns, finite_score, messages, present, split
-from rapo_jax.messages import Message, Record
+from rapo_jax.messages import Message, Record, more_of
 
 Turns = tuple[Message, ...]
 
@@ -34,12 +34,6 @@ def prompt_and_response(value: Any, name: str, given: Turns | None) -> tuple[Tur
     if not response.content.strip():
         raise BadRow("empty_response", f"the response in {name} is empty")
     return prompt, response
-
-
-def more_of(responses: Iterable[Message]) -> tuple[str, ...] | None:
-    """What the responses hold besides their texts; None where none holds anything."""
-    more = tuple(response.more for response in responses)
-    return more if any(more) else None
 
 
 def mapping(value: Any, name: str) -> Mapping[str, Any]:

@@ -74,16 +74,20 @@ def usual_columns(schema: "Schema", first: FirstRow) -> Columns:
     roles = ("prompt", "chosen", "rejected", "responses", "response", "label")
     absent = [name for role in roles if (name := named[role]) and name not in first.values]
     if absent:
-        raise UserError(
-            f"{first.present}; data.schema={schema.name} needs {' and '.join(absent)}. Name them with data.columns.*. Its "
-            f"rows have {schema.meaning}."
-        )
+        raise lacking(schema, first, " and ".join(absent), knob=" Name them with data.columns.*.")
     if named["rewards"] not in first.values and "rewards" not in schema.inside:
         named["rewards"] = ""
     for role in ("score_chosen", "score_rejected"):
         if not getattr(usual, role) or named[role] not in first.values:
             named[role] = ""
     return Columns(**named)
+
+
+def lacking(schema: "Schema", first: FirstRow, needed: str, *, knob: str = "") -> UserError:
+    """The refusal of rows without the columns that are needed."""
+    return UserError(
+        f"{first.present}; data.schema={schema.name} needs {needed}.{knob} Its rows have {schema.meaning}."
+    )
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from rapo_jax.config.tree import Columns
-from rapo_jax.data.schemas.pairs import SCORES_KNOB, read_pair, resolve_scores, sought, wants_single
+from rapo_jax.data.schemas.pairs import SCORES_KNOB, read_after, read_pair, resolve_scores, sought, wants_single
 from rapo_jax.data.schemas.responses import mapping
-from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
+from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema, lacking
 from rapo_jax.data.values import BadRow, list_of, present
-from rapo_jax.errors import UserError
 
 TURNS = "conversations"
 SPEAKERS = {
@@ -26,12 +25,13 @@ SPEAKERS = {
 
 
 def read_sharegpt(values: Mapping[str, Any], columns: Columns, options: ReadOptions) -> Parsed:
-    """The last turn is the response or, where chosen and rejected are columns, they follow all turns."""
+    """The last turn is the response or, where chosen or rejected are read, they follow all turns."""
     turns = [as_turn(turn, f"{columns.prompt}[{index}]") for index, turn in enumerate(list_of(values, columns.prompt))]
-    if not columns.rejected:
+    names = [name for name in (columns.chosen, columns.rejected) if name]
+    if not names:
         return read_pair({**values, columns.prompt: turns}, replace(columns, prompt="", chosen=columns.prompt), options)
-    whole = {name: [*turns, as_turn(present(values, name), name)] for name in (columns.chosen, columns.rejected)}
-    return read_pair({**values, **whole}, replace(columns, prompt=""), options)
+    answers = {name: [as_turn(present(values, name), name)] for name in names}
+    return read_after(turns, answers, values, columns, options)
 
 
 def as_turn(turn: Any, name: str) -> dict[str, Any]:
@@ -52,11 +52,10 @@ def has_conversations(first: FirstRow) -> bool:
 def resolve_sharegpt(schema: Schema, first: FirstRow) -> Columns:
     single = wants_single(first)
     if not first.has(TURNS) or not (single or first.has("chosen", "rejected")):
-        needed = TURNS if single else f"{TURNS}, chosen and rejected"
-        raise UserError(f"{first.present}; data.schema={schema.name} needs {needed}. Its rows have {schema.meaning}.")
+        raise lacking(schema, first, TURNS if single else f"{TURNS}, chosen and rejected")
     scores = resolve_scores(first, 1 if single else 2) or ("", "")
     if single:
-        return Columns(prompt=TURNS, score_chosen=scores[0])
+        return Columns(prompt=TURNS, chosen=first.first_of(["chosen"]), score_chosen=scores[0])
     return Columns(prompt=TURNS, chosen="chosen", rejected="rejected", score_chosen=scores[0], score_rejected=scores[1])
 
 
