@@ -8,7 +8,6 @@ so no reader and no later run ever sees half a file. What the values mean is not
 import bz2
 import codecs
 import dataclasses
-import fcntl
 import gzip
 import io
 import json
@@ -16,17 +15,15 @@ import lzma
 import os
 import re
 import shutil
-import socket
-import time
 import types
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from rapo_jax.errors import UserError, nearest
+from rapo_jax.errors import UserError, first_line, nearest
 from rapo_jax.space import on_disk
 
 Typed = TypeVar("Typed")
@@ -40,7 +37,6 @@ KINDS: dict[Any, str] = {
     dict: "an object",
 }
 SPACE = re.compile(r"[ \t\r\n]*")
-IN_USE = "in_use"  # the file that names the holder of a directory
 
 
 def open_zstd(path: Path, _: str) -> BinaryIO:
@@ -86,8 +82,7 @@ def read_by_library(fact: str, *, remedy: str = "") -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(_sentence(f"{fact} ({lines[0].rstrip('.'):.300})", remedy)) from error
+        raise UserError(_sentence(f"{fact} ({first_line(error)})", remedy)) from error
 
 
 def read_text(path: Path, *, remedy: str = "") -> str:
@@ -354,42 +349,3 @@ def write_json_lines(path: Path, rows: Iterable[Any], *, encode: Callable[[Any],
     """Writes one JSON value per line, atomically; `rows` may be a generator."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(encode(row) + "\n" for row in rows)
-
-
-@contextmanager
-def claimed(directory: Path, *, said: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Keeps a directory for this process while the block runs; the system lets go of it when the process dies.
-
-    Where another process has it, waits if it can `say` so, and otherwise raises UserError, which names the holder. `said`
-    is what the user calls the directory. On a file system without locks nothing is kept.
-    """
-    path = directory / IN_USE
-    with _locked(path, said=said, say=say) as file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _locked(path: Path, *, said: str, say: Callable[[str], None] | None) -> TextIO:
-    """The file, open and locked. One that its holder removed in the meantime is left for a new one."""
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            fact = f"{said} is in use by {file.read() or 'another process'}"
-            if say is None:
-                file.close()
-                raise UserError(f"{fact}; wait for it, stop it, or choose another directory.") from None
-            say(f"{fact}; waiting for it ...")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            return file
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
-        file.close()

@@ -14,6 +14,7 @@ from jaxtyping import Array, Shaped
 
 from rapo_jax.batch import LETTERS, Batch
 from rapo_jax.errors import UserError
+from rapo_jax.peers import waiting
 
 Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] (jax declares the class as a variable)
 
@@ -147,4 +148,5 @@ def host_slice(x: Shaped[Array, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         return np.asarray(x)
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    with waiting("gathering an array"):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -31,6 +31,7 @@ INTERRUPTED = 75  # exit code: all processes were told to stop, and saved
 LOST = 76  # exit code: another process was killed or lost, or was waited for in vain
 SILENT = 10.0  # seconds without a new record, after which a failed exchange is that process's death
 PATIENCE = 1800.0  # seconds that a process waits for the others in one place
+STUCK = 6 * 3600.0  # seconds that no compilation and no save takes
 GRACE = 3.0  # seconds in which a process that was told to stop may come to the same end by itself
 CLOSING = 60.0  # the same, where it has an error of its own and closes what is open
 PLACE = "rapo_jax/peers/"  # of the records in the key-value store
@@ -42,7 +43,9 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's error about it, whi
 
 FROM_JAX = (jax.errors.JaxRuntimeError, ValueError)  # what its client raises
 
-Kind = Literal["works", "waits", "elsewhere"]  # elsewhere: in the hands of another run, for as long as that takes
+# long: compiles or saves, for which the others wait longer; elsewhere: in the hands of another run or of the hub, for as long as
+# that takes.
+Kind = Literal["works", "waits", "long", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -174,15 +177,17 @@ class Peers:
         )
 
     def give_up(self) -> None:
-        """Ends this process where it has waited too long for others that do something else."""
+        """Ends this process where it has waited too long for others that do something else, or has been in one place, with or
+        without the others, for longer than anything takes."""
         with self.changing:
             mine, waited = self.mine, time.monotonic() - self.since
         others = [seen.record for seen in list(self.seen.values())]
-        if mine.kind != "waits" or waited < PATIENCE or any(other.kind == "elsewhere" for other in others):
-            return
+        kinds = {mine.kind, *(other.kind for other in others)}
         missing = [other for other in others if other.kind != "waits"] or [o for o in others if o.at != mine.at]
-        if not missing:  # all are at work on the same, such as a long compilation
+        bound = PATIENCE if mine.kind == "waits" and missing and "long" not in kinds else STUCK
+        if waited < bound or "elsewhere" in kinds:
             return
+        missing = missing or others  # all hang in the same place
         said = "; ".join(f"{other} is {other.where.removeprefix('while ')}" for other in missing[:5])
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
         self.end(
@@ -313,7 +318,7 @@ def aborting_says(sentence: str, *, code: int) -> Iterator[None]:
 
 
 def at(place: str, kind: Kind = "works") -> None:
-    """Notes where this process is in its work. Where it waits for others, they have half an hour to come."""
+    """Notes where this process is in its work. Where it waits for others, they have half an hour to come, or STUCK."""
     if _peers is not None:
         _peers.go(place, kind)
 

@@ -26,7 +26,7 @@ from rapo_jax.generate.decode import decode_segments
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
 from rapo_jax.generate.store import Sample, SampleStore, day_of, open_store
-from rapo_jax.models.directory import model_directory
+from rapo_jax.models.directory import model_directory, model_files
 from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config
 from rapo_jax.opened import OpenedTokenizer, answer_text, load_model, open_tokenizer, require_ids_fit
 
@@ -122,7 +122,7 @@ def prepare(model_dir: str, request: Request, *, day: str) -> Job:
     directory = model_directory(model_dir, option="MODEL_DIR")
     spec = spec_from_config(read_config(directory))
     require_vocabulary(spec, path=model_dir)
-    prompts = read_prompts(request.prompts)
+    prompts = read_prompts(request.prompts, raw=request.raw)
     opened = open_tokenizer(directory, chat_template=request.chat_template, option="--chat-template", raw=request.raw)
     template = opened.tokenizer.chat_template
     assert isinstance(template, str)
@@ -191,7 +191,7 @@ def identity_of(job: Job, request: Request) -> dict[str, Any]:
     samplings = [each.sampling for each in job.asked]
     settings = {name: [getattr(each, name) for each in samplings] for name in vars(samplings[0])}
     return {
-        "MODEL_DIR": digest(*map(file_digest, weight_files(directory))),
+        "MODEL_DIR": digest(*map(file_digest, model_files(directory))),
         "--prompts": digest(
             *(tokens.tobytes() for tokens in job.tokens), str([len(each) for each in job.tokens]).encode()
         ),
@@ -201,10 +201,6 @@ def identity_of(job: Job, request: Request) -> dict[str, Any]:
         f"--{name.replace('_', '-')}": values[0] if len(set(values)) == 1 else digest(json.dumps(values).encode())
         for name, values in settings.items()
     }
-
-
-def weight_files(directory: Path) -> list[Path]:
-    return sorted(file for file in directory.iterdir() if file.name == "config.json" or file.suffix == ".safetensors")
 
 
 def file_digest(file: Path) -> bytes:

@@ -26,6 +26,7 @@ from rapo_jax.models.decoder import Cache, Decoder, ForwardOptions, abstract_dec
 from rapo_jax.models.spec import Spec
 from rapo_jax.opened import OpenedModel, require_ids_fit
 from rapo_jax.parallel import global_array, host_slice, my_rows, num_row_shards, replicated, sharding
+from rapo_jax.peers import at
 
 SEGMENT = 32  # tokens per row that are decoded before finished answers are fetched and a signal is noticed
 
@@ -145,6 +146,7 @@ def decode_segments(
     programs = Programs(spec, mesh, stops, drawing=Drawing(num_new, method_of(samplings), jnp.dtype(dtype)))
     with jax.set_mesh(mesh):
         for number, batch in enumerate(batches, 1):
+            at(f"batch {number} of {len(batches)}")
             for segment in programs.run(parameters, prompts, batch, samplings=samplings):
                 new = [(index, answer) for index, answer in segment.finished if index not in known]
                 yield replace(segment, finished=new, batch=number, num_batches=len(batches))

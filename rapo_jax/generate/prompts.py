@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
-from rapo_jax.borders import is_unicode
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.data.files import FileRow, read_rows
+from rapo_jax.data.values import BadRow, messages, text, tools_of
+from rapo_jax.distributed import say
 from rapo_jax.errors import UserError
 from rapo_jax.generate.columns import as_json
 from rapo_jax.messages import Message
@@ -22,15 +23,19 @@ PROMPT_COLUMNS = ("prompt", "messages", "instruction", "question")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row of the file, its columns as JSON, and the conversation it asks to continue."""
+    """A row of the file, its columns as JSON, the conversation it asks to continue, and its tools as a Record has them."""
 
     row: FileRow
     columns: dict[str, Any]
     messages: tuple[Message, ...]
+    tools: str = ""
 
 
-def read_prompts(path: str) -> list[Prompt]:
-    """The prompts of a file: each a text, or a list of messages that ends with a user turn."""
+def read_prompts(path: str, *, raw: bool = False) -> list[Prompt]:
+    """The prompts of a file: each a text, or a list of messages as in training data, which ends with a user or tool turn.
+
+    With `raw`, a text is one turn whatever it looks like.
+    """
     prompts = []
     for row in read_rows(path, split="train", option="--prompts"):
         column = next((name for name in PROMPT_COLUMNS if name in row.values), None)
@@ -39,27 +44,24 @@ def read_prompts(path: str) -> list[Prompt]:
                 f"{row.place} has no prompt; its columns are {', '.join(row.values)}, and a prompt must be in one of "
                 f"{', '.join(PROMPT_COLUMNS)}."
             )
-        prompts.append(Prompt(row, as_json(row), as_messages(row.values[column], row.place)))
+        try:
+            turns, tools = as_messages(row.values[column], column, raw=raw), tools_of(row.values) or ""
+        except BadRow as bad:
+            raise UserError(f"{row.place}: {bad}.") from bad
+        if not turns or turns[-1].role not in ("user", "tool"):
+            raise UserError(f"{row.place}: a prompt must end with a user turn.")
+        prompts.append(Prompt(row, as_json(row), turns, tools))
     if not prompts:
         raise UserError(f"{path} holds no prompts.")
     return prompts
 
 
-def as_messages(prompt: Any, place: str) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not all(
-        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in prompt
-    ):
-        raise UserError(
-            f"{place}: a prompt must be a text or a list of messages, each with the texts role and content."
+def as_messages(prompt: Any, column: str, *, raw: bool) -> tuple[Message, ...]:
+    if not isinstance(prompt, (str, list)):
+        raise BadRow(
+            "not_messages", "a prompt must be a text or a list of messages, each with the texts role and content"
         )
-    messages = tuple(Message(turn["role"], turn["content"]) for turn in prompt)
-    if not all(is_unicode(message.content) for message in messages):
-        raise UserError(f"{place}: the prompt holds half of a surrogate pair, which is not Unicode; correct it.")
-    if not messages or messages[-1].role != "user":
-        raise UserError(f"{place}: a prompt must end with a user turn.")
-    return messages
+    return (Message("user", text(prompt, column)),) if raw and isinstance(prompt, str) else messages(prompt, column)
 
 
 def chat_tokens(
@@ -70,16 +72,18 @@ def chat_tokens(
     A prompt longer than `max_length` tokens loses its middle. Raises UserError for one that does not fit even so.
     """
     items = [
-        Item(prompt.row.number, prompt.messages, opened.goal_prompt.sentence(goal), ())
+        Item(prompt.row.number, prompt.messages, opened.goal_prompt.sentence(goal), (), tools=prompt.tools)
         for prompt, goal in zip(prompts, goals, strict=True)
     ]
-    encoded, _ = encode_all(
+    encoded, report = encode_all(
         opened.tokenizer,
         items,
         placement=opened.goal_prompt.placement,
         max_length=max_length,
         max_prompt_length=max_length - 1,
     )
+    for key, number in report.not_written.items():
+        say(f"note: {number:,} prompts hold {key!r}, which the chat template does not write")
     unfit = [prompt.row.place for prompt, each in zip(prompts, encoded, strict=True) if each is None]
     if unfit:
         raise UserError(

@@ -4,7 +4,6 @@ The first line says what the samples belong to; every other line is one sample w
 incomplete, or whose checksum is wrong, is forgotten: its sample is drawn again. For process 0 only.
 """
 
-import fcntl
 import json
 import os
 import zlib
@@ -14,10 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from rapo_jax.borders import json_line, parse_json, shaped, whole_file
+from rapo_jax.borders import json_line, parse_json, shaped
 from rapo_jax.errors import UserError
+from rapo_jax.locks import locked
+from rapo_jax.space import on_disk
 
 KIND = "samples of rapo_jax"
+BEGIN = json_line({"kind": KIND})[:-1].encode()  # of the first line
 Key = tuple[int, int]  # (index of the prompt, number of its sample)
 
 
@@ -60,31 +62,32 @@ class SampleStore:
         samples = list(samples)
         if not samples:
             return
-        self.file.write(b"".join(line_of(sample) for sample in samples))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with on_disk(self.path, safe="The answers before are kept."):
+            self.file.write(b"".join(line_of(sample) for sample in samples))
+            self.file.flush()
+            os.fsync(self.file.fileno())
         self.known |= {sample.key: sample for sample in samples}
 
 
 @contextmanager
 def open_store(path: Path, identity: Mapping[str, Any], *, day: str = "") -> Iterator[SampleStore]:
-    """The store at `path`, made for `day` if it is absent, kept from other processes while the block runs. An empty one is removed.
+    """The store at `path`, made for `day` if it is absent, kept from other processes while the block runs.
 
-    Raises UserError where it belongs to something else, is in use, or is no store.
+    One without samples is removed. Raises UserError where it belongs to something else, is in use, or is no store.
     """
-    if not path.exists() or path.stat().st_size == 0:
-        with whole_file(path) as temporary:
-            temporary.write_text(json_line(asdict(Header(KIND, dict(identity), day=day))) + "\n", encoding="utf-8")
-    with path.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path} is in use by another process; wait for it, or choose another --out.") from error
-        except OSError:  # a file system without locks
-            pass
-        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            raise UserError(f"{path} was finished by another process in the meantime; run the same command again.")
-        refuse_other(path, read_header(path, file).identity, identity)
+    with on_disk(path):
+        file = locked(path)
+    if file is None:
+        raise UserError(f"{path} is in use by another process; wait for it, or choose another --out.")
+    with file:
+        header = read_header(path, file)
+        if header is None:
+            header = Header(KIND, dict(identity), day=day)
+            with on_disk(path):
+                file.truncate(0)
+                file.write(f"{json_line(asdict(header))}\n".encode())
+                file.flush()
+        refuse_other(path, header.identity, identity)
         store = SampleStore(path, file, {})
         read_samples(store)
         try:
@@ -96,16 +99,21 @@ def open_store(path: Path, identity: Mapping[str, Any], *, day: str = "") -> Ite
 
 def day_of(path: Path) -> str:
     """The day of the store at `path`; "" where there is none yet. Raises UserError for what is no store."""
-    if not path.exists() or path.stat().st_size == 0:
+    if not path.exists():
         return ""
     with path.open("rb") as file:
-        return read_header(path, file).day
+        header = read_header(path, file)
+    return header.day if header else ""
 
 
-def read_header(path: Path, file: BinaryIO) -> Header:
-    """The first line of a store. Raises UserError where there is none."""
-    remedy = "rapo keeps unfinished answers under this name: choose another --out, or remove this file"
+def read_header(path: Path, file: BinaryIO) -> Header | None:
+    """The first line of a store, after which `file` then is; None for one that a kill left empty or incomplete. Raises
+    UserError for what is no store."""
+    file.seek(0)
     line = file.readline()
+    if not line.endswith(b"\n") and (BEGIN.startswith(line) or line.startswith(BEGIN)):
+        return None
+    remedy = "rapo keeps unfinished answers under this name: choose another --out, or remove this file"
     try:
         header = shaped(parse_json(line, said=str(path)), Header, said=str(path))
     except UserError as error:

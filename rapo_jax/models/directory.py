@@ -63,6 +63,16 @@ def base_directory(directory: Path, *, weights: bool = False) -> Path:
     return found
 
 
+def model_files(directory: Path) -> list[Path]:
+    """The files that say what a model computes, configuration and weights; for LoRA adapters also those of their base model."""
+    directories = dict.fromkeys((Path(directory), base_directory(directory, weights=True)))
+    return [file for each in directories for file in sorted(each.iterdir()) if is_of_the_model(file)]
+
+
+def is_of_the_model(file: Path) -> bool:
+    return file.suffix == ".safetensors" or file.name in ("config.json", ADAPTER_CONFIG)
+
+
 def tokenizer_directory(directory: Path) -> Path:
     """Where the tokenizer of a model is: adapters may come without one, and then have that of their base model."""
     own = any((Path(directory) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))

@@ -25,7 +25,7 @@ from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards, to_device
 from rapo_jax.passes.column import Column
-from rapo_jax.peers import at
+from rapo_jax.peers import waiting
 from rapo_jax.train.forward import Forward, forward_of
 from rapo_jax.train.journal import PRINT_EVERY
 from rapo_jax.train.reference import frozen_copy
@@ -165,10 +165,10 @@ def run_pass(
     pending = None
     with jax.set_mesh(mesh), interruptible() as interrupted:
         for number, (rows, batch) in enumerate(zip(plan.steps, batches(0), strict=True)):
-            at(f"batch {number + 1} of {len(plan.steps)}", "waits")
-            logps_BPA = step(weights, to_device(batch, mesh, plan.shape.B))
-            if pending:
-                results.fetch(*pending)
+            with waiting(f"batch {number + 1} of {len(plan.steps)}"):
+                logps_BPA = step(weights, to_device(batch, mesh, plan.shape.B))
+                if pending:
+                    results.fetch(*pending)
             pending = rows, logps_BPA
             results.keep_up()
             stop = interrupted(number)

@@ -11,7 +11,7 @@ from rapo_jax.batching import pipeline
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import require_same
-from rapo_jax.models.directory import base_directory
+from rapo_jax.models.directory import model_files
 from rapo_jax.runs.identity import Identity
 from rapo_jax.runs.settings import dotted
 
@@ -38,13 +38,10 @@ def require_same_model(directory: Path) -> None:
     """Raises UserError on every process where two have other files of config and weights under model.path."""
     if jax.process_count() == 1:
         return
-    directories = {directory, base_directory(directory)}  # two for LoRA adapters
-    files = sorted(file for each in directories for file in each.iterdir() if is_of_the_model(file))
-    require_same({f"{file.name} of the model": digest_of(file) for file in files})
-
-
-def is_of_the_model(file: Path) -> bool:
-    return file.suffix == ".safetensors" or file.name in ("config.json", "adapter_config.json")
+    own = {True: "the model", False: "its base model"}
+    require_same(
+        {f"{file.name} of {own[file.parent == directory]}": digest_of(file) for file in model_files(directory)}
+    )
 
 
 def digest_of(file: Path) -> str:

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, num_branches
 from rapo_jax.batching.groups import what_is_scored
-from rapo_jax.borders import claimed
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError
+from rapo_jax.locks import claimed
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
 from rapo_jax.peers import at

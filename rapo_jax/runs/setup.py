@@ -17,6 +17,7 @@ from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.config.files import load_config
 from rapo_jax.config.tree import Config
+from rapo_jax.distributed import each_process
 from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters
@@ -48,9 +49,10 @@ def set_up(config: Config) -> Setup:
     model_dir = model_directory(config.model.path)
     spec = spec_of(config, model_dir)
     opened = open_for_training(model_dir, config)
-    day = pinned_day(opened.goal_prompt.chat_template)
+    own = pinned_day(opened.goal_prompt.chat_template)
+    # Of process 0: the clocks of two hosts may show two days.
+    day = each_process((recorded_day(Path(config.run_dir)) or own) if own else None)[0]
     if day and config.data.date is None:
-        day = recorded_day(Path(config.run_dir)) or day
         config = replace(config, data=replace(config.data, date=day))
         opened = open_for_training(model_dir, config)
     return Setup(

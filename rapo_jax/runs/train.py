@@ -15,12 +15,12 @@ from rapo_jax.accounting import real_work, step_flops
 from rapo_jax.batch import Batch
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
-from rapo_jax.borders import IN_USE, claimed
 from rapo_jax.chat.templates import padding_token
 from rapo_jax.checkpoint import Store
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import anywhere, is_first, say
 from rapo_jax.errors import UserError
+from rapo_jax.locks import IN_USE, claimed
 from rapo_jax.opened import require_ids_fit
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
 from rapo_jax.peers import at

@@ -20,11 +20,12 @@ from jaxtyping import Float
 
 from rapo_jax.batching.batch_plan import Group, num_branches
 from rapo_jax.batching.groups import fingerprint_of_groups
-from rapo_jax.borders import claimed, read_json_lines, read_object, write_json, write_json_lines
+from rapo_jax.borders import read_json_lines, read_object, write_json, write_json_lines
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import each_process, is_first, on_first, require_same
 from rapo_jax.errors import UserError
+from rapo_jax.locks import claimed
 from rapo_jax.messages import Record
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.files import load_parameters

@@ -155,7 +155,7 @@ def start_wandb(config: Config, run_dir: Path):
     require_wandb(config)
     import wandb  # pyright: ignore[reportMissingImports] (optional)
 
-    shown = json.loads(masked(json_text(as_dict(config))))
+    settings = json.loads(masked(json_text(as_dict(config))))
     return wandb.init(
-        project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=shown, resume="allow"
+        project=config.train.wandb_project, name=run_dir.name, dir=str(run_dir), config=settings, resume="allow"
     )

@@ -22,7 +22,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.distributed import interruptible
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.parallel import to_device
-from rapo_jax.peers import at
+from rapo_jax.peers import at, waiting
 from rapo_jax.train.journal import Journal
 from rapo_jax.train.metrics import GroupSums
 from rapo_jax.train.profile import Profile
@@ -111,7 +111,7 @@ def run_loop(
     progress = Progress(clock_step=first, skipped=skipped)
     with jax.set_mesh(run.mesh), interruptible() as interrupted, profile_of(run, first) as profile:
         for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
-            at(f"step {step}", "waits" if step > first + 1 else "works")  # compiling the first may take long
+            at(f"step {step}", "waits" if step > first + 1 else "long")  # the first is compiled
             profile.before(step, progress.pending)
             state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
             write_metrics(run, progress, journal=journal)
@@ -127,7 +127,7 @@ def run_loop(
                 if last:
                     refuse_no_update(progress.skipped, run.num_steps)
                 record = {"identity": run.identity, "config": as_dict(config), "skipped": progress.skipped}
-                at(f"the checkpoint of step {step}")
+                at(f"the checkpoint of step {step}", "long")
                 started = time.monotonic()
                 store.save(step, state, eval_loss=eval_loss, **record)
                 progress.save_seconds = time.monotonic() - started
@@ -253,9 +253,9 @@ def evaluate(run: Run, state: State, *, reference: dict, progress: Progress) -> 
     for prefix, evaluation in run.evaluations.items():
         total = None
         for batch in evaluation.batches():
-            at("an evaluation", "waits")
-            batch = to_device(batch, run.mesh, evaluation.num_rows)
-            sums = jax.device_get(evaluation.step(state.parameters, reference, batch, share_done))
+            with waiting("an evaluation"):
+                batch = to_device(batch, run.mesh, evaluation.num_rows)
+                sums = jax.device_get(evaluation.step(state.parameters, reference, batch, share_done))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         assert total is not None, "evaluation sets have groups"
         metrics |= {f"{prefix}_{name}": float(value) for name, value in means_of(total).items()}

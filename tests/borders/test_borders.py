@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from rapo_jax import borders
+from rapo_jax import borders, locks
 from rapo_jax.errors import UserError
 
 DEEP = "[" * 100_000
@@ -292,13 +292,13 @@ def test_who_needs_a_directory_that_is_in_use_is_refused_or_waits(tmp_path):
     said, entered = [], threading.Event()
 
     def wait_for_it():
-        with borders.claimed(tmp_path, said="cache=x", say=said.append):
+        with locks.claimed(tmp_path, said="cache=x", say=said.append):
             entered.set()
 
-    with borders.claimed(tmp_path, said="cache=x"):
+    with locks.claimed(tmp_path, said="cache=x"):
         holder = rf"cache=x is in use by process {os.getpid()} on \S+ since [-0-9]+ [:0-9]+"
         with pytest.raises(UserError, match=f"{holder}; wait for it, stop it, or choose another directory."):
-            borders.claimed(tmp_path, said="cache=x").__enter__()
+            locks.claimed(tmp_path, said="cache=x").__enter__()
         waiting = threading.Thread(target=wait_for_it)
         waiting.start()
         while not said:

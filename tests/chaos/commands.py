@@ -14,8 +14,8 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from tests.invariants.test_two_processes import free_port
 from tests.tiny import runs
+from tests.tiny.runs import free_port
 
 LIMIT = 600  # seconds for any command: what takes longer hangs
 # Processes wait five minutes for one that was killed before it joined; here, less than what the survivors are given.
@@ -31,7 +31,6 @@ class Command:
     name: str
     arguments: list[str]
     processes: int = 1
-    results: tuple[str, ...] = ("out.jsonl",)
 
     def into(self, out: Path) -> list[str]:
         return [argument.replace("{out}", str(out)) for argument in self.arguments]

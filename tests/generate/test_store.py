@@ -1,16 +1,19 @@
 """`rapo generate` stopped, killed, damaged: the same command goes on, and gives the answers it would have given."""
 
+import errno
 import fcntl
 import json
+import os
 import signal
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 
-from rapo_jax.errors import Interrupted
+from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.generate.progress import Progress
-from rapo_jax.generate.store import Sample, line_of, open_store, sample_of
+from rapo_jax.generate.store import Sample, day_of, line_of, open_store, sample_of
 from tests import tiny
 from tests.opened.exports import as_export
 
@@ -142,6 +145,27 @@ def test_a_file_of_the_users_is_never_taken_for_kept_answers(world, tmp_path, ca
     message = capsys.readouterr().err
     assert "answers.jsonl.partial" in message and "choose another --out, or remove this file" in message
     assert (tmp_path / "answers.jsonl.partial").read_text() == content
+
+
+@pytest.mark.parametrize("kept", [0, 1, 20, 60])
+def test_a_first_line_that_a_kill_left_incomplete_is_written_again(tmp_path, kept):
+    """When this fails, a kill in the first millisecond leaves a file that the same command refuses for ever."""
+    path = tmp_path / "a"
+    with open_store(path, {"x": 1}, day="2026-03-07") as store:
+        store.append([Sample(0, [5], "stop")])
+        line = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(line[:kept])
+    assert day_of(path) == ""
+    with open_store(path, {"x": 1}, day="2026-03-08") as store:
+        assert store.known == {} and day_of(path) == "2026-03-08"
+
+
+def test_a_disk_that_fills_up_is_one_sentence_with_the_path(tmp_path, monkeypatch):
+    """When this fails, "No space left on device" names neither the file nor whether the answers before are lost."""
+    with open_store(tmp_path / "a", {"x": 1}) as store:
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(UserError, match=r"no space left for .*/a: .* The answers before are kept\. Make space"):
+            store.append([Sample(0, [5], "stop")])
 
 
 def test_two_commands_never_write_one_file(world, stopped, capsys):

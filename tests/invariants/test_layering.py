@@ -14,7 +14,7 @@ ROOT = Path(rapo_jax.__file__).parent
 FLOORS = [
     ["errors"],
     ["peers", "space"],
-    ["borders", "intervals", "messages"],
+    ["borders", "intervals", "locks", "messages"],
     ["relabel", "objectives", "logprobs", "batch", "matrices"],
     ["config"],
     ["distributed", "parallel"],

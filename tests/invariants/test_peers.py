@@ -23,10 +23,10 @@ from rapo_jax.errors import Lost, UserError
 from rapo_jax.train import loop
 from tests.chaos.commands import Ended
 from tests.chaos.kills import fault_of
-from tests.invariants.test_two_processes import free_port
 from tests.tiny import runs
+from tests.tiny.runs import free_port
 
-# A verb of 60 steps in which the processes wait for each other, and the second does something at its fourth.
+# A verb of 60 steps in which the processes wait for each other, and the one at fault does something at step 30.
 VERB = """
 import os, signal, sys, time
 from rapo_jax import cli, distributed, peers
@@ -254,7 +254,22 @@ def test_processes_that_are_all_at_the_same_place_are_not_given_up(two, capsys):
     )
 
 
-def test_a_first_step_and_a_save_are_work_and_other_steps_wait(monkeypatch):
+@pytest.mark.parametrize("place", ["step 1", "step 2"])
+@pytest.mark.parametrize("kind", ["works", "waits", "long"])
+def test_the_longest_wait_has_a_bound_too(kind, place, two, capsys):
+    """When this fails, a pod whose processes all hang in one exchange, or of which one hangs where it may take long, burns its
+    hours until somebody looks."""
+    mine = two(other("step 1", kind="long"))
+    mine.go(place, kind)
+    mine.since -= peers.STUCK - 60
+    mine.give_up()
+    mine.since -= 60
+    with pytest.raises(Ends, match="76"):
+        mine.give_up()
+    assert f"process 0 has waited 360 minutes for the others at {place}: process 1" in capsys.readouterr().err
+
+
+def test_a_first_step_and_a_save_may_take_long_and_other_steps_wait(monkeypatch):
     """When this fails, the others of a pod give up while one compiles, or while it writes a large checkpoint."""
     places = []
     monkeypatch.setattr(loop, "at", lambda place, kind="works": places.append((place, kind)))
@@ -266,10 +281,10 @@ def test_a_first_step_and_a_save_are_work_and_other_steps_wait(monkeypatch):
     run.mesh, run.train_step = jax.make_mesh((1,), ("data",)), lambda state, *_: (state, {})
     loop.run_loop(run, SimpleNamespace(step=0), reference={}, store=Mock(), journal=Mock())  # pyright: ignore[reportArgumentType]
     assert places == [
-        ("step 1", "works"),
+        ("step 1", "long"),
         ("the batch after step 1", "works"),
         ("step 2", "waits"),
-        ("the checkpoint of step 2", "works"),
+        ("the checkpoint of step 2", "long"),
         ("the batch after step 2", "works"),
     ]
 

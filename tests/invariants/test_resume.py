@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from rapo_jax.borders import claimed
+from rapo_jax.locks import claimed
 from tests import tiny
 from tests.tiny import runs
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import time
 from contextlib import ExitStack
 
@@ -16,18 +15,12 @@ from tests.tiny.directories import write_weights
 pytestmark = pytest.mark.slow
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def in_two_processes(arguments, *, log, second=(), meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
     """Runs a verb in two processes that know each other: both exit codes, and what process 0 printed.
 
     `second` are more arguments of the second alone.
     """
-    coordinator = f"127.0.0.1:{free_port()}"
+    coordinator = f"127.0.0.1:{runs.free_port()}"
     logs = [log.with_name(f"{log.name}-{index}") for index in range(2)]
     with ExitStack() as stack:
         processes = []

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from rapo_jax.borders import claimed
+from rapo_jax.locks import claimed
 from rapo_jax.parallel import make_mesh
 from rapo_jax.passes import forward_pass
 from rapo_jax.passes.column import Column

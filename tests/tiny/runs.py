@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -153,3 +154,9 @@ def assert_same_metrics(
         for name in a.keys() - incomparable:
             scale = BETA * abs(b["logps/chosen"]) if "rewards/" in name else abs(b[name])
             assert abs(a[name] - b[name]) <= 1e-6 * max(1.0, scale), f"{name} at step {a['step']}"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
