@@ -178,7 +178,7 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
     goal.add_argument("--no-goal", action="store_true", help="ask for no score, even if the chat template would")
     goal.add_argument("--raw", action="store_true", help="continue the text as it is, without chat template or goal")
     to.add_argument("--any-goal", action="store_true", help="allow goals outside the model's scale")
-    to.add_argument("--max-new-tokens", type=within(1, kind=int), metavar="N", help="default 512")
+    to.add_argument("--max-new-tokens", type=within(1, 10**6, kind=int), metavar="N", help="default 512")
     to.add_argument(
         "--max-prompt-length",
         type=within(2, kind=int),

@@ -94,12 +94,13 @@ FEWER_ROWS = "lower rows.per_shard, rows.length or data.max_length"
 MEMORY_KNOBS = {
     "train": f"{FEWER_ROWS}, set model.remat=full, or share the model among more devices with mesh.fsdp",
     "score": f"{FEWER_ROWS}, set model.dtype=bfloat16, or share the model among more devices with mesh.fsdp",
-    "generate": "lower --batch-size, --max-prompt-length or --max-new-tokens, or give --dtype bfloat16",
+    "generate": "lower --batch-tokens or --batch-size; --dtype bfloat16 takes less, with another --out",
     "export": "share the model among more devices, or take a machine with more memory",
 }
 KEPT = {
     "train": " What run_dir holds is safe, and the same command goes on from its last checkpoint.",
-    "score": " What was computed is kept, and the same command goes on.",
+    "score": " What was computed is kept, and the command goes on unless data.max_length or model.dtype has changed.",
+    "generate": " The answers so far are kept, and the command goes on.",
 }
 
 

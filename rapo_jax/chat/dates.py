@@ -9,6 +9,7 @@ import json
 import re
 
 FUNCTION = "strftime_now"
+MARK = "\x00"
 DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXCDeFhnrRtTuV"
 PINNED = re.compile(r"\{#- the day of training: (\S+) -#\}.*?\{#- end of the day #\}\n", re.DOTALL)
 
@@ -37,10 +38,12 @@ def pin(template: str, day: str) -> str:
     noon = datetime.datetime.combine(datetime.date.fromisoformat(day), datetime.time(12))
     written = {f"%{letter}": noon.strftime(f"%{letter}") for letter in DIRECTIVES}
     written |= {f"%-{letter}": written[f"%{letter}"].lstrip("0") or "0" for letter in "dmHIMSjy"}
+    # "%%" is a percent sign, also before a letter: a mark stands for it until the letters are replaced.
+    written = {"%%": MARK} | written | {MARK: "%"}
     replaced = "".join(f" | replace({json.dumps(old)}, {json.dumps(new)})" for old, new in written.items())
     return (
         f"{{#- the day of training: {day} -#}}{{%- macro {FUNCTION}(rapo_format) -%}}"
-        f'{{{{- rapo_format{replaced} | replace("%%", "%") -}}}}'
+        f"{{{{- rapo_format{replaced} -}}}}"
         f"{{%- endmacro -%}}{{#- end of the day #}}\n{template}"
     )
 

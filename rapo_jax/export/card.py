@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from rapo_jax import __version__
 from rapo_jax.chat.goal_prompt import GoalPrompt
@@ -96,7 +96,7 @@ Trained from {base} with rapo_jax {__version__} ({step} optimizer steps). {goal_
 ```yaml
 {without_directories(config)}```
 """
-    return str(ModelCard(content))  # refuses a front matter that the hub would refuse
+    return content
 
 
 def front_matter(config: Config, kind: CardKind, *, origins: Origins) -> str:

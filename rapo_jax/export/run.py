@@ -70,9 +70,14 @@ def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Expor
     if options.adapter:
         refuse_base(setup, pushed=options.push_to_hub is not None)
     restored = store.restore({"parameters": abstract_trained(setup.spec, setup.mesh)}, step=options.step)
-    store.close()
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
+    if options.step is None and trained_config(edited, store, step=restored.step) != config:
+        raise UserError(
+            f"{run_dir}: its newest checkpoint is damaged, and that of step {restored.step} was trained with another "
+            f"configuration; export that one with --step {restored.step}."
+        )
+    store.close()
     goal_prompt = replace(setup.goal_prompt, baked=goal_to_bake(config, options))
     difference = write_checkpoint(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
     return Exported(restored.step, goal_prompt, difference, uploaded(out_dir, options))
@@ -99,9 +104,11 @@ def trained_config(edited: Config, store: Store, *, step: int | None) -> Config:
     Where model and run are now, and the mesh, come from config.yaml all the same.
     """
     recorded = store.recorded_config(step)
+    if recorded is None:
+        return edited
     # A run that is being extended has a longer one in config.yaml before its first checkpoint.
-    changed = [one for one in changes(recorded or {}, as_dict(edited), given=None) if one.key not in LENGTH]
-    if recorded is None or not changed:
+    changed = [one for one in changes(recorded, as_dict(edited), given=None) if one.key not in LENGTH]
+    if not changed:
         return edited
     said = "; ".join(map(str, changed))
     say(f"note: config.yaml is not what trained the checkpoint, which counts here: {said}")

@@ -11,7 +11,7 @@ from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
 
 HI = (Message("user", "Hi"),)
-FORMATS = ("%d %b %Y", "%B %d, %Y", "%Y-%m-%d", "%-d.%-m.%y", "%A, %j", "100%% %H:%M", "%e %p %F %T")
+FORMATS = ("%d %b %Y", "%B %d, %Y", "%Y-%m-%d", "%-d.%-m.%y", "%A, %j", "100%% %H:%M", "%%d of %d", "%e %p %F %T")
 # As in Llama 3.2 and Granite: asked for once, used in a turn; a line feed before it must not be lost.
 TEMPLATE = (
     "\n {{- bos_token }}\n{%- if strftime_now is defined %}{%- set date = strftime_now(FORMAT) %}{%- else %}"

@@ -494,7 +494,7 @@ def test_relabel_takes_overrides_after_its_options_too(world, place, capsys):
         ),
         (
             {"prompt": [{"role": "user", "content": None}]},
-            "prompts.jsonl line 1: a prompt must be a text or a list of messages, each with the texts role and content.",
+            "prompts.jsonl line 1: a content in prompt is None, not a string.",
         ),
         (
             {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
@@ -522,7 +522,8 @@ def test_generate_names_the_file_that_is_missing_or_in_the_way(world, place, ref
     ("option", "limit"),
     [
         (["--batch-size", "0"], "at least 1"),
-        (["--max-new-tokens", "0"], "at least 1"),
+        (["--max-new-tokens", "0"], "at least 1 and at most 1e+06"),
+        (["--max-new-tokens", "3000000000"], "at least 1 and at most 1e+06"),
         (["--max-prompt-length", "1"], "at least 2"),
         (["--temperature", "-1"], "at least 0"),
         (["--temperature", "inf"], "at least 0"),

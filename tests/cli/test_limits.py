@@ -26,7 +26,7 @@ from tests.tiny import RUN, rapo
     [
         (["train", "CONFIG"], "rows.per_shard, rows.length or data.max_length, set model.remat=full, or share the model among "
          "more devices with mesh.fsdp. What run_dir holds is safe, and the same command goes on from its last checkpoint."),
-        (["generate", "x", "--prompts", "x", "--out", "x"], "lower --batch-size, --max-prompt-length or --max-new-tokens"),
+        (["generate", "x", "--prompts", "x", "--out", "x"], "lower --batch-tokens or --batch-size; --dtype bfloat16 takes less, with another --out. The answers so far are kept"),
     ],
 )  # fmt: skip
 def test_too_little_memory_is_one_sentence_with_the_settings_that_need_it(
