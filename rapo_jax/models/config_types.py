@@ -104,3 +104,7 @@ def misfits(config: Mapping[str, Any]) -> list[str]:
     if heads and size and not config.get("head_dim") and size < heads:
         found.append(f"hidden_size={size} is less than num_attention_heads={heads}, so heads would have no dimension")
     return found
+
+
+def listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,11 +1,11 @@
 """Rotary position embedding (Su et al., "RoFormer", 2021). Its numbers, read from config.json, are in
-rapo_jax/models/spec.py."""
+rapo_jax/models/rope_config.py."""
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from rapo_jax.models.spec import Rope
+from rapo_jax.models.rope_config import Rope
 
 Angles = tuple[Array, Array]  # cos and sin, float32 [B, T, H / 2]
 

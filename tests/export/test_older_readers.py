@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rapo_jax.export.older_readers import model_config, older_rope, save_tokenizer, tokenizer_config
-from rapo_jax.models.spec import rope_from_config
+from rapo_jax.models.rope_config import rope_from_config
 from tests import tiny
 
 

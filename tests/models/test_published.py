@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from rapo_jax.chat.templates import load_tokenizer
 from rapo_jax.export.older_readers import save_tokenizer
 from rapo_jax.models.directory import declared_stop_tokens
-from rapo_jax.models.spec import FULL_ATTENTION, Rope, Spec, spec_from_config
+from rapo_jax.models.rope_config import Rope
+from rapo_jax.models.spec import FULL_ATTENTION, Spec, spec_from_config
 from tests.models.published import BYTE_LEVEL_TOKENIZERS, CONFIGS, GENERATION_CONFIGS
 
 LLAMA3_ROPE = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
