@@ -258,7 +258,7 @@ def _prefill(
         last_BD, cache = carry
         tokens = jax.lax.dynamic_slice_in_dim(tokens_BT, start, chunk, axis=1)
         at = _at(start + jnp.broadcast_to(jnp.arange(chunk), (B, chunk)))
-        hidden_BCD, cache = decoder.decoding(tokens, at, cache=cache, options=options)
+        hidden_BCD, cache = decoder.decoding(tokens, at, cache=cache, options=options, prompt_B=length_B)
         last_B = length_B - 1 - start
         found_BD = jnp.take_along_axis(hidden_BCD, last_B.clip(0, chunk - 1)[:, None, None], axis=1)[:, 0]
         is_here_B1 = ((last_B >= 0) & (last_B < chunk))[:, None]
@@ -297,7 +297,7 @@ def _steps(
         step = state.step
         position_B1 = (length_B + step - 1)[:, None]
         hidden_B1D, cache = decoder.decoding(
-            state.token_B[:, None], _at(position_B1), cache=state.cache, options=options
+            state.token_B[:, None], _at(position_B1), cache=state.cache, options=options, prompt_B=length_B
         )
         token_B = draw(decoder.logits(hidden_B1D)[:, 0], rows, step=step, method=drawing.method)
         stopped_B = state.stopped_B | jnp.isin(token_B, stops) | (rows.limit_B <= step + 1)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from types import NoneType
 from typing import Any
 
 from rapo_jax.errors import UserError, shown
@@ -9,7 +11,11 @@ from rapo_jax.errors import UserError, shown
 MOST = 10**8  # no dimension of a model is larger
 MOST_LAYERS = 10_000
 ROPE_KIND = ("type", "rope_type")
-ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ROPE_NUMBERS = tuple(
+    "rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings attention_factor beta_fast "
+    "beta_slow mscale mscale_all_dim partial_rotary_factor".split()
+)
+ROPE_LISTS = ("short_factor", "long_factor")
 
 
 def whole(most: int, value: Any) -> bool:
@@ -29,11 +35,15 @@ def texts(value: Any) -> bool:
 
 
 def rope(value: Any) -> bool:
-    """An object in which what is read is a number, and the kind a text."""
+    """An object in which what is read is a number, the kind a text, and `truncate` a flag."""
     if not isinstance(value, dict):
         return False
     numbers = [value[name] for name in ROPE_NUMBERS if value.get(name) is not None]
     kinds = [value[name] for name in ROPE_KIND if value.get(name) is not None]
+    lists = [value[name] for name in ROPE_LISTS if value.get(name) is not None]
+    if not all(isinstance(each, list) for each in lists) or not isinstance(value.get("truncate"), (bool, NoneType)):
+        return False
+    numbers += [number for each in lists for number in each]
     return all(map(positive, numbers)) and all(isinstance(kind, str) for kind in kinds)
 
 
@@ -60,6 +70,8 @@ OPTIONAL: dict[str, Kind] = {
     "sliding_window": SIZE,
     "max_window_layers": ("a whole number", lambda value: isinstance(value, int) and 0 <= value <= MOST),
     **dict.fromkeys(("rope_theta", "initializer_range", "query_pre_attn_scalar"), POSITIVE),
+    "partial_rotary_factor": POSITIVE,
+    "original_max_position_embeddings": SIZE,
     "rms_norm_eps": ("a number from 0 to 1", lambda value: number(value) and 0 <= value <= 1),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), POSITIVE),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), FLAG),
@@ -106,5 +118,5 @@ def misfits(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def listed(names: set[str]) -> str:
+def listed(names: AbstractSet[str]) -> str:
     return ", ".join(sorted(names)) or "none"

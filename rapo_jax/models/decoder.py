@@ -229,11 +229,19 @@ class Decoder(nnx.Module):
         return rms_norm(x_BTD, self.norm[...], self.spec)
 
     def decoding(
-        self, tokens_BT: Int[Array, "B T"], layout: Layout, *, cache: Cache, options: ForwardOptions = DEFAULT
+        self,
+        tokens_BT: Int[Array, "B T"],
+        layout: Layout,
+        *,
+        cache: Cache,
+        options: ForwardOptions = DEFAULT,
+        prompt_B: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """The plain call, for generation: these tokens also see the cached ones. Returns the cache with their keys and
-        values written at `layout.index`. Ignores `remat` and `unrolled`."""
-        shared = self.shared(layout, cache_layout(layout, cache.k.shape[2]), options)
+        values written at `layout.index`. Ignores `remat` and `unrolled`.
+
+        prompt_B: the whole prompts' lengths, where these tokens may be a part of one (for ropes that depend on it)."""
+        shared = self.shared(layout, cache_layout(layout, cache.k.shape[2]), options, prompt_B=prompt_B)
         blocks, parameters = nnx.split(self.blocks)
 
         def one(x_BTD: Array, scanned: tuple) -> tuple[Array, Cache]:
@@ -250,10 +258,12 @@ class Decoder(nnx.Module):
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(options.dtype))
         return x_BTD * jnp.asarray(self.spec.D**0.5, options.dtype) if self.spec.scaled_embeddings else x_BTD
 
-    def shared(self, layout: Layout, keys: Layout, options: ForwardOptions) -> Shared:
+    def shared(
+        self, layout: Layout, keys: Layout, options: ForwardOptions, *, prompt_B: Int[Array, " B"] | None = None
+    ) -> Shared:
         kernel = options.kernel or kernel_for(jax.default_backend())
         seen = visible(sees(layout, keys), kernel=kernel, H=self.spec.H)
-        return Shared(layout, seen, rotary_angles(layout.position, rope=self.spec.rope, H=self.spec.H))
+        return Shared(layout, seen, rotary_angles(layout, rope=self.spec.rope, H=self.spec.H, prompt_B=prompt_B))
 
     def windows(self) -> Int[Array, "L"]:
         """The layers' attention windows, int32."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rapo_jax.models.rope_config import ROPE_NAMES, RopeKind
+
 Json = Mapping[str, Any]  # a config.json, with the family's defaults filled in
 
 
@@ -43,6 +45,7 @@ class Family:
     fields: fields of `Spec` that are read from `keys`.
     slides: which layers attend within `sliding_window`, where config.json has no `layer_types`.
     window_switch: the key that must be true for any layer to have a window; "" if there is none.
+    rope_names: what the family calls the kinds of rope that it knows, and those kinds.
     tensors: parameter -> tensor name in files, where it differs from Llama's; for a layer's parameter without the
         prefix `model.layers.N.` ("mlp_norm": "pre_feedforward_layernorm.weight").
     """
@@ -57,6 +60,7 @@ class Family:
     window_switch: str = ""
     activation_key: str = "hidden_act"
     activation: str = "silu"  # where the key is absent
+    rope_names: Mapping[str, RopeKind] = field(default_factory=lambda: ROPE_NAMES)
     tensors: Mapping[str, str] = field(default_factory=dict)
 
 

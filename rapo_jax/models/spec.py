@@ -18,7 +18,7 @@ from rapo_jax.models.adapted import is_scored_adapter, read_adapter_config
 from rapo_jax.models.config_types import REQUIRED, check_types, listed
 from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.families import FAMILIES, Family
-from rapo_jax.models.rope_config import Rope, rope_from_config
+from rapo_jax.models.rope_config import Rope, require_fit, rope_from_config
 
 FULL_ATTENTION = 2**30  # a window wider than any sequence
 
@@ -174,6 +174,7 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
     config = DEFAULTS | dict(family.defaults) | dict(config)
     D, N = config["hidden_size"], config["num_attention_heads"]
     H = config.get("head_dim") or family.defaults.get("head_dim") or D // N
+    partial = "partial_rotary_factor" in family.keys
     common = Spec(
         family=family.model_type,
         V=config["vocab_size"],
@@ -184,7 +185,7 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
         H=H,
         F=config["intermediate_size"],
         norm_eps=config["rms_norm_eps"],
-        rope=rope_from_config(config),
+        rope=require_fit(rope_from_config(config, names=family.rope_names, partial=partial), H),
         windows=windows_from_config(config, family),
         tied=bool(config["tie_word_embeddings"]),
         activation=ACTIVATION_NAMES[activation_name(config, family)],

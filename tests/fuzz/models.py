@@ -45,8 +45,14 @@ def read_model_config(place: Place, content: bytes) -> object:
     return adapted_spec(spec, rank=1, alpha=None, targets=("q", "v"), rslora=False)
 
 
+ROPES = (
+    {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+)
 CONFIGS = st.one_of(
     altered([FULL | {"model_type": kind} for kind in MODEL_TYPES], keys=CONFIG_KEYS).map(as_json),
+    altered([FULL | {"rope_scaling": rope} for rope in ROPES], keys=CONFIG_KEYS).map(as_json),
     damaged(as_json(FULL)),
 )
 STOPS = altered([{"eos_token_id": [1, 2], "max_length": 20}, {"eos_token_id": 3}]).map(as_json)

@@ -92,10 +92,10 @@ def test_an_unknown_family_is_refused_with_the_known_ones(family):
     ("rope", "message"),
     [
         (
-            {"rope_type": "yarn", "factor": 4.0},
-            "rope_type='yarn' is not supported; supported: default, linear, llama3.",
+            {"rope_type": "proportional", "factor": 4.0},
+            "rope_type='proportional' is not supported; supported: default, linear, llama3, yarn, longrope, dynamic.",
         ),
-        ({"type": "dynamic", "factor": 2.0}, "rope_type='dynamic' is not supported"),
+        ({"type": "ntk", "factor": 2.0}, "rope_type='ntk' is not supported"),
         (LLAMA31_ROPE | {"beta_fast": 32}, "rope_type='llama3' has unknown keys beta_fast, lacks none."),
         ({"rope_type": "linear"}, "rope_type='linear' has unknown keys none, lacks factor."),
     ],

@@ -64,12 +64,21 @@ FAMILIES = {
     "llama3.1": LLAMA | {"rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE},
     "llama3.2-tied": LLAMA | {"rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE, "tie_word_embeddings": True},
     "llama-linear-rope": LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama-dynamic-rope": LLAMA
+    | {
+        "max_position_embeddings": 16,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+    },
     "llama-biases": LLAMA | {"attention_bias": True, "mlp_bias": True},
     "llama-wide-heads": LLAMA | {"head_dim": 16},
     "mistral-v0.1-window": MISTRAL | {"sliding_window": 8},
     "mistral-v0.3": MISTRAL | {"rope_theta": 1000000.0},
     "qwen2": QWEN2,
     "qwen2.5-tied": QWEN2 | {"tie_word_embeddings": True},
+    "qwen2.5-yarn": QWEN2
+    | {
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    },
     "qwen2-window": QWEN2 | {"use_sliding_window": True},
     "gemma2": GEMMA2,
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
