@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from rapo_jax.errors import UserError, first_line, nearest
+from rapo_jax.intervals import is_finite
 from rapo_jax.space import on_disk
 
 Typed = TypeVar("Typed")
@@ -239,13 +240,13 @@ def _as_hint(value: Any, hint: Any, *, said: str, remedy: str, path: str) -> Any
     if origin is dict and isinstance(value, dict):
         return {key: _as_hint(item, options[1], path=f"{path}.{key}", **inside) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
-        try:
+        if is_finite(value):
             return float(value)
-        except OverflowError:  # an integer beyond 1e308; refused below
-            pass
     elif type(value) is hint:
         return value
     expected = " or ".join(map(repr, options)) if origin is Literal else KINDS.get(origin or hint, str(hint))
+    if type(value) is float:
+        expected = expected.replace("a number", "a finite number")
     raise UserError(_sentence(f"{said}: {path} is {value!r:.60}, expected {expected}", remedy))
 
 

@@ -49,6 +49,7 @@ def is_finite(value: float) -> bool:
         return False
 
 
+LARGEST = 3.4028234663852886e38  # of float32, in which rewards and weights are trained with
 FINITE = Interval()
 POSITIVE = Interval(0, low_open=True)
 NOT_NEGATIVE = Interval(0)

@@ -159,6 +159,8 @@ class Scale:
     def __post_init__(self):
         if not self.high > self.low:
             raise ValueError(f"a scale of zero width, from {self.low} to {self.high}, maps all rewards to one")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(f"a scale from {self.low} to {self.high} is wider than a number goes")
 
     def __call__(self, reward: float) -> float:
         if self.clip:

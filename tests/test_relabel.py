@@ -218,6 +218,11 @@ def test_a_scale_of_zero_width_is_refused():
         Scale(low=2, high=2)
 
 
+def test_a_scale_wider_than_a_number_is_refused():
+    with pytest.raises(ValueError, match=r"a scale from -1e.308 to 1e.308 is wider than a number goes"):
+        Scale(low=-1e308, high=1e308)
+
+
 def test_the_ends_of_a_scale_can_leave_outliers_out():
     rewards = [0, 1, 2, 3, 100]
     assert fit_range(rewards, "minmax") == (0, 100)

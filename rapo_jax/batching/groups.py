@@ -12,6 +12,7 @@ from rapo_jax.chat.encoding import Encoded
 from rapo_jax.config.tree import Config
 from rapo_jax.data.relabelled import Relabelled, rewards_under_goal
 from rapo_jax.errors import UserError
+from rapo_jax.intervals import LARGEST
 from rapo_jax.messages import Message
 
 SIDE_CODE = {None: NO_SIDE, "chosen": CHOSEN_SIDE, "rejected": REJECTED_SIDE, "best": BEST_SIDE}
@@ -54,6 +55,7 @@ def as_groups(kept: Sequence[tuple[Relabelled, Encoded]], config: Config) -> lis
 
 def as_group(relabelled: Relabelled, encoded: Encoded, config: Config) -> Group:
     responses, rewards = encoded.responses, rewards_under_goal(relabelled, config)
+    _require_float32(relabelled, rewards)
     if config.objective.responses == "labelled" and len(responses) == 1:
         desirable = relabelled.labels is None or relabelled.labels[0]
         responses, rewards = (
@@ -67,6 +69,17 @@ def as_group(relabelled: Relabelled, encoded: Encoded, config: Config) -> Group:
         row=relabelled.record.row,
         weight=relabelled.weight,
     )
+
+
+def _require_float32(relabelled: Relabelled, rewards: Sequence[float]) -> None:
+    """Raises UserError for rewards or a weight that would be infinite on the device; a squared distance soon is."""
+    for what, numbers in (("rewards", rewards), ("weight", (relabelled.weight,))):
+        if any(abs(number) > LARGEST for number in numbers):
+            raise UserError(
+                f"row {relabelled.record.row}: its {what} under the goal {relabelled.preference.goal} are "
+                f"{', '.join(f'{number:g}' for number in numbers)}, beyond {LARGEST:.3g}, the largest float32; correct the "
+                "scores, or map them to the goal scale with relabel.scale.fit."
+            )
 
 
 def with_empty_responses(group: Group, width: int) -> Group:

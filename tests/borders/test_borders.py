@@ -192,6 +192,7 @@ def test_a_nested_value_takes_its_declared_types():
         ({"name": "n", "inner": {}}, "x.json lacks inner.share"),
         ({"name": "n", "inner": {"share": "1"}}, "inner.share is '1', expected a number"),
         ({"name": "n", "inner": {"share": 10**400}}, "expected a number"),
+        ({"name": "n", "inner": {"share": float("-inf")}}, "inner.share is -inf, expected a finite number"),
         ({"name": "n", "inner": {"share": 1, "kind": "x"}}, "inner.kind is 'x', expected 'linear' or 'cosine'"),
         ({"name": "n", "parts": [{"share": 1}, {"shore": 1}]}, "unknown field parts[1].shore"),
         ({"name": "n", "parts": {"share": 1}}, "parts is {'share': 1}, expected a list"),

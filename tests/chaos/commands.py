@@ -123,8 +123,8 @@ def commands_of(world: runs.World, finished: Path, exported: Path) -> list[Comma
     generate = ["generate", str(exported), "--prompts", prompts, "--out", "{out}/out.jsonl", "--max-new-tokens", "16"]
     export = ["export", str(finished), "{out}/model"]
     return [
-        *(Command("train", train, n, ("run",)) for n in (1, 2)),
-        *(Command("export", export, n, ("model",)) for n in (1, 2)),
+        *(Command("train", train, n) for n in (1, 2)),
+        *(Command("export", export, n) for n in (1, 2)),
         *(Command("score", score, n) for n in (1, 2)),
         Command("relabel", relabel),
         *(Command("generate", [*generate, "--batch-size", "4", "--temperature", "1"], n) for n in (1, 2)),

@@ -273,6 +273,14 @@ def test_an_enormous_score_is_accepted(world, place):
     assert rapo("relabel", *settings(world, "new"), "data.path=some.jsonl", "--out", "out.jsonl") == 0
 
 
+def test_a_score_that_is_infinite_on_the_device_is_refused_before_training(world, place, refused):
+    write_rows(place / "some.jsonl", with_row(score_chosen=1e20))
+    assert refused("train", *settings(world, "new"), "data.path=some.jsonl") == (
+        "row 4: its rewards under the goal 1e+20 are -0, -1e+40, beyond 3.4e+38, the largest float32; correct the scores, or "
+        "map them to the goal scale with relabel.scale.fit."
+    )
+
+
 def test_when_no_row_is_left_the_message_says_why_rows_were_dropped(world, place, refused):
     lengths = ["data.max_length=40", "data.max_prompt_length=20"]
     assert refused("train", *settings(world, "new"), *lengths) == (
