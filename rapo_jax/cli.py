@@ -143,9 +143,9 @@ def connect(options: argparse.Namespace) -> None:
     if 0 < len(missing) < len(by_hand):
         raise UserError(f"--coordinator, --num-processes and --process-id go together; add {' and '.join(missing)}.")
     if joins_others(options):
-        from rapo_jax.distributed import Pod, join, require_same
+        from rapo_jax.distributed import Pod, gpus_of, join, require_same
 
-        join(Pod(**by_hand))
+        join(Pod(**by_hand, gpus=gpus_of(os.environ)))
         require_same(
             {f"--{name}": value for name, value in vars(options).items() if name not in OWN}
             | {"the verb": options.name}

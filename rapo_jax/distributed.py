@@ -6,11 +6,12 @@ With a single process, everything here works without joining.
 import errno
 import ipaddress
 import json
+import re
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ HEARTBEAT_SECONDS = 40  # a process that is silent for so long is dead, and the 
 VERSIONS = "rapo_jax/versions/"  # in JAX's key-value store
 SHOWN = 5  # differences that a message lists
 JOIN_SECONDS = 300  # the processes of a pod start within so long
+NO_CLUSTER = (
+    "this host is no Cloud TPU, and no Slurm, Open MPI or (with the package kubernetes) Kubernetes started it. Give --coordinator, "
+    "--num-processes and --process-id, or leave --distributed out where there is one process."
+)
 NOT_ALL = "not all of its processes came. Start all of them within that time, with the same --coordinator and --num-processes."
 
 
@@ -39,6 +44,31 @@ class Pod:
     coordinator: str | None = None  # HOST:PORT of process 0
     num_processes: int | None = None
     process_id: int | None = None
+    gpus: str | None = None  # "all" that this process sees, or their numbers, such as "0,1"; None: as JAX decides
+
+
+def gpus_of(environment: Mapping[str, str]) -> str | None:
+    """The GPUs that this process takes of those that it sees, as Pod.gpus.
+
+    JAX gives a task of Slurm the one GPU with its number on the node, which wastes the others where there is one task a node,
+    and does not exist where Slurm shows each task its own.
+    """
+    if {"JAX_LOCAL_DEVICE_IDS", "OMPI_MCA_orte_hnp_uri"} & environment.keys():
+        return None
+    shown = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
+    if not shown or not {"SLURM_STEP_NODELIST", "SLURM_LOCALID"} <= environment.keys():
+        return "all"
+    # "2(x3),1": two tasks on each of the first three nodes, one on the fourth
+    runs = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in shown.split(",")]
+    tasks = [int(run[1]) for run in runs if run for _ in range(int(run[2] or 1))]
+    node, task = int(environment.get("SLURM_NODEID", 0)), int(environment["SLURM_LOCALID"])
+    here = tasks[node] if node < len(tasks) else 1
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    num_visible = len(visible.split(",")) if visible else here
+    if "SLURM_GPUS_PER_TASK" in environment or num_visible < here or here == 1:
+        return "all"
+    each = num_visible // here
+    return ",".join(str(gpu) for gpu in range(task * each, (task + 1) * each))
 
 
 def join(pod: Pod) -> None:
@@ -48,6 +78,7 @@ def join(pod: Pod) -> None:
     """
     by_hand: dict[str, Any] = {}
     deadline = time.monotonic() + JOIN_SECONDS
+    visible = {name: jax.config.read(name) for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices")}
     slow = threading.Timer(5, print, [f"joining {described(pod)}; waits up to {JOIN_SECONDS} s ..."], {"flush": True})
     slow.daemon = True
     slow.start()
@@ -59,6 +90,8 @@ def join(pod: Pod) -> None:
                 "process_id": pod.process_id,
                 "coordinator_bind_address": address_to_bind(pod),
             }
+            if pod.gpus is not None:  # nothing is left to find out, of Kubernetes or of a TPU's metadata server
+                by_hand["cluster_detection_method"] = "deactivate"
             wait_for_first(pod, deadline)
         with aborting_says(f"could not join {described(pod)} within {JOIN_SECONDS} s: {NOT_ALL}", code=LOST):
             left = max(1, round(deadline - time.monotonic()))
@@ -68,9 +101,13 @@ def join(pod: Pod) -> None:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"could not join {described(pod)}: {error}") from error
+        nothing_found = " should be defined." in str(error) and not pod.coordinator
+        raise UserError(f"could not join {described(pod)}: {NO_CLUSTER if nothing_found else error}") from error
     finally:
         slow.cancel()
+    if pod.gpus is not None:
+        for name, before in visible.items():
+            jax.config.update(name, before if pod.gpus == "all" else pod.gpus)
     if state.num_processes > 1:
         address = str(state.coordinator_address)
         watch(state.client, process=state.process_id, num_processes=state.num_processes, coordinator=address)
