@@ -58,7 +58,8 @@ them alone, in float32, as peft reads them.
 """
 GENERATE_MORE = """\
 Greedy by default. For a directory that rapo exported, --goal replaces the goal
-that its chat template asks for.
+that its chat template asks for. Of a run directory, also of a run that goes on,
+the newest checkpoint answers as its export would.
 
 Columns goal, temperature, top_p, max_new_tokens and seed of a row hold for that
 row, unless the option of that name is given. All columns of FILE are kept
@@ -161,7 +162,8 @@ def export_arguments(to: argparse.ArgumentParser) -> None:
 
 
 def generate_arguments(to: argparse.ArgumentParser) -> None:
-    to.add_argument("model_dir", metavar="MODEL_DIR", help="a Hugging Face directory or hub id")
+    to.add_argument("model_dir", metavar="MODEL_DIR", help="a Hugging Face directory, a hub id, or a run directory")
+    add_step(to)
     to.add_argument(
         "--prompts", required=True, metavar="FILE", help="rows with a prompt, as text or a list of messages"
     )
@@ -208,7 +210,13 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
 
 def score_arguments(to: argparse.ArgumentParser) -> None:
     add_config(to)
-    to.add_argument("--model", required=True, metavar="DIR", help="a reward model, or a policy trained on preferences")
+    to.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="a reward model, or a policy trained on preferences; a run directory will do",
+    )
+    add_step(to)
     to.add_argument(
         "--reference", metavar="DIR", help="model the policy was trained from (default: model.path of CONFIG)"
     )
@@ -231,6 +239,10 @@ def plan_arguments(to: argparse.ArgumentParser) -> None:
 
 def keys_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="such as train, lora.rank or objective.dpo")
+
+
+def add_step(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--step", type=int, metavar="N", help="of a run directory: which checkpoint (default: the newest)")
 
 
 def add_config(to: argparse.ArgumentParser) -> None:

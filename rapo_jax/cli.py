@@ -226,11 +226,15 @@ def generate(options: argparse.Namespace) -> int:
     """Answers a file of prompts."""
     from rapo_jax.distributed import say
     from rapo_jax.generate.answers import Request, answer_file
+    from rapo_jax.parallel import make_mesh
+    from rapo_jax.runs.trained import find_model
 
     keep_compilations()
     fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
     fields += ("temperature", "top_p", "seed", "batch_size", "batch_tokens", "dtype", "chat_template")
-    rate = answer_file(options.model_dir, Request(**{name: getattr(options, name) for name in fields}))
+    request = Request(**{name: getattr(options, name) for name in fields})
+    model = find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1))
+    rate = answer_file(model, request)
     say(f"{options.out}: {rate}")
     return 0
 
@@ -245,7 +249,7 @@ def score(options: argparse.Namespace) -> int:
     require_data(config)
     keep_compilations()
     out = Path(options.out)
-    scored = score_source(config, options.model, out, reference=options.reference)
+    scored = score_source(config, options.model, out, reference=options.reference, step=options.step)
     flat = [reward for each in scored.rewards for reward in each]
     origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
     responses, rows = (

@@ -8,10 +8,11 @@ A directory exported by rapo carries a chat template that asks for a goal by its
 """
 
 import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_
 from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError
-from rapo_jax.models.directory import declared_stop_tokens, model_directory, tokenizer_directory
+from rapo_jax.models.directory import declared_stop_tokens, model_directory, model_files, tokenizer_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
 from rapo_jax.parallel import make_mesh
@@ -64,20 +65,86 @@ class OpenedModel:
     has_own_goal_prompt: bool
 
 
+@runtime_checkable
+class ClosedModel(Protocol):
+    """A model whose tokenizer and weights can be read: a directory, or a checkpoint of a run (rapo_jax/runs/trained.py)."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        ...
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def mesh(self) -> Mesh: ...
+
+    def open_tokenizer(
+        self, *, chat_template: str | None = None, option: str = "data.chat_template", raw: bool = False
+    ) -> OpenedTokenizer:
+        """As the function `open_tokenizer`."""
+        ...
+
+    def identity(self) -> dict[str, str | int]:
+        """What its numbers belong to, by the names that a user knows."""
+        ...
+
+    def parameters(self, dtype: jnp.dtype) -> dict[str, Any]:
+        """The weights, on `mesh`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """The closed model of a directory."""
+
+    name: str
+    directory: Path
+    mesh: Mesh
+
+    @property
+    def spec(self) -> Spec:
+        return spec_from_config(read_config(self.directory))
+
+    def open_tokenizer(
+        self, *, chat_template: str | None = None, option: str = "data.chat_template", raw: bool = False
+    ) -> OpenedTokenizer:
+        return open_tokenizer(self.directory, chat_template=chat_template, option=option, raw=raw)
+
+    def identity(self) -> dict[str, str | int]:
+        """The beginning of a SHA-256 of configuration and weights."""
+        hashes = hashlib.sha256()
+        for file in model_files(self.directory):
+            with file.open("rb") as opened:
+                hashes.update(hashlib.file_digest(opened, "sha256").digest())
+        return {"MODEL_DIR": hashes.hexdigest()[:12]}
+
+    def parameters(self, dtype: jnp.dtype) -> dict[str, Any]:
+        return load_parameters(self.directory, self.spec, mesh=self.mesh, dtype=dtype)
+
+
 def open_tokenizer(
-    directory: Path, *, chat_template: str | None = None, option: str = "data.chat_template", raw: bool = False
+    directory: Path,
+    *,
+    chat_template: str | None = None,
+    option: str = "data.chat_template",
+    raw: bool = False,
+    trained_with: GoalPrompt | None = None,
 ) -> OpenedTokenizer:
     """The tokenizer of a model directory and the goal prompt that the directory records, or else the paper's.
 
     `chat_template` (a preset or a .jinja file; `option` is its name for the user) replaces the directory's own template
     and the goal baked into it. With `raw`, texts are continued as they are: no chat template is needed, and the end of
-    a turn does not stop them. Raises UserError where there is no tokenizer or no template, or rapo.json is damaged.
+    a turn does not stop them. `trained_with` is in place of what the directory records, for a run that started from it.
+    Raises UserError where there is no tokenizer or no template, or rapo.json is damaged.
     """
     directory = Path(directory)
     at = tokenizer_directory(directory)
-    own = read_goal_prompt(at)
-    # Any template will do for raw texts: none is applied.
-    tokenizer = load_tokenizer(str(at), chat_template="plain" if raw else chat_template, option=option)
+    own = trained_with or read_goal_prompt(at)
+    # Any template will do where it is replaced below, or none is applied.
+    any_will_do = raw or (trained_with is not None and chat_template is None)
+    tokenizer = load_tokenizer(str(at), chat_template="plain" if any_will_do else chat_template, option=option)
     named: dict[str, str] = own.named_templates if own else {}
     if isinstance(tokenizer.chat_template, dict):
         named = named or dict(sorted(tokenizer.chat_template.items()))  # files are listed in any order
@@ -163,12 +230,10 @@ def with_weights(
     )
 
 
-def load_model(opened: OpenedTokenizer, *, mesh: Mesh | None = None, dtype: jnp.dtype | str = "float32") -> OpenedModel:
-    """The weights of a directory whose tokenizer is open, in `dtype`, on `mesh` (default: all devices as fsdp)."""
-    spec = spec_from_config(read_config(opened.directory))
-    mesh = mesh or make_mesh(fsdp=-1)
-    parameters = load_parameters(opened.directory, spec, mesh=mesh, dtype=jnp.dtype(dtype))
-    return with_weights(opened, parameters, spec=spec, mesh=mesh, dtype=dtype)
+def load_model(model: ClosedModel, opened: OpenedTokenizer, *, dtype: jnp.dtype | str = "float32") -> OpenedModel:
+    """The weights of a model whose tokenizer is open, in `dtype`."""
+    parameters = model.parameters(jnp.dtype(dtype))
+    return with_weights(opened, parameters, spec=model.spec, mesh=model.mesh, dtype=dtype)
 
 
 def open_model(
@@ -182,7 +247,8 @@ def open_model(
 ) -> OpenedModel:
     """Opens a model directory or hub id, weights included; `option` is what the user calls `path`.
 
-    Where prompts are checked first, use `open_tokenizer` and then `load_model`: weights are slow to read.
+    On `mesh` (default: all devices as fsdp). Where prompts are checked first, use `open_tokenizer` and then `load_model`:
+    weights are slow to read.
     """
-    directory = model_directory(str(path), option=option)
-    return load_model(open_tokenizer(directory, chat_template=chat_template, raw=raw), mesh=mesh, dtype=dtype)
+    model = ModelDirectory(str(path), model_directory(str(path), option=option), mesh or make_mesh(fsdp=-1))
+    return load_model(model, model.open_tokenizer(chat_template=chat_template, raw=raw), dtype=dtype)

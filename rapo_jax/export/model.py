@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from rapo_jax import __version__
 from rapo_jax.borders import whole_directory, write_json, write_text
@@ -29,6 +28,7 @@ from rapo_jax.models.lora import with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import read_config, score_config
 from rapo_jax.runs.setup import Setup
+from rapo_jax.runs.trained import stored_dtype
 from rapo_jax.space import require_space
 
 
@@ -39,15 +39,14 @@ def write_model(
 
     Returns the largest difference of logits between `parameters` in that dtype and the directory read back.
     """
-    source = read_config(setup.model_dir)
-    dtype = jnp.dtype(source.get("dtype") or source.get("torch_dtype") or "float32")
+    dtype = stored_dtype(setup)
     if is_first():
         require_space(out_dir, sum(array.size for array in jax.tree.leaves(parameters)) * dtype.itemsize)
     with whole_directory(out_dir, writes=is_first()) as temporary:
         barrier("the directory exists")
         save_parameters(parameters, setup.spec, temporary, dtype=dtype)
         if is_first():
-            write_configs(setup, temporary, model_config(source, dtype=dtype.name))
+            write_configs(setup, temporary, model_config(read_config(setup.model_dir), dtype=dtype.name))
             kind = "reward model" if setup.spec.scored else "model"
             write_companions(setup, temporary, step=step, goal_prompt=goal_prompt, kind=kind)
         barrier("the model is written")

@@ -2,27 +2,21 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from rapo_jax.chat.goal_prompt import GoalPrompt
-from rapo_jax.checkpoint import Restored, Store
-from rapo_jax.config.files import as_dict, from_dict
+from rapo_jax.checkpoint import Restored
 from rapo_jax.config.tree import Config
-from rapo_jax.distributed import on_first, say
+from rapo_jax.distributed import on_first
 from rapo_jax.errors import UserError
 from rapo_jax.export.model import write_adapter, write_model
 from rapo_jax.export.origins import hub_name
 from rapo_jax.export.push import push, require_login
 from rapo_jax.models.directory import is_adapter
-from rapo_jax.models.lora import merged
 from rapo_jax.peers import at
-from rapo_jax.runs.identity import LENGTH, model_identity
-from rapo_jax.runs.settings import changes
-from rapo_jax.runs.setup import Setup, model_weights, open_run_dir, set_up
-from rapo_jax.train.state import abstract_trained
+from rapo_jax.runs.setup import Setup, set_up
+from rapo_jax.runs.trained import frozen_weights, open_trained, whole_weights
 
 
 @dataclass(frozen=True)
@@ -61,24 +55,14 @@ def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Expor
     """
     refuse_options(options)
     refuse_nonempty(out_dir)
-    edited = open_run_dir(run_dir)
-    store = Store(run_dir, writes=False)
-    config = trained_config(edited, store, step=options.step)
+    run = open_trained(run_dir, step=options.step)
     if options.adapter:
-        refuse_no_adapters(config)
-    setup = set_up(config)
+        refuse_no_adapters(run.config)
+    setup = set_up(run.config)
     if options.adapter:
         refuse_base(setup, pushed=options.push_to_hub is not None)
-    restored = store.restore({"parameters": abstract_trained(setup.spec, setup.mesh)}, step=options.step)
-    if restored is None:
-        raise UserError(f"{run_dir} has no checkpoint yet; train it first.")
-    if options.step is None and trained_config(edited, store, step=restored.step) != config:
-        raise UserError(
-            f"{run_dir}: its newest checkpoint is damaged, and that of step {restored.step} was trained with another "
-            f"configuration; export that one with --step {restored.step}."
-        )
-    store.close()
-    goal_prompt = replace(setup.goal_prompt, baked=goal_to_bake(config, options))
+    restored = run.restore(setup)
+    goal_prompt = replace(setup.goal_prompt, baked=goal_to_bake(run.config, options))
     difference = write_checkpoint(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
     return Exported(restored.step, goal_prompt, difference, uploaded(out_dir, options))
 
@@ -96,25 +80,6 @@ def uploaded(out_dir: Path, options: ExportOptions) -> str | None:
         return address
 
     return on_first(upload)
-
-
-def trained_config(edited: Config, store: Store, *, step: int | None) -> Config:
-    """The configuration that trained a checkpoint, which config.yaml tells only until somebody edits it.
-
-    Where model and run are now, and the mesh, come from config.yaml all the same.
-    """
-    recorded = store.recorded_config(step)
-    if recorded is None:
-        return edited
-    # A run that is being extended has a longer one in config.yaml before its first checkpoint.
-    changed = [one for one in changes(recorded, as_dict(edited), given=None) if one.key not in LENGTH]
-    if not changed:
-        return edited
-    said = "; ".join(map(str, changed))
-    say(f"note: config.yaml is not what trained the checkpoint, which counts here: {said}")
-    trained = from_dict(recorded)
-    model = replace(trained.model, path=edited.model.path)
-    return replace(trained, run_dir=edited.run_dir, mesh=edited.mesh, model=model)
 
 
 def goal_to_bake(config: Config, options: ExportOptions) -> float | None:
@@ -172,29 +137,8 @@ def write_checkpoint(
 
     Returns the largest difference of logits between what was trained and what was written.
     """
-    trained, identity = restored.state["parameters"], restored.identity
+    more = {"step": restored.step, "goal_prompt": goal_prompt}
     if adapter:
-        base = frozen_weights(setup, identity, dtype=jnp.dtype("float32"))
-        return write_adapter(setup, trained, out_dir, base=base, step=restored.step, goal_prompt=goal_prompt)
-    parameters = trained if setup.spec.lora is None else merged_weights(setup, trained, identity)
-    return write_model(setup, parameters, out_dir, step=restored.step, goal_prompt=goal_prompt)
-
-
-def merged_weights(setup: Setup, trained: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """Float32 weights with the LoRA adapters added to those that they were trained on."""
-    base = frozen_weights(setup, identity, dtype=jnp.dtype("float32"))
-    return jax.jit(lambda base, trained: merged(base, trained, setup.spec), donate_argnums=0)(base, trained)
-
-
-def frozen_weights(setup: Setup, identity: dict[str, Any], *, dtype: jnp.dtype) -> dict[str, Any]:
-    """The weights under the adapters of a checkpoint with this identity.
-
-    Raises UserError where model.path now holds other weights.
-    """
-    weights = model_weights(setup, dtype=jnp.dtype(setup.config.model.dtype))
-    if model_identity(setup, weights) != identity["model"]:
-        raise UserError(
-            f"model.path={setup.config.model.path} holds other weights than those that the adapters of {setup.run_dir} "
-            f"were trained on; put back the model that the run started from. Nothing was written."
-        )
-    return weights if dtype == setup.config.model.dtype else model_weights(setup, dtype=dtype)
+        base = frozen_weights(setup, restored.identity, dtype=jnp.dtype("float32"))
+        return write_adapter(setup, restored.state["parameters"], out_dir, base=base, **more)
+    return write_model(setup, whole_weights(setup, restored), out_dir, **more)

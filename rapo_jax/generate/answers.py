@@ -26,9 +26,8 @@ from rapo_jax.generate.decode import decode_segments
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
 from rapo_jax.generate.store import Sample, SampleStore, day_of, open_store
-from rapo_jax.models.directory import model_directory, model_files
-from rapo_jax.models.spec import read_config, require_vocabulary, spec_from_config
-from rapo_jax.opened import OpenedTokenizer, answer_text, load_model, open_tokenizer, require_ids_fit
+from rapo_jax.models.spec import require_vocabulary
+from rapo_jax.opened import ClosedModel, OpenedTokenizer, answer_text, load_model, require_ids_fit
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Job:
     `renamed` are columns of the user's that are kept under another name.
     """
 
+    model: ClosedModel
     opened: OpenedTokenizer
     prompts: list[Prompt]
     asked: list[Asked]
@@ -81,8 +81,8 @@ class Job:
     renamed: dict[str, str]
 
 
-def answer_file(model_dir: str, request: Request) -> str:
-    """Answers every prompt of a file and writes the answers to another, atomically; returns a line about the speed.
+def answer_file(model: ClosedModel, request: Request) -> str:
+    """Answers every prompt of a file with the model and writes the answers to another, atomically; returns a line about the speed.
 
     With several processes, all of them decode and the first one writes. Raises Interrupted when a signal came, with the
     answers so far in OUT.partial.
@@ -92,7 +92,7 @@ def answer_file(model_dir: str, request: Request) -> str:
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
     day = each_process(on_first(lambda: day_of(kept) or today()))[0]
     # The cheap checks come first: an unsupported model, a bad prompt. Weights are read last.
-    job = prepare(model_dir, request, day=day)
+    job = prepare(model, request, day=day)
     identity = identity_of(job, request)
     require_same(identity)
     with ExitStack() as stack:
@@ -116,24 +116,22 @@ def refuse_output(out: Path, *, goes_on: bool) -> None:
         raise UserError(f"{out} exists; nothing was written. Choose another --out.")
 
 
-def prepare(model_dir: str, request: Request, *, day: str) -> Job:
+def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
     """Reads the prompts and the model's tokenizer, whose template writes `day` for today's date. Raises UserError for
     whatever does not fit."""
-    directory = model_directory(model_dir, option="MODEL_DIR")
-    spec = spec_from_config(read_config(directory))
-    require_vocabulary(spec, path=model_dir)
+    require_vocabulary(model.spec, path=model.name)
     prompts = read_prompts(request.prompts, raw=request.raw)
-    opened = open_tokenizer(directory, chat_template=request.chat_template, option="--chat-template", raw=request.raw)
+    opened = model.open_tokenizer(chat_template=request.chat_template, option="--chat-template", raw=request.raw)
     template = opened.tokenizer.chat_template
     assert isinstance(template, str)
     if not pinned_day(template):
         opened.tokenizer.chat_template = pin(template, day)
-    asked = how_asked(opened, prompts, request, model=model_dir)
+    asked = how_asked(opened, prompts, request, model=model.name)
     tokens = encode(opened, prompts, goals=[None if each.said else each.goal for each in asked], request=request)
-    require_ids_fit(tokens, opened.tokenizer, spec, said=model_dir)
+    require_ids_fit(tokens, opened.tokenizer, model.spec, said=model.name)
     columns = [columns_of(each) for each in asked]
     renamed = renamed_columns([prompt.columns for prompt in prompts], columns, said=request.prompts)
-    return Job(opened, prompts, asked, tokens, columns, renamed)
+    return Job(model, opened, prompts, asked, tokens, columns, renamed)
 
 
 def how_asked(opened: OpenedTokenizer, prompts: Sequence[Prompt], request: Request, *, model: str) -> list[Asked]:
@@ -187,25 +185,22 @@ def identity_of(job: Job, request: Request) -> dict[str, Any]:
 
     Batches are not among it: an answer depends on them by rounding at most.
     """
-    directory = job.opened.directory
     samplings = [each.sampling for each in job.asked]
     settings = {name: [getattr(each, name) for each in samplings] for name in vars(samplings[0])}
-    return {
-        "MODEL_DIR": digest(*map(file_digest, model_files(directory))),
-        "--prompts": digest(
-            *(tokens.tobytes() for tokens in job.tokens), str([len(each) for each in job.tokens]).encode()
-        ),
-        "stop tokens": list(job.opened.stop_tokens),
-        "--dtype": request.dtype,
-    } | {
-        f"--{name.replace('_', '-')}": values[0] if len(set(values)) == 1 else digest(json.dumps(values).encode())
-        for name, values in settings.items()
-    }
-
-
-def file_digest(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
+    return (
+        job.model.identity()
+        | {
+            "--prompts": digest(
+                *(tokens.tobytes() for tokens in job.tokens), str([len(each) for each in job.tokens]).encode()
+            ),
+            "stop tokens": list(job.opened.stop_tokens),
+            "--dtype": request.dtype,
+        }
+        | {
+            f"--{name.replace('_', '-')}": values[0] if len(set(values)) == 1 else digest(json.dumps(values).encode())
+            for name, values in settings.items()
+        }
+    )
 
 
 def digest(*parts: bytes) -> str:
@@ -224,7 +219,7 @@ def announce(job: Job, kept: Path, *, num_known: int, num_damaged: int) -> None:
 
 def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[int], progress: Progress) -> None:
     """Samples what is not known and appends it to the store. Raises Interrupted."""
-    model = load_model(job.opened, dtype=request.dtype)
+    model = load_model(job.model, job.opened, dtype=request.dtype)
     segments = decode_segments(
         model.parameters,
         model.spec,

@@ -79,11 +79,15 @@ def tokenizer_directory(directory: Path) -> Path:
     return Path(directory) if own else base_directory(directory)
 
 
+def is_run_directory(directory: Path) -> bool:
+    """Whether a directory holds the checkpoints of a run and no model."""
+    is_run = (directory / "config.yaml").is_file() and (directory / "checkpoints").is_dir()
+    return is_run and not (directory / "config.json").exists()
+
+
 def refuse_other_directories(directory: Path, *, said: str) -> None:
     """Raises UserError for a run directory, with the way to a model."""
-    if (directory / "config.json").exists():
-        return
-    if (directory / "config.yaml").is_file() and (directory / "checkpoints").is_dir():
+    if is_run_directory(directory):
         raise UserError(
             f"{said} is a run directory; export it first: rapo export {directory} OUT_DIR, and give OUT_DIR."
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +15,7 @@ from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Record
-from rapo_jax.models.spec import read_config, spec_from_config
-from rapo_jax.opened import open_tokenizer, require_ids_fit
+from rapo_jax.opened import ClosedModel, require_ids_fit
 
 Encode = Callable[[list[Item]], list[Encoded | None]]
 
@@ -36,13 +34,13 @@ def read_all(config: Config) -> list[Record]:
     return read_source(plain, source, RowNeeds("each")).records
 
 
-def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -> list[Group]:
-    """The records as groups of equally many responses.
+def groups_to_score(records: list[Record], config: Config, model: ClosedModel) -> list[Group]:
+    """The records as groups of equally many responses, in the tokens of `model`.
 
     Raises UserError for rows that do not fit data.max_length, and for token ids beyond the vocabulary.
     """
     data = config.data
-    opened = open_tokenizer(tokenizer_of, chat_template=data.chat_template)
+    opened = model.open_tokenizer(chat_template=data.chat_template)
     tokenizer = opened.tokenizer
     if data.date:
         tokenizer.chat_template = pin(opened.goal_prompt.chat_template, data.date)
@@ -76,7 +74,7 @@ def groups_to_score(records: list[Record], config: Config, tokenizer_of: Path) -
             "tokens only."
         )
     texts = (tokens for each in fitting for tokens in (each.prompt, *each.responses))
-    require_ids_fit(texts, tokenizer, spec_from_config(read_config(tokenizer_of)), said=tokenizer_of)
+    require_ids_fit(texts, tokenizer, model.spec, said=model.name)
     width = max(len(record.responses) for record in records)
     return [
         with_empty_responses(Group(each.prompt, each.responses, (NAN,) * len(each.responses), 0, record.row), width)

@@ -7,6 +7,7 @@ reward-augmented (Zhang et al., 2024, section 6.2: a second round). The model is
 Partial results are kept beside the output until all are complete, so that an interrupted pass can resume.
 """
 
+import functools
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from rapo_jax.batching.batch_plan import Group, num_branches
@@ -27,14 +29,13 @@ from rapo_jax.distributed import each_process, is_first, on_first, require_same
 from rapo_jax.errors import UserError
 from rapo_jax.locks import claimed
 from rapo_jax.messages import Record
-from rapo_jax.models.directory import model_directory
-from rapo_jax.models.files import load_parameters
-from rapo_jax.models.spec import Spec, read_config, require_vocabulary, spec_from_config
-from rapo_jax.opened import open_tokenizer
+from rapo_jax.models.spec import require_vocabulary
+from rapo_jax.opened import ClosedModel, ModelDirectory
 from rapo_jax.parallel import make_mesh
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
 from rapo_jax.runs.agreement import require_same_configuration, require_same_model
+from rapo_jax.runs.trained import RunModel, find_model
 from rapo_jax.score.groups import groups_to_score, read_all
 
 
@@ -50,19 +51,39 @@ class SourceScores:
 class Scorer:
     """A reward model, or a policy with the reference that it was trained from and the beta of its implicit rewards."""
 
-    policy: Path
-    origin: dict[str, str | float]
-    reference: Path | None = None
+    policy: ClosedModel
+    reference: ClosedModel | None = None
     beta: float = 1.0
 
     @property
-    def tokenizer_of(self) -> Path:
-        """The directory whose tokenizer renders the rows."""
+    def tokenizer_of(self) -> ClosedModel:
+        """The model whose tokenizer renders the rows."""
         return self.reference or self.policy
 
+    @functools.cached_property
+    def origin(self) -> dict[str, str | float]:
+        """Where the scores come from. A run is named with the step of its checkpoint, which is read first."""
+        if self.reference is None:
+            return {"kind": "reward_model"} | named("model", self.policy)
+        return {
+            "kind": "implicit_reward",
+            **named("model", self.policy),
+            **named("reference", self.reference),
+            "beta": self.beta,
+        }
 
-def score_source(config: Config, model: str, out: Path, *, reference: str | None) -> SourceScores:
-    """Scores data.path with the model (a directory or hub id) and writes `out` and, beside it, where the scores come from.
+
+def named(role: str, model: ClosedModel) -> dict[str, str | float]:
+    """A model's name and, of a run, its step."""
+    step = {f"{role}_step": model.step_and_digest[0]} if isinstance(model, RunModel) else {}
+    return {role: model.name, **step}
+
+
+def score_source(
+    config: Config, model: str, out: Path, *, reference: str | None, step: int | None = None
+) -> SourceScores:
+    """Scores data.path with the model (a directory, hub id or run directory) and writes `out` and, beside it, where the
+    scores come from. `step` is that of a run's checkpoint; None takes the newest.
 
     A reward model (a classifier of one label) gives its scores; a language model its implicit rewards against `reference`
     (default: model.path), with beta = objective.beta. Raises Interrupted, and UserError for models that do not belong
@@ -71,7 +92,7 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
     require_same_configuration(config)
     kept = out.with_name(out.name + ".unfinished")
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
-    scorer = open_scorer(config, model, reference=reference)
+    scorer = open_scorer(config, model, reference=reference, step=step)
     records = read_all(config)
     if each_process(on_first(lambda: is_finished(out, kept, scorer, records)))[0]:
         rewards = [tuple(map(float, line["rewards"])) for _, line in read_json_lines(out)] if is_first() else []
@@ -79,9 +100,9 @@ def score_source(config: Config, model: str, out: Path, *, reference: str | None
         return SourceScores(rewards, scorer.origin)
     groups = groups_to_score(records, config, scorer.tokenizer_of)
     require_same({"the rows to score, in tokens": fingerprint_of_groups(groups)[:12]})
-    for directory in (scorer.policy, scorer.reference):
-        if directory is not None:
-            require_same_model(directory)
+    for closed in (scorer.policy, scorer.reference):
+        if isinstance(closed, ModelDirectory):  # the checkpoint of a run is read by all processes together
+            require_same_model(closed.directory)
     with ExitStack() as stack:
         on_first(lambda: stack.enter_context(kept_for_us(kept)))
         rewards_GC = one_pass("policy", scorer.policy, groups=groups, kept=kept, config=config)[:, 1:]
@@ -141,60 +162,62 @@ def is_finished(out: Path, kept: Path, scorer: Scorer, records: list[Record]) ->
     return True
 
 
-def open_scorer(config: Config, model: str, *, reference: str | None) -> Scorer:
+def open_scorer(config: Config, model: str, *, reference: str | None, step: int | None = None) -> Scorer:
     """Finds the models and checks that they belong together. Raises UserError where they do not."""
-    policy = model_directory(model, option="--model")
-    spec = spec_from_config(read_config(policy))
-    if spec.scored:
+
+    def mesh() -> Mesh:
+        return make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+
+    policy = find_model(model, option="--model", step=step, mesh=mesh)
+    if policy.spec.scored:
         if reference:
             raise UserError(
                 f"--model={model} is a reward model, whose scores need no reference; leave out --reference."
             )
-        return Scorer(policy, origin={"kind": "reward_model", "model": model})
-    named = reference or config.model.path
-    against = model_directory(named, option="--reference")
-    refuse_strangers(policy, against, spec)
+        return Scorer(policy)
+    against = find_model(reference or config.model.path, option="--reference", mesh=mesh)
+    refuse_strangers(policy, against)
     beta = config.objective.options.get("beta")
     if beta is None:
         raise UserError(
             f"objective.name={config.objective.name} has no beta, by which implicit rewards are multiplied."
         )
-    origin = {"kind": "implicit_reward", "model": model, "reference": named, "beta": beta}
-    return Scorer(policy, origin, reference=against, beta=beta)
+    return Scorer(policy, against, beta)
 
 
-def refuse_strangers(policy: Path, reference: Path, spec: Spec) -> None:
-    """Raises UserError unless the two directories hold language models of one shape and one vocabulary."""
-    other = spec_from_config(read_config(reference))
-    require_vocabulary(other, path=f"the reference {reference}")
+def refuse_strangers(policy: ClosedModel, reference: ClosedModel) -> None:
+    """Raises UserError unless both are language models of one shape and one vocabulary."""
+    spec, other = policy.spec, reference.spec
+    require_vocabulary(other, path=f"the reference {reference.name}")
     differs = [f"{name} {getattr(spec, name)} and {getattr(other, name)}" for name in "VDLNKHF"
                if getattr(spec, name) != getattr(other, name)]  # fmt: skip
     if spec.family != other.family:
         differs.insert(0, f"{spec.family} and {other.family}")
     if not differs:
-        vocabularies = [open_tokenizer(d, raw=True).tokenizer.get_vocab() for d in (policy, reference)]
+        vocabularies = [model.open_tokenizer(raw=True).tokenizer.get_vocab() for model in (policy, reference)]
         differs = ["another vocabulary"] if vocabularies[0] != vocabularies[1] else []
     if differs:
         raise UserError(
-            f"{policy} was not trained from {reference} ({'; '.join(differs)}): an implicit reward compares a policy with "
+            f"{policy.name} was not trained from {reference.name} ({'; '.join(differs)}): an implicit reward compares a policy with "
             f"the model that it started from. Name that one with --reference, or with model.path."
         )
 
 
 def one_pass(
-    name: str, directory: Path, *, groups: list[Group], kept: Path, config: Config
+    name: str, model: ClosedModel, *, groups: list[Group], kept: Path, config: Config
 ) -> Float[np.ndarray, "G A"]:
     """The score (or summed log-probability) of every branch by one model. Raises Interrupted."""
-    spec = spec_from_config(read_config(directory))
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    spec, mesh = model.spec, model.mesh
     # Before the weights are read: raises for an attention kernel that does not exist or does not run here.
     options = pass_options(config, spec, mesh, scored="last" if spec.scored else "responses")
-    parameters = load_parameters(directory, spec, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
-    identity = {
+    parameters = model.parameters(jnp.dtype(config.model.dtype))
+    identity: dict[str, Any] = {
         "weights": fingerprint(parameters),
         "tokens": fingerprint_of_groups(groups),
         "dtype": config.model.dtype,
     }
+    if isinstance(model, RunModel):
+        identity["--step"] = model.step_and_digest[0]
     column = on_first(lambda: open_column(kept, name, groups=groups, identity=identity))
     return fill(
         Weights(spec, parameters, mesh),
@@ -214,6 +237,9 @@ def open_column(kept: Path, name: str, *, groups: list[Group], identity: dict[st
         column.open()
     except Mismatch as other:
         changed = [key for key in other.now if other.before.get(key) != other.now[key]]
+        changed = [
+            f"--step ({other.before.get(key)}, now {other.now[key]})" if key == "--step" else key for key in changed
+        ]
         raise UserError(
             f"{kept} holds scores of something else; changed: {'; '.join(changed)}. "
             f"Choose another --out, or remove this directory. Nothing was overwritten."

@@ -16,7 +16,7 @@ from rapo_jax.generate.prompts import read_prompts
 from rapo_jax.messages import Message
 from rapo_jax.opened import open_model, open_tokenizer
 from tests import tiny
-from tests.opened.exports import as_export
+from tests.opened.exports import as_export, closed
 
 PROMPTS = ["Hi", "What is one plus one?", "Why?"]
 
@@ -32,7 +32,7 @@ def answers(exported, tmp_path, rows=None, **options):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
     options = {"max_new_tokens": 6} | options
-    answer_file(str(exported), Request(str(tmp_path / "prompts.jsonl"), str(out), **options))
+    answer_file(closed(exported), Request(str(tmp_path / "prompts.jsonl"), str(out), **options))
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -167,9 +167,8 @@ def test_times_decimals_and_bytes_of_a_parquet_file_are_written_as_text(exported
         "nested": [{"day": datetime.date(2024, 5, 1), "ratio": float("nan")}],
     }
     parquet.write_table(Table.from_pydict(columns), tmp_path / "prompts.parquet")
-    answer_file(
-        str(exported), Request(str(tmp_path / "prompts.parquet"), str(tmp_path / "out.jsonl"), max_new_tokens=2)
-    )
+    request = Request(str(tmp_path / "prompts.parquet"), str(tmp_path / "out.jsonl"), max_new_tokens=2)
+    answer_file(closed(exported), request)
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert (row["at"], row["price"], row["picture"]) == ("2024-05-01T12:30:00", "1.50", "iVBORw==")
     assert row["nested"] == {"day": "2024-05-01", "ratio": None}

@@ -15,7 +15,7 @@ from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.store import Sample, day_of, line_of, open_store, sample_of
 from tests import tiny
-from tests.opened.exports import as_export
+from tests.opened.exports import as_export, closed
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 NUM_PROMPTS = 20  # three batches: the tests have eight devices, so a batch of eight rows
@@ -112,7 +112,7 @@ def test_a_template_with_todays_date_goes_on_with_the_day_on_which_it_began(tmp_
         monkeypatch.setattr("rapo_jax.generate.answers.today", lambda day=day: day)
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr("pathlib.Path.unlink", lambda path, **_: None)  # as if it held answers
-            answer_file(str(model), request)
+            answer_file(closed(model), request)
     assert '"day": "2026-11-27"' in kept.read_text()
     assert "27 Nov 2026" in prompts[0] and prompts[1] == prompts[0]
 

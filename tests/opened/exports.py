@@ -8,6 +8,8 @@ from transformers import AutoTokenizer
 
 from rapo_jax.chat.baking import baked_templates
 from rapo_jax.chat.goal_prompt import SIDECAR, GoalPrompt
+from rapo_jax.opened import ModelDirectory
+from rapo_jax.parallel import make_mesh
 from tests import tiny
 
 OWN = GoalPrompt("paper", 5.0, "system", 5.0, tiny.CHAT_TEMPLATE, goal_min=0.0)
@@ -22,3 +24,8 @@ def as_export(model: Path, directory: Path, goal_prompt: GoalPrompt = OWN) -> Pa
     sidecar = {"rapo_jax": "0.1.0", "step": 8, "goal_prompt": vars(goal_prompt)}
     (directory / SIDECAR).write_text(json.dumps(sidecar))
     return directory
+
+
+def closed(directory: Path) -> ModelDirectory:
+    """A directory as a model that can be opened, on all devices."""
+    return ModelDirectory(str(directory), directory, make_mesh(fsdp=-1))

@@ -13,7 +13,7 @@ from rapo_jax.chat.templates import render
 from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
-from rapo_jax.opened import load_model, open_for_training, open_model, open_tokenizer, with_weights
+from rapo_jax.opened import open_for_training, open_model, open_tokenizer, with_weights
 from tests import tiny
 from tests.opened.exports import OWN, as_export
 
@@ -138,7 +138,7 @@ def test_a_goal_prompt_says_goals_sources_attributes_and_directions(options, goa
 
 
 def test_weights_in_memory_are_opened_without_files(model):
-    opened = load_model(open_tokenizer(model))
+    opened = open_model(model)
     again = with_weights(open_tokenizer(model), opened.parameters, spec=opened.spec, mesh=opened.mesh)
     assert again.parameters is opened.parameters
     assert (again.stop_tokens, again.goal_prompt) == (opened.stop_tokens, opened.goal_prompt)
