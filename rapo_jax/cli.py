@@ -15,8 +15,9 @@ from pathlib import Path
 
 from rapo_jax.arguments import parse
 from rapo_jax.errors import Interrupted, Lost, UserError, masked
+from rapo_jax.interruption import NOTHING_SAVED, STOPPED, was_interrupted, work_begins, work_has_ended
 
-DONE, USER_ERROR, CRASHED, INTERRUPTED, LOST, STOPPED = 0, 2, 13, 75, 76, 130
+DONE, USER_ERROR, CRASHED, INTERRUPTED, LOST = 0, 2, 13, 75, 76
 # Errors of the file system about a path that the user chose: no permission, not a directory, read-only, full.
 REFUSED = (
     errno.EACCES,
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     code = exit_code_of(options)
+    work_has_ended()
     sys.stdout.flush()
     if joins_others(options):
         from rapo_jax.peers import leave
@@ -57,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def exit_code_of(options: argparse.Namespace) -> int:
     """Runs a verb; prints what went wrong, if anything did."""
+    if joins_others(options):
+        work_begins()  # the others have to be told
     try:
         quiet()
         with telling(options):
@@ -74,11 +78,12 @@ def exit_code_of(options: argparse.Namespace) -> int:
         print(masked(f"rapo {options.name}: {error}"), file=sys.stderr)
         return LOST
     except KeyboardInterrupt:  # long work that saves raises Interrupted instead
-        print(f"rapo {options.name}: interrupted; nothing more was saved. Run the same command again.", file=sys.stderr)
-        return STOPPED
+        return stopped(options)
     except BrokenPipeError:
         return DONE
     except Exception as error:
+        if was_interrupted():
+            return stopped(options)
         if getattr(error, "errno", None) in REFUSED:
             print(masked(f"rapo {options.name}: cannot write or read there: {error}"), file=sys.stderr)
             return USER_ERROR
@@ -87,6 +92,13 @@ def exit_code_of(options: argparse.Namespace) -> int:
             return USER_ERROR
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return CRASHED
+
+
+def stopped(options: argparse.Namespace) -> int:
+    """Says that the work was interrupted with nothing to save."""
+    work_has_ended()
+    print(f"rapo {options.name}: {NOTHING_SAVED}", file=sys.stderr)
+    return STOPPED
 
 
 # What asks for memory, by verb, and what is not lost when there is too little.
@@ -170,6 +182,7 @@ def relabel(options: argparse.Namespace) -> int:
     from rapo_jax.export.preferences import write_preferences
     from rapo_jax.opened import goal_prompt_for_relabelling
 
+    work_begins()
     config = load_config(options.config, options.overrides)
     require_data(config)
     if config.relabel.placement == "auto":
@@ -188,6 +201,7 @@ def train(options: argparse.Namespace) -> int:
     require(config, "run_dir", "model.path")
     require_data(config)
     keep_compilations()
+    work_begins()
     train_or_resume(config)
     return 0
 
@@ -210,6 +224,7 @@ def export(options: argparse.Namespace) -> int:
     from rapo_jax.distributed import say
     from rapo_jax.export.run import ExportOptions, export_run
 
+    work_begins()
     fields = ("step", "adapter", "goal", "bake", "push_to_hub", "private")
     chosen = ExportOptions(**{name: getattr(options, name) for name in fields})
     done = export_run(Path(options.run_dir), Path(options.out_dir), options=chosen)
@@ -230,6 +245,7 @@ def generate(options: argparse.Namespace) -> int:
     from rapo_jax.runs.trained import find_model
 
     keep_compilations()
+    work_begins()
     fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
     fields += ("temperature", "top_p", "seed", "batch_size", "batch_tokens", "dtype", "chat_template")
     request = Request(**{name: getattr(options, name) for name in fields})
@@ -248,6 +264,7 @@ def score(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     require_data(config)
     keep_compilations()
+    work_begins()
     out = Path(options.out)
     scored = score_source(config, options.model, out, reference=options.reference, step=options.step)
     flat = [reward for each in scored.rewards for reward in each]

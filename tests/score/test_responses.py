@@ -411,7 +411,7 @@ def test_a_command_that_was_killed_after_writing_its_scores_ends_at_once(world, 
     of the documents: the quantiles of implicit rewards, whose extremes are outliers."""
     out = finished_but_kept(world, tmp_path, rewards=[0.5, -1.0])
     before = out.read_bytes()
-    monkeypatch.delattr(scoring, "load_parameters")
+    monkeypatch.delattr("rapo_jax.opened.load_parameters")
     assert score(world, out) == DONE
     assert out.read_bytes() == before and not Path(f"{out}.unfinished").exists()
     said = capsys.readouterr().out

@@ -44,8 +44,8 @@ class Finder(PathFinder):
         return None if name == "torch" else PathFinder.find_spec(name, *more)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
-from rapo_jax.cli import main
-main()
+from rapo_jax.__main__ import start
+start()
 """
 
 
