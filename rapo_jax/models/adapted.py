@@ -4,6 +4,7 @@ W + scale * B A is formed in float32, slice by slice, in the layout of the files
 Adapters that are trained are in lora.py; the format of the files is described in peft.py.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}  # NumPy's name -> safetensors'
-READ = frozenset("peft_type base_model_name_or_path revision r lora_alpha use_rslora task_type".split())
+READ = frozenset("peft_type base_model_name_or_path revision r lora_alpha alpha_pattern use_rslora task_type".split())
 # What a file of tensors says by itself, and what has no effect once adapters are trained.
 INERT = frozenset(
     "auto_mapping corda_config ensure_weight_tying eva_config exclude_modules inference_mode init_lora_weights "
@@ -115,15 +116,30 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and CHANGES_BASE.fullmatch(start.lower()):
         problems.append(f"init_lora_weights={start!r}, which changes the base model")
-    alpha = config.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not alpha > 0:
-        problems.append(f"lora_alpha={alpha!r}")
+    if not is_alpha(config.get("lora_alpha")):
+        problems.append(f"lora_alpha={config.get('lora_alpha')!r}")
+    if not are_patterns(config.get("alpha_pattern")):
+        problems.append(f"alpha_pattern={config['alpha_pattern']!r:.60}")
     if problems:
         raise UserError(
             f"{path} asks for what is not computed here: {'; '.join(problems)}. Give the merged model: merge_and_unload() of "
             "peft, or `rapo export RUN_DIR OUT_DIR` without --adapter."
         )
     return config
+
+
+def is_alpha(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def are_patterns(value: Any) -> bool:
+    """Whether a value is an object of regular expressions and their alphas, or nothing."""
+    if not isinstance(value, dict):
+        return value is None
+    try:
+        return all(re.compile(pattern) and is_alpha(alpha) for pattern, alpha in value.items())
+    except re.error:
+        return False
 
 
 def read_adapters(directory: Path) -> Adapters:
@@ -148,8 +164,18 @@ def read_adapters(directory: Path) -> Adapters:
                 f"{directory / WEIGHTS}: the factors of {name} have ranks {ranks}; export the adapters again."
             )
     root = 0.5 if config.get("use_rslora") else 1.0
-    scale_of = {name: config["lora_alpha"] / sides["A"].shape[0] ** root for name, sides in factors.items()}
+    scale_of = {name: alpha_of(name, config) / sides["A"].shape[0] ** root for name, sides in factors.items()}
     return Adapters(directory, factors, whole, scale_of, scored=is_scored_adapter(config))
+
+
+def alpha_of(name: str, config: Mapping[str, Any]) -> float:
+    """The alpha of a tensor's adapters: that of the first pattern (a regular expression) that its module's name ends with,
+    or lora_alpha, as in peft."""
+    module = name.removesuffix(".weight")
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return alpha
+    return config["lora_alpha"]
 
 
 def adapter_tensors_of(directory: Path) -> dict[str, Shaped[np.ndarray, "..."]]:

@@ -116,4 +116,21 @@ GEMMA2 = Family(
     activation_key="hidden_activation",
     activation="gelu_pytorch_tanh",
 )
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, GEMMA2)}
+PHI3 = Family(
+    "phi3",
+    "Phi3",
+    keys=frozenset({"partial_rotary_factor", "original_max_position_embeddings"}),
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+    },
+    slides=all_layers,
+    rope_names={"default": "default", "longrope": "longrope", "su": "longrope", "yarn": "longrope"},
+    tensors={
+        **dict.fromkeys(("q", "k", "v"), "self_attn.qkv_proj.weight"),
+        **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight"),
+    },
+)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, GEMMA2, PHI3)}

@@ -20,7 +20,7 @@ from rapo_jax.models.adapted import AdaptedTensors, Tensors, read_adapters
 from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import Spec, is_scored, read_config
-from rapo_jax.models.table import TensorRow, table, top_tensor
+from rapo_jax.models.table import TensorRow, by_tensor, joined, table, top_tensor
 from rapo_jax.parallel import from_slices, host_slice
 
 FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors headers name them
@@ -186,10 +186,13 @@ def refuse_other_head(
 
 def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor) in file layout, one at a time. In a multi-process run every process must iterate to the end."""
-    for row in table(spec):
-        array = pick(parameters, row.path)
-        array = host_slice(array if row.layer is None else array[row.layer])
-        yield row.name, row.to_file(array.astype(dtype), spec)
+    for name, rows in by_tensor(table(spec)).items():
+        parts = []
+        for row in rows:
+            array = pick(parameters, row.path)
+            array = host_slice(array if row.layer is None else array[row.layer])
+            parts.append((row, row.to_file(array.astype(dtype), spec)))
+        yield name, joined(parts, spec)
 
 
 def save_parameters(

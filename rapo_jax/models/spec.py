@@ -130,6 +130,10 @@ REPEATED = {"sliding_window_size": "sliding_window"}
 # Keys that affect it unless they have one of these values.
 MUST_BE = {
     "attention_dropout": (0, 0.0, None),
+    "embd_pdrop": (0, 0.0, None),
+    "resid_pdrop": (0, 0.0, None),
+    "full_attn_mod": (1, None),
+    "interpolate_factor": (1, None),
     "hidden_dropout": (0, 0.0, None),
     "pretraining_tp": (1, None),
     "use_bidirectional_attention": (False, None),

@@ -110,7 +110,14 @@ def test_rslora_and_whole_tensors_are_honoured(base, adapter):
     save_file(tensors | {"base_model.model.model.norm.weight": norm}, adapter / "adapter_model.safetensors")
     plain = load(base)["blocks"]["q"]
     added = np.asarray(load(adapter)["blocks"]["q"] - plain)
-    parameters = load(changed(adapter, use_rslora=True))
+    for pattern, times in (
+        ({"q_proj": 24}, (4.0, 4.0)), ({"proj": 24}, (1.0, 1.0)),
+        ({r"model\.layers\.0\..*\.[qk]_proj": 24, "q_proj": 12}, (4.0, 2.0)),
+    ):  # fmt: skip
+        scaled = np.asarray(load(changed(adapter, alpha_pattern=pattern))["blocks"]["q"] - plain)
+        expected = added * np.array(times, np.float32)[:, None, None, None]
+        np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=1e-6)
+    parameters = load(changed(adapter, alpha_pattern={}, use_rslora=True))
     np.testing.assert_allclose(np.asarray(parameters["blocks"]["q"] - plain), added * 2**0.5, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(parameters["norm"], norm)
 
@@ -131,7 +138,9 @@ def test_adapters_of_a_reward_model_bring_their_head(base, adapter):
         ({"use_dora": True}, "use_dora=True"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"bias": "all"}, "bias='all'"),
-        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern={'q_proj': 8}"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern={'q_proj': 'x'}"),
+        ({"alpha_pattern": {"q_proj)": 8}}, "alpha_pattern={'q_proj)': 8}"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern=['q_proj']"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base model"),
         ({"lora_alpha": None}, "lora_alpha=None"),
         ({"lora_alpha": "x", "fan_in_fan_out": True}, "fan_in_fan_out=True; lora_alpha='x'"),

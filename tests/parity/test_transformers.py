@@ -91,7 +91,7 @@ def test_the_config_as_it_was_published_means_the_same_as_the_config_transformer
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shard_size", ["5GB", "20KB"], ids=["one-file", "sharded"])
-@pytest.mark.parametrize("family", ["llama3.2-tied", "qwen2", "gemma2", "llama-biases"])
+@pytest.mark.parametrize("family", ["llama3.2-tied", "qwen2", "gemma2", "llama-biases", "phi3-longrope"])
 def test_weights_come_back_bit_for_bit(family, shard_size, dtype, tmp_path):
     (tmp_path / "in").mkdir(), (tmp_path / "out").mkdir()
     random_checkpoint(FAMILIES[family], tmp_path / "in", dtype=dtype, shard_size=shard_size)

@@ -58,6 +58,14 @@ GEMMA2 = {
     "sliding_window": 8,
     "tie_word_embeddings": True,
 }
+PHI3 = MISTRAL | {
+    "model_type": "phi3",
+    "architectures": ["Phi3ForCausalLM"],
+    "original_max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+# Of the 6 of 8 dimensions that turn under a partial_rotary_factor of 0.75.
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.5], "long_factor": [1.5, 4.0, 12.0]}
 FAMILIES = {
     "llama2": LLAMA | {"num_key_value_heads": 4},
     "llama3": LLAMA | {"rope_theta": 500000.0},
@@ -80,6 +88,14 @@ FAMILIES = {
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     },
     "qwen2-window": QWEN2 | {"use_sliding_window": True},
+    "phi3-window": PHI3 | {"sliding_window": 8},
+    "phi3-longrope": PHI3
+    | {
+        "original_max_position_embeddings": 24,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": LONGROPE,
+        "tie_word_embeddings": True,
+    },
     "gemma2": GEMMA2,
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
 }
