@@ -5,7 +5,7 @@ decided in batches.py, how a token is drawn in sampling.py.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -147,7 +147,7 @@ def decode_segments(
     with jax.set_mesh(mesh):
         for number, batch in enumerate(batches, 1):
             at(f"batch {number} of {len(batches)}")
-            for segment in programs.run(parameters, prompts, batch, samplings=samplings):
+            for segment in run_batch(programs, parameters, prompts, batch, samplings=samplings, limits=limits):
                 new = [(index, answer) for index, answer in segment.finished if index not in known]
                 yield replace(segment, finished=new, batch=number, num_batches=len(batches))
 
@@ -175,6 +175,7 @@ class Programs:
     def __init__(self, spec: Spec, mesh: Mesh, stops: Int32[np.ndarray, " _"], *, drawing: Drawing):
         graph, _ = abstract_decoder(spec)
         self.mesh, self.stops, self.num_new = mesh, stops, drawing.num_new
+        self.turning_point = spec.rope.turning_point
         self.prefill = partial(_prefill, graph, drawing=drawing)
         self.steps = partial(_steps, graph, drawing=drawing)
         self.compiled: dict[tuple, Callable[..., Decoding]] = {}
@@ -187,11 +188,12 @@ class Programs:
         batch: DecodeBatch,
         *,
         samplings: Sequence[Sampling],
+        drawn: Mapping[int, int] | None = None,
     ) -> Iterator[Segment]:
-        """Decodes one batch. Its number is filled in by the caller."""
+        """Decodes one batch. Its number is filled in by the caller. `drawn`: as for `row_sampling`."""
         tokens_BT, length_B, filled = padded(prompts, batch)
         samplings = [samplings[index] for index in filled]
-        tokens_BT, length_B, rows = self.on_device((tokens_BT, length_B, row_sampling(samplings, filled)))
+        tokens_BT, length_B, rows = self.on_device((tokens_BT, length_B, row_sampling(samplings, filled, drawn=drawn)))
         state = self.call(self.prefill, (parameters, self.stops, tokens_BT, length_B, rows), batch)
         rows_left, drawn = dict(enumerate(batch.members)), 0
         while rows_left:
@@ -232,6 +234,50 @@ class Programs:
     @staticmethod
     def letters() -> Decoding:
         return Decoding("", "B", "BX", Cache("LBUKH", "LBUKH"), "B")  # pyright: ignore[reportArgumentType]
+
+
+def run_batch(
+    programs: Programs,
+    parameters: dict[str, Any],
+    prompts: Sequence[Int[np.ndarray, " _"]],
+    batch: DecodeBatch,
+    *,
+    samplings: Sequence[Sampling],
+    limits: BatchLimits,
+) -> Iterator[Segment]:
+    """Decodes one batch of a model whose frequencies may be others in sequences beyond a certain length (LongRoPE).
+
+    What the cache holds is then of no use beyond it: rows that get there end, and begin again with their tokens as prompts.
+    """
+    point = programs.turning_point
+    if point is None:
+        yield from programs.run(parameters, prompts, batch, samplings=samplings)
+        return
+    room = {index: point + 1 - len(prompts[index]) for index in batch.members if len(prompts[index]) <= point}
+    crossing = {index: room[index] for index in room if room[index] < samplings[index].max_new_tokens}
+    first = [
+        replace(each, max_new_tokens=crossing.get(index, each.max_new_tokens)) for index, each in enumerate(samplings)
+    ]
+    begun: dict[int, list[int]] = {}
+    for segment in programs.run(parameters, prompts, batch, samplings=first, drawn={}):
+        ended = dict(segment.finished)
+        begun |= {n: answer.tokens for n, answer in ended.items() if n in crossing and answer.finish_reason == "length"}
+        finished = [(index, answer) for index, answer in ended.items() if index not in begun]
+        yield replace(segment, finished=finished, ends=segment.ends and not begun)
+    members, shards = list(begun), num_row_shards(programs.mesh)
+    plan = plan_batches([point + 1] * len(members), max_new_tokens=programs.num_new, limits=limits, row_shards=shards)
+    longer, drawn = list(prompts), {index: len(tokens) for index, tokens in begun.items()}
+    rest = list(samplings)
+    for index, tokens in begun.items():
+        longer[index] = np.append(prompts[index], np.asarray(tokens, np.int32))
+        rest[index] = replace(rest[index], max_new_tokens=rest[index].max_new_tokens - len(tokens))
+    parts = [replace(part, members=tuple(members[at] for at in part.members)) for part in plan]
+    for part in parts:
+        for segment in programs.run(parameters, longer, part, samplings=rest, drawn=drawn):
+            finished = [
+                (n, Continuation(begun[n] + answer.tokens, answer.finish_reason)) for n, answer in segment.finished
+            ]
+            yield replace(segment, finished=finished, ends=segment.ends and part is parts[-1])
 
 
 def _prefill(

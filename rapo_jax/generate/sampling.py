@@ -1,6 +1,6 @@
 """How the next token is drawn from the logits: greedy, by temperature, or from the nucleus. Every row has its own settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,12 +31,14 @@ class Sampling:
 @dataclass(frozen=True)
 class RowSampling:
     """The settings of a batch's rows: keys uint32 [B, 2] (of seed and prompt), temperature and top_p [B], the limit of new
-    tokens int32 [B]. numpy until they are put on the devices."""
+    tokens int32 [B], and how many tokens of each answer are a part of its prompt here, int32 [B] (None: of none). numpy until
+    they are put on the devices."""
 
     keys_B2: Array | np.ndarray
     temperature_B: Array | np.ndarray
     top_p_B: Array | np.ndarray
     limit_B: Array | np.ndarray
+    drawn_B: Array | np.ndarray | None = None
 
 
 def method_of(samplings: Sequence[Sampling]) -> Method:
@@ -46,8 +48,13 @@ def method_of(samplings: Sequence[Sampling]) -> Method:
     return "nucleus" if any(sampling.top_p < 1 for sampling in samplings) else "sampled"
 
 
-def row_sampling(samplings: Sequence[Sampling], prompts: Sequence[int]) -> RowSampling:
-    """The settings of rows that hold the prompts of these indices, as numpy. A row's key follows from seed and index alone."""
+def row_sampling(
+    samplings: Sequence[Sampling], prompts: Sequence[int], *, drawn: Mapping[int, int] | None = None
+) -> RowSampling:
+    """The settings of rows that hold the prompts of these indices, as numpy. A row's key follows from seed and index alone.
+
+    drawn: by index, how many tokens of the answer were drawn before and now end the prompt.
+    """
     seeds = {sampling.seed: jax.random.key(sampling.seed) for sampling in samplings}
     keys = [jax.random.fold_in(seeds[each.seed], index) for each, index in zip(samplings, prompts, strict=True)]
     return RowSampling(
@@ -55,6 +62,7 @@ def row_sampling(samplings: Sequence[Sampling], prompts: Sequence[int]) -> RowSa
         temperature_B=np.array([each.temperature for each in samplings], np.float32),
         top_p_B=np.array([each.top_p for each in samplings], np.float32),
         limit_B=np.array([each.max_new_tokens for each in samplings], np.int32),
+        drawn_B=None if drawn is None else np.array([drawn.get(index, 0) for index in prompts], np.int32),
     )
 
 
@@ -71,7 +79,11 @@ def draw(
     if method == "nucleus":
         kept_BV = in_nucleus(scaled_BV, top_p_B) | (top_p_B >= 1)[:, None]
         scaled_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
-    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(jax.random.wrap_key_data(keys_B2))
+    keys_B = jax.random.wrap_key_data(keys_B2)
+    if rows.drawn_B is None:
+        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys_B)
+    else:
+        keys_B = jax.vmap(jax.random.fold_in)(keys_B, step + jnp.asarray(rows.drawn_B))
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
     return jnp.where(is_greedy_B, greedy_B, drawn_B)
 

@@ -50,6 +50,11 @@ class Rope:
         """Whether the frequencies depend on the length of the sequence."""
         return self.kind in BY_LENGTH
 
+    @property
+    def turning_point(self) -> int | None:
+        """The length beyond which all positions of a sequence turn otherwise, its first ones included; None if there is none."""
+        return self.original_max_positions if self.kind == "longrope" else None
+
     def turning_dimensions(self, H: int) -> int:
         """How many of a head's H dimensions turn."""
         return int(H * self.turning)
