@@ -188,7 +188,7 @@ class Store:
         """Around the writing of a step: of a full disk it says what is safe, and gives back what the step took of it."""
         step, need = self._writing
         safe = [str(s) for s in self.steps() if s != step]
-        said = f"Safe: step{'s' * (len(safe) > 1)} {', '.join(safe)}." if safe else "No step is saved yet."
+        said = f"Safe: {'step' if len(safe) == 1 else 'steps'} {', '.join(safe)}." if safe else "No step is saved yet."
         try:
             with on_disk(self.directory / str(step), need=need, safe=said):
                 yield

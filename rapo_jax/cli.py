@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rapo_jax.arguments import parse
-from rapo_jax.errors import Interrupted, Lost, UserError, masked
+from rapo_jax.errors import Interrupted, Lost, UserError, counted, masked
 from rapo_jax.interruption import NOTHING_SAVED, STOPPED, was_interrupted, work_begins, work_has_ended
 
 DONE, USER_ERROR, CRASHED, INTERRUPTED, LOST = 0, 2, 13, 75, 76
@@ -269,9 +269,7 @@ def score(options: argparse.Namespace) -> int:
     scored = score_source(config, options.model, out, reference=options.reference, step=options.step)
     flat = [reward for each in scored.rewards for reward in each]
     origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
-    responses, rows = (
-        f"{len(n):,} {one}{'s' * (len(n) != 1)}" for n, one in ((flat, "response"), (scored.rewards, "row"))
-    )
+    responses, rows = counted(len(flat), "response"), counted(len(scored.rewards), "row")
     say(f"{out}: {responses} of {rows} ({origin})")
     if flat:
         say(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")

@@ -51,6 +51,15 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun, in the plural where there is not one of it; `many` is one that does not end in s.
+
+    >>> counted(1, "row"), counted(1200, "row"), counted(1, "row holds", "rows hold")
+    ('1 row', '1,200 rows', '1 row holds')
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def masked(text: str) -> str:
     """A text for the screen or for publication, without the passwords and tokens of its addresses.
 

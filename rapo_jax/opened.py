@@ -24,7 +24,7 @@ from rapo_jax.chat.dates import pin, pinned_day, today
 from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_goal_prompt, read_goal_prompt
 from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.config.tree import Config
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.models.directory import declared_stop_tokens, model_directory, model_files, tokenizer_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
@@ -201,7 +201,7 @@ def require_ids_fit(
         named = zip(tokenizer.convert_ids_to_tokens(beyond[:3]), beyond, strict=False)
         shown = ", ".join(f"{token!r} ({number})" for token, number in named) + (", ..." if len(beyond) > 3 else "")
         raise UserError(
-            f"{said}: its tokenizer writes {len(beyond)} tokens beyond the model's vocabulary of {spec.V}: {shown}; take a "
+            f"{said}: its tokenizer writes {counted(len(beyond), 'token')} beyond the model's vocabulary of {spec.V}: {shown}; take a "
             "model whose embedding was resized to its tokenizer, or a tokenizer without them."
         )
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from rapo_jax.batch import LETTERS, Batch
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.peers import waiting
 
 Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] (jax declares the class as a variable)
@@ -48,7 +48,7 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Device
         raise UserError(f"{asked}: sizes must be positive, and at most one may be -1 (all remaining devices).")
     if num_devices % fixed or (not free and fixed != num_devices):
         raise UserError(
-            f"{asked} cannot use {num_devices} device(s): the product of the sizes must equal the number of devices; "
+            f"{asked} cannot use {counted(num_devices, 'device')}: the product of the sizes must equal the number of devices; "
             f"change one of them, or set one to -1 (all remaining devices)."
         )
     if free:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rapo_jax.batch import Batch, Scored, Shape
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 
 StepRows = list[list[int]]  # group indices of one step, row by row
 
@@ -168,7 +168,7 @@ def refuse_oversized(groups: Sequence[Group], sizes: Int[np.ndarray, "G"], T: in
     if len(oversized):
         worst = oversized[np.argmax(sizes[oversized])]
         raise UserError(
-            f"{len(oversized)} group(s) of a prompt and its responses do not fit rows of {T} tokens; the longest, from "
+            f"{counted(len(oversized), 'group of a prompt and its responses does', 'groups of a prompt and its responses do')} not fit rows of {T} tokens; the longest, from "
             f"row {groups[worst].row}, has {sizes[worst]}. Raise rows.length to {round_up(int(sizes[worst]), 8)}, "
             f"or lower data.max_length."
         )

@@ -27,7 +27,7 @@ from rapo_jax.data.relabelled import relabel_records
 from rapo_jax.data.report import Distributions, distributions_of, report_of
 from rapo_jax.data.scaling import Scales
 from rapo_jax.data.sources import counts_in_words
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 
 MOST_READ = 10**9  # pairs that a run reads, over all its steps
 
@@ -133,7 +133,7 @@ def tokenize_records(
     if not groups:
         dropped = prepared.dropped | {"ties": num_ties} | cuts.dropped
         raise UserError(
-            f"{prepared.said}: nothing is left of its {prepared.num_rows} rows, which gave {len(items)} preferences; "
+            f"{prepared.said}: nothing is left of its {counted(prepared.num_rows, 'row')}, which gave {counted(len(items), 'preference')}; "
             f"dropped: {counts_in_words(dropped)}. What does not fit needs a larger data.max_length={config.data.max_length}; "
             f"ties are kept by relabel.ties=keep."
         )
@@ -187,7 +187,7 @@ def number_of_steps(num_epochs: float, max_steps: int | None, *, batch_size: int
     if num_read > MOST_READ:
         setting = f"train.max_steps={max_steps}" if max_steps else f"train.num_epochs={num_epochs:g}"
         raise UserError(
-            f"{setting} reads {num_read:.3g} pairs, with train.batch_size={batch_size} and {num_groups} pairs of data, and "
+            f"{setting} reads {num_read:.3g} pairs, with train.batch_size={batch_size} and {counted(num_groups, 'pair')} of data, and "
             f"the order of at most {MOST_READ:,} is made; lower it."
         )
     return max_steps or int(num_epochs * num_groups / batch_size)

@@ -20,7 +20,7 @@ from rapo_jax.chat import templates as chat
 from rapo_jax.chat.bounds import bounded
 from rapo_jax.chat.rendering import CannotRender
 from rapo_jax.chat.templates import ChatFormat, Placement
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Message, as_answers
 
 TOKENIZED_AT_ONCE = 256  # conversations rendered and tokenized at a time
@@ -173,7 +173,7 @@ def _without_ends(form: ChatFormat, item: Item) -> tuple[Item, int]:
 def _not_reproduced(unfaithful: Sequence[Unfaithful], num_items: int) -> UserError:
     first, num_rows = unfaithful[0], len({one.row for one in unfaithful})
     return UserError(
-        f"the chat template changes {len(unfaithful)} of {num_items} preferences, of {num_rows} rows (the first is row "
+        f"the chat template changes {len(unfaithful)} of {counted(num_items, 'preference')}, of {counted(num_rows, 'row')} (the first is row "
         f"{first.row}: {first.fact}); supply a template that keeps them with {chat.TEMPLATE_KNOB}, or drop these rows "
         "with data.bad_rows=drop."
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from rapo_jax.borders import read_object, shaped
 from rapo_jax.chat.templates import Placement, place_goal
 from rapo_jax.config.tree import Relabel
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Message, Record
 from rapo_jax.relabel import TEMPLATES, Goal, format_score, goal_text, template_complaint
 
@@ -130,7 +130,7 @@ def refuse_twice(goal_prompt: GoalPrompt, records: Sequence[Record]) -> None:
     if found:
         row, sentence = found[0]
         raise UserError(
-            f"{len({row for row, _ in found})} rows ask for a goal already (the first: row {row}, ...{sentence[-40:]!r}), and a "
+            f"{counted(len({row for row, _ in found}), 'row asks', 'rows ask')} for a goal already (the first: row {row}, ...{sentence[-40:]!r}), and a "
             "second sentence would be written; train on such data, as rapo relabel writes it, with relabel.goals=[], or give "
             "the data without goals."
         )

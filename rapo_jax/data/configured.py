@@ -11,7 +11,7 @@ from rapo_jax.data.rewards import CONSTANT, origin_in_words, read_scores, with_c
 from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.data.schemas.registry import require_schema
 from rapo_jax.data.sources import SourceRecords, counts_in_words, read_records
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 
 Part = Literal["train", "eval"]
@@ -66,7 +66,7 @@ def read_source(config: Config, source: ConfiguredSource, need: RowNeeds) -> Sou
         )
     if not found.records:
         dropped = counts_in_words(found.dropped)
-        raise UserError(f"{source.said}: none of {found.num_rows} rows is left; dropped: {dropped}.")
+        raise UserError(f"{source.said}: none of {counted(found.num_rows, 'row')} is left; dropped: {dropped}.")
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from rapo_jax.config.tree import Pairs
 from rapo_jax.data.draws import record_share
 from rapo_jax.data.row_needs import Want
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 
 
@@ -50,7 +50,7 @@ def scores(record: Record) -> Sequence[float]:
     if record.attributes is not None:
         return [statistics.fmean(each.values()) for each in record.attributes]
     raise UserError(
-        f"row {record.row} has {len(record.responses)} responses and no rewards to choose among them; name the column "
+        f"row {record.row} has {counted(len(record.responses), 'response')} and no rewards to choose among them; name the column "
         "of their scores with data.columns.rewards=..., or give a file of them with data.rewards=FILE.jsonl."
     )
 

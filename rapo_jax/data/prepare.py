@@ -20,7 +20,7 @@ from rapo_jax.data.pairs import fine_grained_agree, reduce_record
 from rapo_jax.data.row_needs import Want, row_needs_of
 from rapo_jax.data.scaling import Scales, fit_scales
 from rapo_jax.data.sources import SourceRecords, several_facts
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 
 
@@ -120,7 +120,7 @@ def select(
         if part == "train":
             held, change = "all", "lower"
         raise UserError(
-            f"data.eval_fraction={data.eval_fraction} holds {held} of {number} rows out; {change} it, or remove it."
+            f"data.eval_fraction={data.eval_fraction} holds {held} of {counted(number, 'row')} out; {change} it, or remove it."
         )
     sizes = mixture.mixture_sizes([len(records) for records in kept], [source.options.weight for source in sources])
     mixed = [mixture.sample(records, size, seed=seed) for records, size in zip(kept, sizes, strict=True)]
@@ -135,7 +135,7 @@ def check_goal_inputs(records: Sequence[Record], config: Config) -> None:
     nameless = [record.row for record in records if not record.source]
     if nameless and "{source}" in config.relabel.template:
         raise UserError(
-            f"relabel.template says {{source}}, but {len(nameless)} of {len(records)} rows have none (the first is row "
+            f"relabel.template says {{source}}, but {len(nameless)} of {counted(len(records), 'row')} have none (the first is row "
             f"{nameless[0]}); name their column with data.columns.source=..., or the sources with name in data.sources."
         )
 
@@ -152,7 +152,7 @@ def check_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
                 break
     if facts:
         complaint = (
-            f"relabel.attributes=[{', '.join(names)}]: {len(facts)} of {len(records)} rows lack an attribute. Name the "
+            f"relabel.attributes=[{', '.join(names)}]: {len(facts)} of {counted(len(records), 'row')} lack an attribute. Name the "
             "column that holds them with data.columns.attributes=..., or change relabel.attributes."
         )
         raise UserError(several_facts(complaint, facts))

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rapo_jax.data.report import Distributions
+from rapo_jax.errors import counted
 
 CHOSEN, REJECTED, QUIET, LOST = "#2a6f97", "#e07a5f", "#8d99ae", "#c9ada7"
 COLOUR = {"chosen": CHOSEN, "rejected": REJECTED}
@@ -19,7 +20,9 @@ def draw_report(path: Path, drawn: Distributions, report: dict[str, Any], *, tit
 
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     ((scores, spread), (lengths, fate)) = figure.subplots(2, 2)
-    figure.suptitle(f"{title}: {report['rows_read']:,} rows, {sum(report['preferences'].values()):,} preferences")
+    figure.suptitle(
+        f"{title}: {counted(report['rows_read'], 'row')}, {counted(sum(report['preferences'].values()), 'preference')}"
+    )
     draw_scores(scores, drawn)
     draw_margins(spread, drawn)
     draw_lengths(lengths, drawn, report["length_follows_score"])

@@ -14,7 +14,7 @@ from rapo_jax.borders import path_of, read_json
 from rapo_jax.data.files import read_rows
 from rapo_jax.data.sources import several_facts
 from rapo_jax.data.values import BadRow, finite_score
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 
 CONSTANT = "constant"
@@ -36,7 +36,7 @@ def with_constants(records: Sequence[Record], chosen: float, rejected: float) ->
     for record in records:
         if not record.ranked and record.labels is None:
             raise UserError(
-                f"data.rewards=constant: row {record.row} has {len(record.responses)} responses in no order of "
+                f"data.rewards=constant: row {record.row} has {counted(len(record.responses), 'response')} in no order of "
                 "preference; it suits chosen and rejected ones. Use the source's scores (data.rewards='') or a file."
             )
         liked = record.labels or (True, *[False] * (len(record.responses) - 1))
@@ -106,7 +106,11 @@ def with_scores(
     Raises UserError where the file does not fit the records: rows without scores, scores for rows that do not exist, or a
     number of scores other than the number of responses.
     """
-    facts = [f"it has row {row}, but there are {num_rows} rows" for row in scores.rewards if not 1 <= row <= num_rows]
+    facts = [
+        f"it has row {row}, and the data {counted(num_rows, 'row')}"
+        for row in scores.rewards
+        if not 1 <= row <= num_rows
+    ]
     scored = []
     for record in records:
         found = {
@@ -118,7 +122,9 @@ def with_scores(
         if not found:
             facts.append(f"it has no scores of row {record.row}")
         elif wrong:
-            facts.append(f"it has {' and '.join(wrong)} for the {len(record.responses)} responses of row {record.row}")
+            facts.append(
+                f"it has {' and '.join(wrong)} for the {counted(len(record.responses), 'response')} of row {record.row}"
+            )
         scored.append(replace(record, **found))
     _refuse(facts, f"{option}={scores.path} does not belong to this data; score it anew")
     return scored

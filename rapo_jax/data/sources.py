@@ -16,7 +16,7 @@ from rapo_jax.data.row_needs import RowNeeds, Want
 from rapo_jax.data.schemas.registry import require_schema, resolve_schema
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import EMPTY, MORE, BadRow, finite_score, text, tools_of
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Message, Record, more_of
 
 SHOWN = 5  # facts that a message about many rows lists
@@ -81,7 +81,7 @@ def read_records(
         alone = found.dropped["fewer_than_two_responses"]
         hint = f" The objective compares several; rows of data.schema={schema.name} have one." if alone else ""
         raise UserError(
-            f"{said}: none of {found.num_rows} rows can be used; dropped: {counts_in_words(found.dropped)}.{hint}"
+            f"{said}: none of {counted(found.num_rows, 'row')} can be used; dropped: {counts_in_words(found.dropped)}.{hint}"
         )
     return SourceRecords(
         records=usable,
@@ -217,7 +217,7 @@ def several_facts(complaint: str, facts: Sequence[str]) -> str:
 
 def _bad_rows_message(facts: Sequence[str], num_rows: int) -> str:
     complaint = (
-        f"{len(facts)} of {num_rows} rows cannot be used. A row needs turns that alternate and end with a user's, "
+        f"{len(facts)} of {counted(num_rows, 'row')} cannot be used. A row needs turns that alternate and end with a user's, "
         "responses that are not empty and scores that are finite numbers; fix the rows or set data.bad_rows=drop."
     )
     return several_facts(complaint, facts)

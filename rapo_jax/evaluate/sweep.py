@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rapo_jax.chat.encoding import Item, encode_all
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.messages import Message
 from rapo_jax.opened import OpenedModel, answer_text
@@ -72,7 +72,7 @@ def sweep(
     tokens = [each.prompt for each in encoded if each is not None]
     if len(tokens) < len(items):
         raise UserError(
-            f"{len(items) - len(tokens)} of {len(items)} prompts do not fit {MAX_PROMPT_LENGTH} tokens; shorten them."
+            f"{len(items) - len(tokens)} of {counted(len(items), 'prompt')} do not fit {MAX_PROMPT_LENGTH} tokens; shorten them."
         )
     answers = answer_tokens(model, tokens, sampling=sampling, batch_size=BATCH_SIZE)
     texts = [answer_text(model.tokenizer, answer.tokens) for answer in answers]

@@ -19,7 +19,7 @@ from rapo_jax.data.report import distributions_of, report_of
 from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.row_needs import responses_wanted
 from rapo_jax.distributed import say
-from rapo_jax.errors import UserError, first_line
+from rapo_jax.errors import UserError, counted, first_line
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def write_preferences(config: Config, out: Path, *, goal_prompt: GoalPrompt) -> 
     written = [(one, rows) for one in relabelled if (rows := as_rows(one, config, goal_prompt=goal_prompt))]
     if not written:
         raise UserError(
-            f"{prepared.said}: nothing is left of its {prepared.num_rows} rows; {num_ties} records are ties, which "
+            f"{prepared.said}: nothing is left of its {counted(prepared.num_rows, 'row')}; {counted(num_ties, 'record is a tie', 'records are ties')}, which "
             "relabel.ties=keep keeps."
         )
     write_text(unfinished(out), "")

@@ -18,7 +18,7 @@ from jaxtyping import Int32
 from rapo_jax.borders import write_json_lines
 from rapo_jax.chat.dates import pin, pinned_day, today
 from rapo_jax.distributed import each_process, from_first, interruptible, on_first, require_same, say
-from rapo_jax.errors import Interrupted, UserError
+from rapo_jax.errors import Interrupted, UserError, counted
 from rapo_jax.generate.asked import Asked, GivenSampling, goal_of_row, require_on_scale
 from rapo_jax.generate.batches import BatchLimits
 from rapo_jax.generate.columns import beside, renamed_columns
@@ -106,7 +106,7 @@ def answer_file(model: ClosedModel, request: Request) -> str:
         if store:
             write_json_lines(out, answer_rows(job, store))
             kept.unlink()
-    return f"{len(known):,} answer{'s' * (len(known) != 1)}, {progress.rate}"
+    return f"{counted(len(known), 'answer')}, {progress.rate}"
 
 
 def refuse_output(out: Path, *, goes_on: bool) -> None:
@@ -158,11 +158,11 @@ def refuse_second_goal(prompts: Sequence[Prompt], sentences: Sequence[str | None
     if asking and request.goal is not None:
         place, sentence = asking[0]
         raise UserError(
-            f"{len(asking):,} of {len(prompts):,} prompts ask for a goal already (the first: {place}, ...{sentence[-40:]!r}), "
+            f"{len(asking):,} of {counted(len(prompts), 'prompt')} ask for a goal already (the first: {place}, ...{sentence[-40:]!r}), "
             "and --goal would write a second sentence; leave out --goal, or give the prompts without goals."
         )
     if asking:
-        say(f"  note   {len(asking):,} prompts ask for a goal already, which is left as it is")
+        say(f"  note   {counted(len(asking), 'prompt asks', 'prompts ask')} for a goal already, which is left as it is")
 
 
 def encode(
@@ -212,9 +212,11 @@ def announce(job: Job, kept: Path, *, num_known: int, num_damaged: int) -> None:
     for name, new in job.renamed.items():
         say(f"  note   the prompts' column {name} is kept as {new}")
     if num_damaged:
-        say(f"  note   {num_damaged:,} damaged lines of {kept} are sampled again")
+        say(
+            f"  note   {counted(num_damaged, 'damaged line')} of {kept} {'is' if num_damaged == 1 else 'are'} sampled again"
+        )
     if num_known:
-        say(f"{num_known:,} of {len(job.prompts):,} answers found in {kept}")
+        say(f"{num_known:,} of {counted(len(job.prompts), 'answer')} found in {kept}")
 
 
 def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[int], progress: Progress) -> None:
@@ -238,7 +240,7 @@ def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[in
             progress.add(segment)
             if interrupted(number) and progress.answers < progress.total:
                 where = f"{request.out}.partial"
-                raise Interrupted(f"{progress.answers:,} of {progress.total:,} answers are kept in {where}")
+                raise Interrupted(f"{progress.answers:,} of {counted(progress.total, 'answer')} are kept in {where}")
 
 
 def answer_rows(job: Job, store: SampleStore) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.data.files import FileRow
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.generate.sampling import Sampling
 from rapo_jax.relabel import Goal, format_score
 
@@ -105,7 +105,7 @@ def require_on_scale(goal_prompt: GoalPrompt, goals: Mapping[str, Goal | None], 
     if outside:
         where, goal = next(iter(outside.items()))
         said = " ".join(map(format_score, goal if isinstance(goal, tuple) else (goal,)))  # pyright: ignore[reportArgumentType]
-        more = f" (and {len(outside) - 1:,} others)" if len(outside) > 1 else ""
+        more = f" (and {counted(len(outside) - 1, 'other')})" if len(outside) > 1 else ""
         scale = f"{format_score(low)} to {format_score(high)}"
         raise UserError(
             f"{where} {said}{more} is outside the scale of {model}, whose goal prompt names {scale}; ask for a goal on the "

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from rapo_jax.distributed import say
+from rapo_jax.errors import counted
 from rapo_jax.generate.decode import Segment
 from rapo_jax.train.journal import PRINT_EVERY, duration
 
@@ -45,7 +46,7 @@ class Progress:
 
     def parts(self) -> list[str]:
         """The parts of a line. The time left is told from the second batch on: the first one says how long a batch takes."""
-        parts = [f"{self.answers:,} of {self.total:,} answers", self.rate]
+        parts = [f"{self.answers:,} of {counted(self.total, 'answer')}", self.rate]
         if self.batches_done and self.batches_left:
             left = self.batch_ended / self.batches_done * self.batches_left - (self.working - self.batch_ended)
             parts.append(f"{duration(max(left, 0))} left")

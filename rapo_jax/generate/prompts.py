@@ -12,7 +12,7 @@ from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.values import BadRow, messages, text, tools_of
 from rapo_jax.distributed import say
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.generate.columns import as_json
 from rapo_jax.messages import Message
 from rapo_jax.opened import OpenedTokenizer
@@ -83,11 +83,11 @@ def chat_tokens(
         max_prompt_length=max_length - 1,
     )
     for key, number in report.not_written.items():
-        say(f"note: {number:,} prompts hold {key!r}, which the chat template does not write")
+        say(f"note: {counted(number, 'prompt holds', 'prompts hold')} {key!r}, which the chat template does not write")
     unfit = [prompt.row.place for prompt, each in zip(prompts, encoded, strict=True) if each is None]
     if unfit:
         raise UserError(
-            f"{len(unfit)} prompt(s) do not fit {max_length} tokens: {', '.join(unfit[:5])}; raise --max-prompt-length."
+            f"{counted(len(unfit), 'prompt does', 'prompts do')} not fit {counted(max_length, 'token')}: {', '.join(unfit[:5])}; raise --max-prompt-length."
         )
     return [each.prompt for each in encoded if each is not None]
 

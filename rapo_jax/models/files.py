@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rapo_jax.borders import read_object, write_json
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.models.adapted import AdaptedTensors, Tensors, read_adapters
 from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
@@ -166,7 +166,7 @@ def require_finite(array: Shaped[np.ndarray, "..."], name: str, place: Path) -> 
     number = array.size - np.count_nonzero(np.isfinite(array))
     if number:
         raise UserError(
-            f"{place}: {name} has {number:,} values that are not finite in {array.dtype.name}, so nothing that is "
+            f"{place}: {name} has {counted(number, 'value that is', 'values that are')} not finite in {array.dtype.name}, so nothing that is "
             f"computed from it would be; use weights from before they diverged, or download them again."
         )
 

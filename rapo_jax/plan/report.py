@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from rapo_jax.errors import counted
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, changed
 from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
@@ -42,7 +43,7 @@ def heading(assessment: Assessment, name: str) -> str:
             f"{config.model.dtype}, remat {config.model.remat}{layers}{attention}",
             *adapters(assessment),
             f"  data    {packing.num_groups:,} {config.objective.unit} from {question.lengths.source}",
-            f"  packed  {packing.num_steps:,} steps of {packing.batch_size}; {shape['B']} rows of {shape['T']} a microbatch, "
+            f"  packed  {counted(packing.num_steps, 'step')} of {packing.batch_size}; {counted(shape['B'], 'row')} of {shape['T']} a microbatch, "
             f"{packing.mean_microbatches:.1f} of at most {shape['M']} microbatches a step; "
             f"{packing.real_token_fraction:.1%} real tokens; planned in {packing.seconds:.1f} s",
         ]
@@ -132,7 +133,7 @@ def estimate(assessment: Assessment) -> str:
             f"  {'memory':<44}{seconds.memory:>9.3f}   at {chip.memory_bandwidth / 1e9:,.0f} GB/s",
             f"  {'links':<44}{seconds.links:>9.3f}   at {chip.link / 1e9:,.0f} GB/s{network}",
             f"  {'step':<44}{step:>9.3f}   {packing.batch_size / step:,.1f} pairs/s, MFU {assessment.mfu:.0%} on unique real tokens",
-            f"  the run: {packing.num_steps:,} steps, {hours:,.2f} hours, {hours * target.num_chips:,.1f} chip-hours, "
+            f"  the run: {counted(packing.num_steps, 'step')}, {hours:,.2f} hours, {hours * target.num_chips:,.1f} chip-hours, "
             f"without evaluation and checkpoints",
         ]
     )

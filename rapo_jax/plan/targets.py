@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 
 from rapo_jax.accounting import peak_flops
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.parallel import Devices
 
 GiB, GB = 2**30, 1e9
@@ -185,7 +185,9 @@ def here(devices: str | None = None) -> Target:
     found = jax.devices("cpu")
     number = cpu_count(devices)
     if number > len(found):
-        raise UserError(f"--devices {devices}: JAX has already started with {len(found)} CPU device(s); ask for fewer.")
+        raise UserError(
+            f"--devices {devices}: JAX has already started with {counted(len(found), 'CPU device')}; ask for fewer."
+        )
     return Target(devices, "cpu", "", found[:number], Chip(), number)
 
 

@@ -21,6 +21,7 @@ from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.scaling import SCALE_FILE
 from rapo_jax.data.sources import counts_in_words
 from rapo_jax.distributed import say
+from rapo_jax.errors import counted
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config
 from rapo_jax.runs.setup import Setup
@@ -65,8 +66,9 @@ def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, start: St
         tell("lora", f"rank {lora.rank} on {', '.join(lora.targets)}, scale {lora.scale:g}:")
         tell("", f"{trained_count(setup.spec):,} parameters trained")
     announce_data(setup, data)
-    tell("plan", f"{num_steps} steps of {config.train.batch_size} {config.objective.unit};")
-    tell("", f"{shape.B} rows of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
+    unit = config.objective.unit.removesuffix("s")
+    tell("plan", f"{counted(num_steps, 'step')} of {counted(config.train.batch_size, unit)};")
+    tell("", f"{counted(shape.B, 'row')} of {shape.T} a microbatch, {plan.real_token_fraction:.1%} real tokens")
     tell("loss", f"{loss_in_words(config.objective)}; into {setup.run_dir}")
     if (after := start.resuming_after) is not None:
         tell("", f"resuming after step {after}")
@@ -85,7 +87,8 @@ def tell(label: str, text: str) -> None:
 
 def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
     """Prints what became of the rows."""
-    report, relabel, unit = data.report, setup.config.relabel, setup.config.objective.unit
+    report, relabel = data.report, setup.config.relabel
+    unit = setup.config.objective.unit.removesuffix("s")
     reasons, ties = report["rows_dropped"], report["ties"]["dropped"]
     held_out = reasons.get("held_out", 0)
     dropped = sum(reasons.values()) - held_out + ties
@@ -94,8 +97,8 @@ def announce_data(setup: Setup, data: pipeline.Dataset) -> None:
     held = f", {held_out:,} held out" if held_out else ""
     cut, share = tokens_cut(data)
     of_all = f" ({share:.0%} of all)" if cut else ""
-    tell("data", f"{report['rows_read']:,} rows, {dropped:,} dropped ({ties:,} ties){held}")
-    tell("", f"-> {report['groups']:,} {unit}, {cut:,} tokens cut{of_all};")
+    tell("data", f"{counted(report['rows_read'], 'row')}, {dropped:,} dropped ({counted(ties, 'tie')}){held}")
+    tell("", f"-> {counted(report['groups'], unit)}, {counted(cut, 'token')} cut{of_all};")
     tell("", goals)
 
 
@@ -118,9 +121,9 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
         yield from notes_on_labels(data)
     yield from notes_on_rows(report)
     if lost := report["cut"]["dropped"]:
-        yield f"{sum(lost.values()):,} of {report['cut']['num_items']:,} preferences were dropped as tokens: {counts_in_words(lost)}"
+        yield f"{sum(lost.values()):,} of {counted(report['cut']['num_items'], 'preference')} were dropped as tokens: {counts_in_words(lost)}"
     for key, number in report["cut"]["not_written"].items():
-        yield f"{number:,} rows hold {key!r}, which the chat template does not write"
+        yield f"{counted(number, 'row holds', 'rows hold')} {key!r}, which the chat template does not write"
     yield from notes_on_goals(report["goals"], relabel)
     if day := pinned_day(setup.goal_prompt.chat_template):
         yield f"the chat template writes {day} as today, also when exported (data.date)"
@@ -139,7 +142,7 @@ def notes_on_labels(data: pipeline.Dataset) -> Iterator[str]:
     undesirable = sum(len(group.responses[1]) > 0 for group in data.groups)
     if not (desirable and undesirable):
         label = "desirable" if desirable else "undesirable"
-        yield f"all {desirable + undesirable:,} responses are {label}; there are no margins and no accuracy to show"
+        yield f"all of {counted(desirable + undesirable, 'response')} are {label}; there are no margins and no accuracy to show"
 
 
 def notes_on_extension(config: Config, start: Start, num_steps: int) -> Iterator[str]:
@@ -149,7 +152,7 @@ def notes_on_extension(config: Config, start: Start, num_steps: int) -> Iterator
         return
     was, now = (float(learning_rate(config.optimizer, num_steps=n)(jnp.asarray(after))) for n in (before, num_steps))
     yield (
-        f"extended from {before} to {num_steps} steps; the learning rate now follows the schedule of {num_steps} steps: "
+        f"extended from {before:,} to {counted(num_steps, 'step')}; the learning rate now follows their schedule: "
         f"{now:.3g} after step {after}, where it was {was:.3g}"
     )
 

@@ -13,7 +13,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import read_source, sources_of_part
 from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.distributed import is_first, say
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 from rapo_jax.opened import ClosedModel, require_ids_fit
 
@@ -63,14 +63,14 @@ def groups_to_score(records: list[Record], config: Config, model: ClosedModel) -
     unfit = [record.row for record, each in zip(records, encoded, strict=True) if each is None]
     if unfit:
         raise UserError(
-            f"{len(unfit)} of {len(records)} rows do not fit data.max_length={data.max_length} and would have no "
+            f"{len(unfit)} of {counted(len(records), 'row')} do not fit data.max_length={data.max_length} and would have no "
             f"scores (the first: row {unfit[0]}); raise it."
         )
     fitting = [each for each in encoded if each is not None]
     num_cut = sum(any(each.response_tokens_cut) for each in fitting)
     if num_cut:
         say(
-            f"{num_cut:,} of {len(records):,} rows have responses that are scored up to data.max_length={data.max_length} "
+            f"{num_cut:,} of {counted(len(records), 'row')} have responses that are scored up to data.max_length={data.max_length} "
             "tokens only."
         )
     texts = (tokens for each in fitting for tokens in (each.prompt, *each.responses))

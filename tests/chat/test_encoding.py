@@ -236,7 +236,7 @@ def test_a_template_that_rewrites_a_response_is_refused_with_the_first_row(with_
     with pytest.raises(UserError) as caught:
         encode_all(tokenizer, items, placement="user", max_length=80, max_prompt_length=40)
     assert str(caught.value) == (
-        f"the chat template changes 2 of 3 preferences, of 1 rows (the first is row 8: it writes {written} for "
+        f"the chat template changes 2 of 3 preferences, of 1 row (the first is row 8: it writes {written} for "
         f"{response!r}); supply a template that keeps them with data.chat_template=plain|chatml|zephyr|FILE.jinja, or "
         "drop these rows with data.bad_rows=drop."
     )
@@ -309,7 +309,7 @@ def test_tools_tool_calls_and_reasoning_reach_a_template_that_writes_them(with_t
 def test_a_template_that_leaves_out_tool_calls_is_refused_and_what_else_it_leaves_out_is_counted(with_template):
     """When this fails, keys inside messages are dropped without a word."""
     tokenizer = with_template(TOOLS.replace("m.tool_calls or ", "").replace("m.reasoning_content", "false"))
-    with pytest.raises(UserError, match=r"of 1 rows .* row 3: it leaves out tool_calls"):
+    with pytest.raises(UserError, match=r"of 1 row .* row 3: it leaves out tool_calls"):
         encode_one_item(tokenizer, Item(3, WITH_A_TOOL, None, ("Four",)))
     prompt = (Message("user", "Hi", json.dumps({"name": "Ann"})),)
     encoded, report = encode_one_item(

@@ -112,7 +112,7 @@ def test_a_malformed_command_is_answered_with_its_usage(capsys, arguments, messa
         ),
         (
             "mesh.tensor=7",
-            "mesh.data=1, mesh.fsdp=-1, mesh.tensor=7 cannot use 8 device(s): the product of the sizes must equal the "
+            "mesh.data=1, mesh.fsdp=-1, mesh.tensor=7 cannot use 8 devices: the product of the sizes must equal the "
             "number of devices; change one of them, or set one to -1 (all remaining devices).",
         ),
         (
@@ -136,7 +136,7 @@ def test_a_malformed_command_is_answered_with_its_usage(capsys, arguments, messa
         ),
         (
             "rows.length=80",
-            "11 group(s) of a prompt and its responses do not fit rows of 80 tokens; the longest, from row 12, has 87. "
+            "11 groups of a prompt and its responses do not fit rows of 80 tokens; the longest, from row 12, has 87. "
             "Raise rows.length to 88, or lower data.max_length.",
         ),
     ],
@@ -247,7 +247,7 @@ SET = {"prompt": "Hi", "responses": ["A", "B", "C"], "rewards": [3, 1, 2]}
         (
             SET,
             ["relabel.attributes=[wit]"],
-            "relabel.attributes=[wit]: 1 of 1 rows lack an attribute. Name the column that holds them",
+            "relabel.attributes=[wit]: 1 of 1 row lack an attribute. Name the column that holds them",
         ),
         (
             SET | {"rewards": ...},
@@ -294,7 +294,7 @@ def test_an_evaluation_row_that_does_not_fit_is_found_before_training(world, pla
     write_rows(place / "some.jsonl", with_row(prompt="x" * 100))
     message = refused("train", *settings(world, "new"), "data.eval_path=some.jsonl", "rows.length=96")
     assert message.startswith(
-        "data.eval_path=some.jsonl: 2 group(s) of a prompt and its responses do not fit rows of 96"
+        "data.eval_path=some.jsonl: 2 groups of a prompt and its responses do not fit rows of 96"
     )
     assert [path.name for path in place.iterdir()] == ["some.jsonl"]
 

@@ -75,7 +75,7 @@ def test_keys_that_nobody_reads_are_counted(tmp_path):
     answer = {"role": "assistant", "content": "Four", "refusal": "No.", "audio": None}
     found = read_file(write(tmp_path / "rows.jsonl", ROW | {"chosen": [answer]}, ROW))
     assert found.notes == {"unread_key_refusal": 1}
-    assert list(notes_on_rows({"notes": found.notes})) == ["1 rows hold messages with 'refusal', which is not read"]
+    assert list(notes_on_rows({"notes": found.notes})) == ["1 row holds messages with 'refusal', which is not read"]
 
 
 def test_responses_that_differ_in_their_reasoning_alone_are_two(tmp_path):

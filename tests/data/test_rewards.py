@@ -58,7 +58,7 @@ def test_a_file_of_another_data_set_is_refused_with_what_does_not_fit(write):
     message = refusal(with_scores, RECORDS, scores, num_rows=3)
     assert message.splitlines()[0].endswith("scores.jsonl does not belong to this data; score it anew.")
     assert [line.strip() for line in message.splitlines()[1:]] == [
-        "it has row 9, but there are 3 rows",
+        "it has row 9, and the data 3 rows",
         "it has 3 rewards for the 2 responses of row 1",
         "it has no scores of row 3",
     ]

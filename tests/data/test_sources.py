@@ -250,7 +250,7 @@ def test_identical_responses_are_dropped_and_counted_even_without_bad_rows(write
 
 
 def test_no_usable_row_is_an_error_that_says_why(write):
-    assert "none of 1 rows can be used; dropped: 1 empty_response" in error(
+    assert "none of 1 row can be used; dropped: 1 empty_response" in error(
         write({**PAIR, "chosen": ""}), data=Data(bad_rows="drop")
     )
     assert "has no rows" in error(write("\n\n"))

@@ -82,7 +82,7 @@ def test_a_line_that_a_kill_or_a_disk_broke_is_sampled_again(world, stopped, cap
     lines = kept.read_bytes().splitlines(keepends=True)
     flipped = lines[3].replace(b'"tokens": [', b'"tokens": [1, ')
     kept.write_bytes(b"".join([*lines[:3], flipped, *lines[4:-1], lines[-1][:-9]]))
-    assert "1 damaged lines of" in goes_on(world, stopped, capsys, num_known=14)
+    assert "1 damaged line of" in goes_on(world, stopped, capsys, num_known=14)
 
 
 def test_a_command_that_was_killed_after_writing_its_answers_ends_at_once(world, stopped, capsys, monkeypatch):

@@ -291,7 +291,7 @@ def test_a_compiler_that_is_not_installed_is_named_with_its_extra(place, capsys,
 
 def test_a_mesh_that_does_not_divide_is_refused(place, capsys):
     assert message(capsys, *arguments(place, "mesh.tensor=3", "--devices", "cpu:8")).startswith(
-        "mesh.data=1, mesh.fsdp=-1, mesh.tensor=3 cannot use 8 device(s): the product of the sizes must equal"
+        "mesh.data=1, mesh.fsdp=-1, mesh.tensor=3 cannot use 8 devices: the product of the sizes must equal"
     )
 
 
