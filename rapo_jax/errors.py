@@ -44,11 +44,16 @@ class Lost(Exception):
 
 def nearest(name: str, known: list[str]) -> str:
     """A hint for a misspelt name: the nearest known name, or all known names if none is near."""
+    close = near(name, known)
+    return f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def near(name: str, known: list[str]) -> str | None:
+    """The known name that a misspelt or shortened one is nearest to, if any is near."""
     import difflib
 
     completions = [candidate for candidate in known if name and candidate.startswith(name)]
-    close = completions[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    return next(iter(completions or difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 def counted(number: int, one: str, many: str = "") -> str:

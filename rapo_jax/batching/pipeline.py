@@ -4,7 +4,7 @@ Everything read, dropped, tied or truncated is counted in the report.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,7 +131,7 @@ def tokenize_records(
     )
     groups = as_groups([(r, e) for r, e in zip(relabelled, encoded, strict=True) if e is not None], config)
     if not groups:
-        dropped = prepared.dropped | {"ties": num_ties} | cuts.dropped
+        dropped = prepared.dropped | {"tied": num_ties} | cuts.dropped
         raise UserError(
             f"{prepared.said}: nothing is left of its {counted(prepared.num_rows, 'row')}, which gave {counted(len(items), 'preference')}; "
             f"dropped: {counts_in_words(dropped)}. What does not fit needs a larger data.max_length={config.data.max_length}; "
@@ -165,20 +165,39 @@ def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
     }
 
 
-def plan_training(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> BatchPlan:
-    """The optimizer steps of the whole run. Raises UserError when a batch would need more groups than there are."""
+def plan_training(
+    groups: Sequence[Group], config: Config, *, num_row_shards: int, report: Mapping[str, Any] | None = None
+) -> BatchPlan:
+    """The optimizer steps of the whole run. Raises UserError when a batch would need more groups than there are, and says
+    what the data report has of rows that were dropped."""
     batch_size, num_groups = config.train.batch_size, len(groups)
     length = config.train.num_epochs, config.train.max_steps
     num_steps = number_of_steps(*length, batch_size=batch_size, num_groups=num_groups)
     if batch_size > num_groups or num_steps < 1:
         raise UserError(
-            f"train.batch_size={batch_size} exceeds the {num_groups} pairs that the data gives after relabelling "
-            f"(train.num_epochs={config.train.num_epochs:g}); lower train.batch_size or use more data."
+            f"train.batch_size={batch_size} exceeds the {counted(num_groups, config.objective.unit.removesuffix('s'))} that the "
+            f"data gives after relabelling (train.num_epochs={config.train.num_epochs:g}); lower train.batch_size or use more "
+            f"data.{lost_in_words(report) if report else ''}"
         )
     sizes = np.array([group.num_tokens for group in groups])
     twins = find_twins(groups) if config.rows.twins == "together" and len(config.relabel.goals) > 1 else None
     steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed, twins=twins)
     return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+
+
+def lost_in_words(report: Mapping[str, Any]) -> str:
+    """What a data report has of rows and preferences that were left out, and why; "" where none were."""
+    rows = report["rows_dropped"] | {"tied": report["ties"]["dropped"]}
+    preferences = report["cut"]["dropped"]
+    lost = {"row": (report["rows_read"], rows), "preference": (report["cut"]["num_items"], preferences)}
+    said = [
+        f" Of {counted(number, what)}, {sum(reasons.values()):,} {'was' if sum(reasons.values()) == 1 else 'were'} left out: "
+        f"{counts_in_words(reasons)}."
+        for what, (number, reasons) in lost.items()
+        if sum(reasons.values())
+    ]
+    longer = " A larger data.max_length keeps more of them." if preferences else ""
+    return "".join(said) + longer
 
 
 def number_of_steps(num_epochs: float, max_steps: int | None, *, batch_size: int, num_groups: int) -> int:

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from rapo_jax.borders import KINDS, is_unicode, path_of, read_text
 from rapo_jax.config.constraints import validate
+from rapo_jax.config.keys import keys_of
 from rapo_jax.config.objective import Objective, flattened, option_types
-from rapo_jax.config.tree import Config, SourceOptions
+from rapo_jax.config.tree import Config, Data, SourceOptions
 from rapo_jax.config.yaml_text import parse_yaml, yaml_text
-from rapo_jax.errors import UserError, nearest, shown
+from rapo_jax.errors import UserError, near, shown
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -29,7 +30,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 f"{shown(override)} is not an override; write key=value, such as optimizer.learning_rate=1e-6."
             )
         insert(tree, key.strip().split("."), parse_yaml(text, said=override))
-    return validate(build(Config, tree, where=""))
+    return from_dict(tree)
 
 
 def read_tree(path: Path, *, chain: tuple[Path, ...] = ()) -> dict:
@@ -93,12 +94,28 @@ def build_fields(hints: dict[str, Any], tree: dict, *, where: str) -> dict[str, 
     leaves = {}
     for key, value in tree.items():
         if key not in hints:
-            raise UserError(f"unknown key {where}{key!s:.60}; {nearest(str(key), list(hints))}")
+            raise UserError(f"unknown key {where}{key!s:.60}; {meant(str(key), list(hints), where=where)}")
         if dataclasses.is_dataclass(hints[key]):
             leaves[key] = build(hints[key], {} if value is None else value, where=f"{where}{key}.")
         else:
             leaves[key] = convert(value, hints[key], name=f"{where}{key}")
     return leaves
+
+
+def meant(key: str, known: list[str], *, where: str) -> str:
+    """A hint for an unknown key of a section: the same key of other sections, else the nearest of this one or of others."""
+    everywhere: dict[str, list[str]] = {}
+    for each in keys_of():
+        everywhere.setdefault(each.name.rpartition(".")[2], []).append(each.name)
+    close = near(key, known)
+    elsewhere = key if key in everywhere else near(key, list(everywhere))
+    if key not in everywhere and close:
+        names = [f"{where}{close}"]
+    elif elsewhere:
+        names = [name for name in everywhere[elsewhere] if "[N]" not in name][:3]
+    else:
+        names = []
+    return f"did you mean {' or '.join(names)}?" if names else f"known: {', '.join(sorted(known))}"
 
 
 def build_objective(tree: dict, *, where: str) -> Objective:
@@ -179,5 +196,16 @@ def to_yaml(config: Config) -> str:
 
 
 def from_dict(tree: dict) -> Config:
-    """The inverse of `as_dict`. Raises UserError as `load_config` does."""
-    return validate(build(Config, tree, where=""))
+    """The inverse of `as_dict`; what `tree` lacks is at its default. Raises UserError as `load_config` does."""
+    config = build(Config, tree, where="")
+    data = tree.get("data")
+    if not isinstance(data, dict) or data.get("max_prompt_length") is None:
+        config = dataclasses.replace(config, data=with_prompt_length(config.data))
+    return validate(config)
+
+
+def with_prompt_length(data: Data) -> Data:
+    """The default of data.max_prompt_length where data.max_length leaves no room for it: half of that."""
+    if data.max_length > data.max_prompt_length:
+        return data
+    return dataclasses.replace(data, max_prompt_length=max(1, data.max_length // 2))

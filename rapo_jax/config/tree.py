@@ -120,7 +120,10 @@ class Data:
     )
     max_length: int = key(1024, "most tokens of a prompt and one response", affects="tokens", allowed=MOST_TOKENS)
     max_prompt_length: int = key(
-        512, "longer prompts are truncated to this many tokens", affects="tokens", allowed=MOST_TOKENS
+        512,
+        "longer prompts are truncated to this many tokens; by default half of a data.max_length of 512 or less",
+        affects="tokens",
+        allowed=MOST_TOKENS,
     )
     chat_template: str | None = key(
         None, "null uses the tokenizer's own; or plain, chatml, zephyr, or a .jinja file", affects="tokens"

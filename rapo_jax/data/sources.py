@@ -13,11 +13,13 @@ from typing import Any
 from rapo_jax.config.tree import Columns, Data, SourceOptions
 from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.row_needs import RowNeeds, Want
+from rapo_jax.data.schemas.pairs import ANSWERS, QUESTIONS
 from rapo_jax.data.schemas.registry import require_schema, resolve_schema
 from rapo_jax.data.schemas.schema import FirstRow, Parsed, ReadOptions, Schema
 from rapo_jax.data.values import EMPTY, MORE, BadRow, finite_score, text, tools_of
 from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Message, Record, more_of
+from rapo_jax.objectives import OBJECTIVES
 
 SHOWN = 5  # facts that a message about many rows lists
 # Columns that usually belong to the prompt, and the key that has them read; "" where none does.
@@ -30,6 +32,7 @@ CONTEXT = {
     "images": "",
     "tools": "",  # where it is a text, and no list of tools
 }
+FOR_EXAMPLE: dict[Want, str] = {"labelled": "kto", "pair": "dpo", "one": "sft"}  # an objective that wants such rows
 UNREAD, UNREAD_KEY = "unread_column_", "unread_key_"  # how notes about columns and about keys of messages begin
 
 
@@ -68,7 +71,8 @@ def read_records(
     first = next(rows, None)
     if first is None:
         raise UserError(f"{said} has no rows; at least one is needed.")
-    schema, columns = resolve_schema(FirstRow(said, first.values, source.columns, need.want), source.schema, need)
+    first_row = FirstRow(said, first.values, source.columns, need.want)
+    schema, columns = schema_of(first_row, source.schema, need)
     reader = row_reader(schema, columns, ReadOptions(defect=data.score_defect))
     found = _Rows.read(chain([first], rows), reader)
     if found.facts and data.bad_rows == "error":
@@ -79,7 +83,9 @@ def read_records(
     found.dropped.update(reason for reason in reasons if reason)
     if not usable:
         alone = found.dropped["fewer_than_two_responses"]
-        hint = f" The objective compares several; rows of data.schema={schema.name} have one." if alone else ""
+        others = " or ".join(objectives_for(first_row, source.schema)) or "sft"
+        one = f" The objective compares several; rows of data.schema={schema.name} have one, as for objective.name={others}."
+        hint = one if alone else ""
         raise UserError(
             f"{said}: none of {counted(found.num_rows, 'row')} can be used; dropped: {counts_in_words(found.dropped)}.{hint}"
         )
@@ -93,6 +99,40 @@ def read_records(
         merged=len(found.records) - len(records),
         notes=dict(found.notes),
     )
+
+
+def schema_of(first: FirstRow, name: str, need: RowNeeds) -> tuple[Schema, Columns]:
+    """As `resolve_schema`, whose error also names the objectives that can use rows like this one."""
+    try:
+        return resolve_schema(first, name, need)
+    except UserError as error:
+        others = objectives_for(first, name) if need.want in ("one", "pair", "labelled", "all") else []
+        if not others or any(OBJECTIVES[other].responses == need.want for other in others):
+            raise
+        goals = "" if not need.scores else "; relabel.goals=[] where they have no scores"
+        raise UserError(f"{error} Such rows are for objective.name={' or '.join(others)}{goals}.") from error
+
+
+def objectives_for(first: FirstRow, name: str) -> list[str]:
+    """An objective of each kind that can use a row, those that use most of it first."""
+    found, named = [], first.columns
+    likely = named
+    if not first.first_of(["chosen", "rejected", "prompt"]):
+        likely = replace(
+            named,
+            prompt=named.prompt or first.first_of(QUESTIONS),
+            response=named.response or first.first_of(ANSWERS),
+        )
+    for want, objective in FOR_EXAMPLE.items():
+        try:
+            row = replace(first, want=want, columns=likely if want == "one" else named)
+            schema, columns = resolve_schema(row, name, RowNeeds(want))
+            record, _ = row_reader(schema, columns, ReadOptions())(first.values)
+        except (UserError, BadRow):
+            continue
+        if _too_few(record, want) is None:
+            found.append(objective)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a file of prompts to token ids: through the chat template, or raw. Training encodes its prompts the same way."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat.encoding import Item, encode_all
+from rapo_jax.config.tree import Columns
 from rapo_jax.data.files import FileRow, read_rows
+from rapo_jax.data.sources import unread
 from rapo_jax.data.values import BadRow, messages, text, tools_of
 from rapo_jax.distributed import say
 from rapo_jax.errors import UserError, counted
@@ -36,7 +39,7 @@ def read_prompts(path: str, *, raw: bool = False) -> list[Prompt]:
 
     With `raw`, a text is one turn whatever it looks like.
     """
-    prompts = []
+    prompts, not_read = [], Counter()
     for row in read_rows(path, split="train", option="--prompts"):
         column = next((name for name in PROMPT_COLUMNS if name in row.values), None)
         if column is None:
@@ -51,8 +54,13 @@ def read_prompts(path: str, *, raw: bool = False) -> list[Prompt]:
         if not turns or turns[-1].role not in ("user", "tool"):
             raise UserError(f"{row.place}: a prompt must end with a user turn.")
         prompts.append(Prompt(row, as_json(row), turns, tools))
+        not_read.update((name, column) for name in unread(row.values, Columns(prompt=column), tools=tools))
     if not prompts:
         raise UserError(f"{path} holds no prompts.")
+    for (name, column), number in not_read.items():
+        say(
+            f"note: {counted(number, 'prompt holds', 'prompts hold')} {name!r}, which is not read; write it into {column}"
+        )
     return prompts
 
 

@@ -159,7 +159,8 @@ def read_inputs(setup: Setup) -> Inputs:
     for groups in (data.groups, *(each.groups for each in held_out.values())):
         texts = (tokens for group in groups for tokens in (group.prompt, *group.continuations))
         require_ids_fit(texts, setup.tokenizer, setup.spec, said=f"model.path={setup.config.model.path}")
-    plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
+    shards = num_row_shards(setup.mesh)
+    plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=shards, report=data.report)
     return Inputs(data, held_out, plan)
 
 

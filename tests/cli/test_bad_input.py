@@ -98,7 +98,7 @@ def test_a_malformed_command_is_answered_with_its_usage(capsys, arguments, messa
     ("override", "message"),
     [
         ("seed", "'seed' is not an override; write key=value, such as optimizer.learning_rate=1e-6."),
-        ("objective.betta=1", "unknown key objective.betta; did you mean 'beta'?"),
+        ("objective.betta=1", "unknown key objective.betta; did you mean objective.beta?"),
         ("run_dir=", "run_dir is not set; add it to CONFIG or to the command line: run_dir=..."),
         ("run_dir=''", "run_dir is not set; add it to CONFIG or to the command line: run_dir=..."),
         (
@@ -227,6 +227,74 @@ def test_a_bad_row_is_named_with_its_line_and_what_a_row_needs(world, place, ref
     assert [path.name for path in place.iterdir()] == ["some.jsonl"]
 
 
+# Rows that fit another objective.
+LABELLED = [{"prompt": f"Is {n} even?", "completion": "Yes.", "label": n % 2} for n in range(4)]
+ANSWERED = [{"prompt": f"Is {n} even?", "completion": "Yes."} for n in range(4)]
+CONVERSATIONS = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}] * 4
+ALPACA = [{"instruction": f"Is {n} even?", "input": "Say why.", "output": "Yes."} for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "overrides", "others"),
+    [
+        (LABELLED, [], "kto or sft"),
+        ([row | {"label": bool(row["label"])} for row in LABELLED], ["relabel.goals=[]"], "kto or sft"),
+        (ANSWERED, [], "sft"),
+        (CONVERSATIONS, [], "sft"),
+        (ALPACA, [], "sft"),
+        (ANSWERED, ["objective={name: kto}"], "sft"),
+    ],
+)
+def test_rows_for_another_objective_are_told_which(world, place, refused, rows, overrides, others):
+    """When this fails, people rename columns until something is accepted, and train on what they did not mean."""
+    write_rows(place / "some.jsonl", rows)
+    message = refused("train", *settings(world, "new"), "data.path=some.jsonl", *overrides)
+    assert f" for objective.name={others}" in message
+
+
+def test_pairs_are_refused_by_no_objective_that_reads_one_response_or_labels(world, place, refused):
+    """When this fails, KTO or SFT on a file of pairs needs a copy of the file."""
+    for name, what in {"kto": "24 groups", "sft": "12 responses"}.items():
+        more = [f"objective={{name: {name}}}", "train.batch_size=100", "relabel.goals=" + "[chosen]" * (name == "sft")]
+        more = more if name == "sft" else more[:2]
+        assert f"exceeds the {what} that the data gives" in refused("train", *settings(world, "new"), *more)
+
+
+def test_alpacas_columns_are_named_where_they_are_not_read(world, place, refused, capsys):
+    """When this fails, the text that an instruction is about is left out of the prompt without a word."""
+    write_rows(place / "some.jsonl", ALPACA)
+    sft = ["data.path=some.jsonl", "objective={name: sft}", "relabel.goals=[]"]
+    assert refused("train", *settings(world, "new"), *sft).endswith(
+        "Name it with data.columns.response=output and data.columns.prompt=instruction; data.columns.input=input adds the "
+        "text of 'input' to it, which is not read otherwise."
+    )
+    columns = ["data.columns.response=output", "data.columns.prompt=instruction", "data.columns.input=input"]
+    message = refused("train", *settings(world, "new"), *sft, *columns, "train.batch_size=99")
+    assert "exceeds the 4 responses that the data gives" in message
+    assert refused(
+        "generate", world / "model", "--prompts", "some.jsonl", "--out", "out.jsonl", "--max-prompt-length", 9
+    )
+    refused("generate", world / "model", "--prompts", "some.jsonl", "--out", "some.jsonl")
+    (place / "some.jsonl").unlink()
+
+
+def test_too_few_groups_are_explained_by_what_was_left_out(world, place, refused):
+    """When this fails, people look for their rows in the file, where they are, and not in the settings."""
+    rows = [PAIRS[0] | {"prompt": f"How are you, {n}?"} for n in range(12)]
+    for n in range(3):
+        rows[n] |= {"rejected": rows[n]["chosen"]}
+    rows[3] |= {"score_rejected": rows[3]["score_chosen"]}
+    rows[4] |= {"chosen": "y" * 300, "rejected": "y" * 300 + "z"}
+    write_rows(place / "some.jsonl", rows)
+    lengths = ["data.max_length=200", "data.max_prompt_length=150"]
+    message = refused("train", *settings(world, "new"), "data.path=some.jsonl", "train.batch_size=100", *lengths)
+    assert message == (
+        "train.batch_size=100 exceeds the 14 pairs that the data gives after relabelling (train.num_epochs=1); lower "
+        "train.batch_size or use more data. Of 12 rows, 4 were left out: 3 identical_responses, 1 tied. Of 16 preferences, 2 "
+        "were left out: 2 identical_after_truncation. A larger data.max_length keeps more of them."
+    )
+
+
 SET = {"prompt": "Hi", "responses": ["A", "B", "C"], "rewards": [3, 1, 2]}
 
 
@@ -293,9 +361,7 @@ def test_an_evaluation_row_that_does_not_fit_is_found_before_training(world, pla
     """When this fails, the row is found at the end of the first epoch, with hours of training not saved."""
     write_rows(place / "some.jsonl", with_row(prompt="x" * 100))
     message = refused("train", *settings(world, "new"), "data.eval_path=some.jsonl", "rows.length=96")
-    assert message.startswith(
-        "data.eval_path=some.jsonl: 2 groups of a prompt and its responses do not fit rows of 96"
-    )
+    assert message.startswith("data.eval_path=some.jsonl: 2 groups of a prompt and its responses do not fit rows of 96")
     assert [path.name for path in place.iterdir()] == ["some.jsonl"]
 
 

@@ -219,7 +219,7 @@ def test_a_label_that_is_neither_true_nor_false_is_a_bad_row(refusal):
 def test_labelled_rows_are_refused_where_responses_are_compared(refusal):
     message = refusal({"prompt": "Hi", "completion": "A", "label": True}, scores=False)
     assert message.endswith("dropped: 1 fewer_than_two_responses. The objective compares several; rows of "
-                            "data.schema=labels have one.")  # fmt: skip
+                            "data.schema=labels have one, as for objective.name=kto or sft.")  # fmt: skip
 
 
 def test_pairs_are_accepted_where_labels_are_wanted(read):

@@ -22,6 +22,8 @@ SCORE_COLUMNS = (
     ("chosen_reward", "reject_reward"),
 )
 SINGLE_SCORES = ("score", "reward")
+# Columns that are likely an instruction or an answer to it, where the usual ones are absent.
+QUESTIONS, ANSWERS = ("instruction", "question", "query"), ("output", "answer")
 # Where a single response is looked for.
 SINGLE_RESPONSES = ("chosen", "messages", "response", "completion")
 
@@ -82,7 +84,8 @@ def resolve_single(schema: Schema, first: FirstRow) -> Columns:
     chosen = given.chosen or given.response or first.first_of(SINGLE_RESPONSES)
     if not chosen:
         raise UserError(
-            f"{first.present}; needed: one of {', '.join(SINGLE_RESPONSES)}. Name them with data.columns.chosen=...."
+            f"{first.present}; needed: one of {', '.join(SINGLE_RESPONSES)}. Name it with "
+            f"{named_as(first, 'response', ANSWERS)}{also_prompt(first)}."
         )
     prompt = resolve_prompt(first, chosen)
     (score_chosen,) = resolve_scores(first, 1) or ("",)
@@ -109,9 +112,26 @@ def resolve_prompt(first: FirstRow, chosen: str) -> str:
     if not prompt and isinstance(value, str) and not is_transcript(value):
         raise UserError(
             f"{first.present}; {chosen!r} is a plain string, so the instruction must be in a column of its own. Name it "
-            "with data.columns.prompt=..."
+            f"with {named_as(first, 'prompt', QUESTIONS)}{also_input(first)}."
         )
     return prompt
+
+
+def named_as(first: FirstRow, role: str, usual: Sequence[str]) -> str:
+    """The key that names a column of this role, with the column that is likely meant."""
+    return f"data.columns.{role}={first.first_of(usual) or '...'}"
+
+
+def also_prompt(first: FirstRow) -> str:
+    """What else to name where the instruction is in a column that is not taken for the prompt, as in Alpaca's rows."""
+    has_prompt = first.columns.prompt or first.has("prompt") or not first.first_of(QUESTIONS)
+    return also_input(first) if has_prompt else f" and {named_as(first, 'prompt', QUESTIONS)}{also_input(first)}"
+
+
+def also_input(first: FirstRow) -> str:
+    """Alpaca's rows have a text that follows the instruction; no column is taken for it."""
+    wanted = first.has("input") and isinstance(first.values["input"], str) and not first.columns.input
+    return "; data.columns.input=input adds the text of 'input' to it, which is not read otherwise" if wanted else ""
 
 
 def resolve_scores(first: FirstRow, num_responses: int) -> Sequence[str]:
