@@ -202,8 +202,9 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
         help="tokens at once, prompts and answers together; bounds the memory (default %(default)s)",
     )
     to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    to.add_argument("--chat-template", metavar="T", help="plain, chatml, zephyr, deepseek-r1 or a .jinja file")
     to.add_argument(
-        "--chat-template", metavar="T", help="for tokenizers without one: plain, chatml, zephyr or a .jinja file"
+        "--template-options", metavar="T", help="variables of the chat template, such as '{enable_thinking: false}'"
     )
     add_machines(to)
 

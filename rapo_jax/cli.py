@@ -239,6 +239,7 @@ def export(options: argparse.Namespace) -> int:
 
 def generate(options: argparse.Namespace) -> int:
     """Answers a file of prompts."""
+    from rapo_jax.config.files import read_mapping
     from rapo_jax.distributed import say
     from rapo_jax.generate.answers import Request, answer_file
     from rapo_jax.parallel import make_mesh
@@ -248,9 +249,10 @@ def generate(options: argparse.Namespace) -> int:
     work_begins()
     fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
     fields += ("temperature", "top_p", "seed", "batch_size", "batch_tokens", "dtype", "chat_template")
-    request = Request(**{name: getattr(options, name) for name in fields})
+    given = {name: getattr(options, name) for name in fields}
+    given["template_options"] = read_mapping(options.template_options or "{}", option="--template-options")
     model = find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1))
-    rate = answer_file(model, request)
+    rate = answer_file(model, Request(**given))
     say(f"{options.out}: {rate}")
     return 0
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat.dates import pin, pinned_day, today
 from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_goal_prompt, read_goal_prompt
+from rapo_jax.chat.options import Options, refuse_unread, with_options
 from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError, counted
@@ -81,7 +82,12 @@ class ClosedModel(Protocol):
     def mesh(self) -> Mesh: ...
 
     def open_tokenizer(
-        self, *, chat_template: str | None = None, option: str = "data.chat_template", raw: bool = False
+        self,
+        *,
+        chat_template: str | None = None,
+        template_options: Options | None = None,
+        option: str = "data.chat_template",
+        raw: bool = False,
     ) -> OpenedTokenizer:
         """As the function `open_tokenizer`."""
         ...
@@ -108,9 +114,15 @@ class ModelDirectory:
         return spec_from_config(read_config(self.directory))
 
     def open_tokenizer(
-        self, *, chat_template: str | None = None, option: str = "data.chat_template", raw: bool = False
+        self,
+        *,
+        chat_template: str | None = None,
+        template_options: Options | None = None,
+        option: str = "data.chat_template",
+        raw: bool = False,
     ) -> OpenedTokenizer:
-        return open_tokenizer(self.directory, chat_template=chat_template, option=option, raw=raw)
+        how = {"chat_template": chat_template, "template_options": template_options, "option": option, "raw": raw}
+        return open_tokenizer(self.directory, **how)
 
     def identity(self) -> dict[str, str | int]:
         """The beginning of a SHA-256 of configuration and weights."""
@@ -128,6 +140,7 @@ def open_tokenizer(
     directory: Path,
     *,
     chat_template: str | None = None,
+    template_options: Options | None = None,
     option: str = "data.chat_template",
     raw: bool = False,
     trained_with: GoalPrompt | None = None,
@@ -135,9 +148,10 @@ def open_tokenizer(
     """The tokenizer of a model directory and the goal prompt that the directory records, or else the paper's.
 
     `chat_template` (a preset or a .jinja file; `option` is its name for the user) replaces the directory's own template
-    and the goal baked into it. With `raw`, texts are continued as they are: no chat template is needed, and the end of
-    a turn does not stop them. `trained_with` is in place of what the directory records, for a run that started from it.
-    Raises UserError where there is no tokenizer or no template, or rapo.json is damaged.
+    and the goal baked into it; `template_options` are values of its variables. With `raw`, texts are continued as they are:
+    no chat template is needed, and the end of a turn does not stop them. `trained_with` is in place of what the directory
+    records, for a run that started from it. Raises UserError where there is no tokenizer or no template, for options that the
+    template does not read, and for a damaged rapo.json.
     """
     directory = Path(directory)
     at = tokenizer_directory(directory)
@@ -151,6 +165,13 @@ def open_tokenizer(
         tokenizer.chat_template = tokenizer.chat_template["default"]
     if own and chat_template is None and not raw:
         tokenizer.chat_template = own.chat_template
+    if template_options and not raw:
+        of_tokenizer = tokenizer.special_tokens_map
+        said = option.replace("chat-template", "template-options").replace("chat_template", "template_options")
+        every = [tokenizer.chat_template, *named.values()] if chat_template is None else [tokenizer.chat_template]
+        refuse_unread(every, template_options, given=of_tokenizer, option=said)
+        tokenizer.chat_template = with_options(tokenizer.chat_template, template_options)
+        named = {name: with_options(template, template_options) for name, template in named.items()}
     stops = declared_stop_tokens(directory)
     end_of_text = tokenizer.eos_token_id
     if not stops and isinstance(end_of_text, int):
@@ -166,11 +187,13 @@ def open_tokenizer(
 
 
 def open_for_training(directory: Path, config: Config) -> OpenedTokenizer:
-    """The tokenizer of the model that a run starts from, with the goal prompt and the date that the configuration asks for.
+    """The tokenizer of the model that a run starts from, with the goal prompt, the options of the chat template and the date
+    that the configuration asks for.
 
     Without data.date a template that writes a date writes the one that it is pinned to, else today's.
     """
-    opened = open_tokenizer(directory, chat_template=config.data.chat_template)
+    data = config.data
+    opened = open_tokenizer(directory, chat_template=data.chat_template, template_options=data.template_options)
     own = opened.goal_prompt.chat_template
     pinned = functools.partial(pin, day=config.data.date or pinned_day(own) or today())
     opened.tokenizer.chat_template = pinned(own)

@@ -8,9 +8,8 @@ The names that the prelude binds begin with rapo_, and it loops over no content:
 whether it takes parts.
 """
 
-import json
-
 from rapo_jax.chat.goal_prompt import GoalPrompt
+from rapo_jax.chat.jinja import literal
 from rapo_jax.chat.templates import Placement
 from rapo_jax.relabel import format_score
 
@@ -99,8 +98,3 @@ def names_known(goal_prompt: GoalPrompt) -> str:
         f"{{%- if goal is mapping and goal | reject('in', [{known}]) | list -%}}"
         f"{{{{- raise_exception({complaint}) -}}}}{{%- endif -%}}"
     )
-
-
-def literal(text: str) -> str:
-    """A text as a literal of Jinja."""
-    return json.dumps(text, ensure_ascii=False)  # of ASCII alone, Jinja would read surrogate pairs as broken characters

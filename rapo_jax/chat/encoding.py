@@ -25,6 +25,8 @@ from rapo_jax.messages import Message, as_answers
 
 TOKENIZED_AT_ONCE = 256  # conversations rendered and tokenized at a time
 BATCH_SECONDS = 60.0  # that rendering them may take
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # keys of a turn
+EARLIER_THOUGHTS = "thoughts of earlier turns"
 MIN_INSTRUCTION_TOKENS = 8  # that a shortened instruction must keep, not counting the assistant's header
 
 
@@ -46,11 +48,11 @@ class Item(NamedTuple):
         """The responses as turns."""
         return as_answers(self.responses, self.more)
 
-    def without(self, key: str) -> "Item":
-        """The item without this key of its turns, or without its tools."""
+    def without(self, key: str, *, answers: bool = True) -> "Item":
+        """The item without this key of its turns, those of the prompt alone unless `answers`, or without its tools."""
         if key == "tools":
             return self._replace(tools="")
-        more = tuple(_without(answer, key).more for answer in self.answers) if self.more else ()
+        more = tuple(_without(answer, key).more for answer in self.answers) if self.more and answers else self.more
         return self._replace(prompt=tuple(_without(turn, key) for turn in self.prompt), more=more)
 
 
@@ -65,7 +67,7 @@ class Encoded:
 
     The prompt ends with the assistant's header; an untruncated response ends with one end-of-turn token.
     `prompt_tokens_cut` includes the tokens of the `turns_cut` (user and assistant turns both count). `not_written` are the
-    keys of messages that the template leaves out.
+    keys of messages that the template leaves out, and in words what it lacks of the prompt's texts.
     """
 
     prompt: Int32[np.ndarray, "_"]
@@ -194,10 +196,26 @@ def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> l
 
 
 def _not_written(form: ChatFormat, item: Item, texts: list[str]) -> tuple[str, ...]:
-    """The keys of the item's turns without which the template writes the same, among them "tools"."""
+    """The keys of the item's turns without which the template writes the same, among them "tools"; and, in words, turns and
+    thoughts of its prompt that the template leaves out or changes."""
     held = dict.fromkeys(key for turn in (*item.prompt, *item.answers) for key in turn.others())
     keys = (*held, "tools") if item.tools else tuple(held)
-    return tuple(key for key in keys if _texts_or_none(form, item.without(key)) == texts)
+    left_out = tuple(key for key in keys if _texts_or_none(form, item.without(key)) == texts)
+    asked = {key for turn in item.prompt for key in turn.others()}
+    thought = (key for key in THOUGHTS if key in asked and key not in left_out)
+    earlier = [key for key in thought if _texts_or_none(form, item.without(key, answers=False)) == texts]
+    changed = dict.fromkeys(said for turn in item.prompt if (said := _changed(turn, texts[0])))
+    return (*left_out, *(changed | dict.fromkeys([EARLIER_THOUGHTS] if earlier else [])))
+
+
+def _changed(turn: Message, prompt: str) -> str:
+    """In words, what the text of a prompt lacks of one of its turns; "" where it has all of it."""
+    if turn.role == "tool" or chat.shows(prompt, turn.content):
+        return ""
+    _, thought, answer = turn.content.rpartition("</think>")
+    if turn.role == "assistant" and thought and chat.shows(prompt, answer):
+        return EARLIER_THOUGHTS
+    return f"text of the {turn.role} turn"
 
 
 def _texts_or_none(form: ChatFormat, item: Item) -> list[str] | None:

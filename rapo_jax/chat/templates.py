@@ -5,6 +5,7 @@ rapo_jax/chat/baking.py. Truncation and batching are in rapo_jax/chat/encoding.p
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,11 +38,25 @@ TEMPLATE_PRESETS = {
         r"{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}"
         r"{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     ),
+    # Writes the thought of the last answer, which DeepSeek's own template cuts off.
+    "deepseek-r1": (
+        "{{ bos_token }}{% set empty = enable_thinking is defined and not enable_thinking %}{% for message in messages %}"
+        r"{% if message['role'] == 'system' %}{{ message['content'] }}"
+        "{% elif message['role'] == 'user' %}{{ '<\uff5cUser\uff5c>' + message['content'] }}"
+        r"{% elif message['role'] == 'assistant' %}{% set parts = message['content'].split('</think>') %}"
+        r"{% set thought = message['reasoning_content'] or (parts[0].split('<think>')[-1] if parts | length > 1 else '') %}"
+        "{{ '<\uff5cAssistant\uff5c>' }}"
+        r"{% if loop.last %}{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}"
+        r"{{ parts[-1].lstrip('\n') + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<\uff5cAssistant\uff5c>' }}"
+        r"{{ '<think>\n' + ('\n</think>\n\n' if empty else '') }}{% endif %}"
+    ),
 }
 TEMPLATE_CHOICES = f"{'|'.join(TEMPLATE_PRESETS)}|FILE.jinja"
 TEMPLATE_KNOB = f"data.chat_template={TEMPLATE_CHOICES}"
 LONGEST_HEADER = 200  # characters of an assistant's header
 PROBE = "rapo-jax-probe"  # text that no template contains or treats specially
+THOUGHT = re.compile(r"<think>(\s*</think>)?\s*$")  # that a template begins for an answer
 
 
 def load_tokenizer(
@@ -180,6 +195,18 @@ def without_ends(chat: ChatFormat, text: str) -> str:
     return text
 
 
+def written_before_answers(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a template writes between the prompt and the text of a response without a thought; "" for a template that does
+    not say."""
+    asked = (Message("user", "Hi"),)
+    try:
+        with bounded():
+            prompt, whole = (render(tokenizer, turns) for turns in (asked, (*asked, Message("assistant", PROBE))))
+    except CannotRender:
+        return ""
+    return whole.removeprefix(prompt).partition(PROBE)[0] if whole.startswith(prompt) else ""
+
+
 def shows(rendered: str, response: str, *, prompt: str = "") -> bool:
     """Whether a rendered assistant turn holds a response, whatever became of its white space.
 
@@ -256,7 +283,8 @@ def render_texts(
         ) from error
     for text in texts:
         if not text.startswith(prompt_text):
-            raise _different(row, prompt_text, text)
+            thinks = THOUGHT.search(prompt_text)
+            raise _without_thought(row, thinks[0], text) if thinks else _different(row, prompt_text, text)
         if not text.endswith(chat.ending.suffix):
             raise UserError(
                 f"row {row}: the chat template ends this response with {text[-40:]!r}, others with "
@@ -283,6 +311,18 @@ def _different(row: int, prompt_text: str, text: str) -> UserError:
         f"row {row}: the chat template writes the prompt differently once a response follows: the prompt has "
         f"...{prompt_text[begin : start + 40]!r} where the conversation has ...{text[begin : start + 40]!r}; "
         f"supply a template that does not, with {TEMPLATE_KNOB}."
+    )
+
+
+def _without_thought(row: int, opening: str, text: str) -> UserError:
+    remedy = "give responses that hold their thoughts, <think> included, with a template that keeps them"
+    if opening.rstrip().endswith("</think>"):
+        remedy = (
+            "take the thoughts out of the data or the switch out of data.template_options, or supply another template"
+        )
+    return UserError(
+        f"row {row}: the chat template begins an answer with {opening!r}, and this response otherwise: ...{text[-40:]!r}; {remedy}, "
+        f"with {TEMPLATE_KNOB}."
     )
 
 

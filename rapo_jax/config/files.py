@@ -5,6 +5,7 @@ The error for an unknown key names the nearest known one; the error for a wrong 
 
 import dataclasses
 import datetime
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -150,10 +151,13 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
         return tuple(convert(item, options[0], name=name) for item, name in zip(value, names, strict=True))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{name}={shown(value)}: expected keys and values, such as {{name: 0.5}}.")
+            such_as = "{name: true}" if options[1] is Any else "{name: 0.5}"
+            raise UserError(f"{name}={shown(value)}: expected keys and values, such as {such_as}.")
         return {str(key): convert(item, options[1], name=f"{name}.{key}") for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, where=f"{name}.")
+    if hint is Any:
+        return plain(value, name=name)
     if hint is str and value is None:  # `data.eval_path=` on a command line
         return ""
     if isinstance(value, str) and not is_unicode(value):
@@ -168,6 +172,22 @@ def convert(value: Any, hint: Any, *, name: str) -> Any:
     elif type(value) is hint:
         return value
     raise UserError(f"{name}={shown(value)}: expected {KINDS[hint]}.")
+
+
+def read_mapping(text: str, *, option: str) -> dict[str, Any]:
+    """The keys and values of a YAML text that is given as a command line's `option`."""
+    return convert(parse_yaml(text, said=f"{option} {text}"), dict[str, Any], name=option)
+
+
+def plain(value: Any, *, name: str) -> Any:
+    """A value that JSON can hold: texts, finite numbers, booleans, null, lists, and mappings by text."""
+    if isinstance(value, dict):
+        return {convert(str(key), str, name=name): plain(item, name=f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item, name=f"{name}[{index}]") for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return convert(value, str, name=name)
 
 
 EXAMPLES = {

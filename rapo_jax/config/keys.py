@@ -17,7 +17,7 @@ from rapo_jax.objectives import OBJECTIVES, Option
 from rapo_jax.objectives.options import papers_of, title_of
 
 WIDTH = 80
-TYPE_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false"}
+TYPE_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "any value"}
 
 
 def affects(dotted_key: str) -> Affects:

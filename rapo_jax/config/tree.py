@@ -5,7 +5,7 @@ lists it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rapo_jax.config.fields import about, key, section
 from rapo_jax.config.objective import Objective
@@ -126,7 +126,12 @@ class Data:
         allowed=MOST_TOKENS,
     )
     chat_template: str | None = key(
-        None, "null uses the tokenizer's own; or plain, chatml, zephyr, or a .jinja file", affects="tokens"
+        None, "null uses the tokenizer's own; or plain, chatml, zephyr, deepseek-r1, or a .jinja file", affects="tokens"
+    )
+    template_options: dict[str, Any] = field(
+        default_factory=dict,
+        hash=False,
+        metadata=about("variables of the chat template, such as {enable_thinking: false}", affects="tokens"),
     )
     date: str | None = key(
         None, "the day, YYYY-MM-DD, that chat templates write as today; null is the run's first", affects="tokens"

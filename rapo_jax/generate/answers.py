@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Request:
     batch_tokens: int = 16384
     dtype: str = "float32"
     chat_template: str | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sampling(self) -> GivenSampling:
@@ -121,7 +122,12 @@ def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
     whatever does not fit."""
     require_vocabulary(model.spec, path=model.name)
     prompts = read_prompts(request.prompts, raw=request.raw)
-    opened = model.open_tokenizer(chat_template=request.chat_template, option="--chat-template", raw=request.raw)
+    if request.raw and request.template_options:
+        raise UserError(
+            "--template-options is about the chat template, which --raw does without; leave out one of them."
+        )
+    how = {"chat_template": request.chat_template, "template_options": request.template_options, "raw": request.raw}
+    opened = model.open_tokenizer(option="--chat-template", **how)
     template = opened.tokenizer.chat_template
     assert isinstance(template, str)
     if not pinned_day(template):

@@ -13,6 +13,9 @@ from rapo_jax.batching.batch_plan import BatchPlan
 from rapo_jax.borders import whole_file, write_json, write_text
 from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import read_goal_prompt
+from rapo_jax.chat.jinja import variables
+from rapo_jax.chat.options import options_of
+from rapo_jax.chat.templates import written_before_answers
 from rapo_jax.config.files import to_yaml
 from rapo_jax.config.objective import Objective
 from rapo_jax.config.tree import Config
@@ -21,7 +24,7 @@ from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.scaling import SCALE_FILE
 from rapo_jax.data.sources import counts_in_words
 from rapo_jax.distributed import say
-from rapo_jax.errors import counted
+from rapo_jax.errors import counted, shown
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config
 from rapo_jax.runs.setup import Setup
@@ -123,10 +126,10 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     if lost := report["cut"]["dropped"]:
         yield f"{sum(lost.values()):,} of {counted(report['cut']['num_items'], 'preference')} were dropped as tokens: {counts_in_words(lost)}"
     for key, number in report["cut"]["not_written"].items():
-        yield f"{counted(number, 'row holds', 'rows hold')} {key!r}, which the chat template does not write"
+        said = key if " " in key else repr(key)
+        yield f"{counted(number, 'row holds', 'rows hold')} {said}, which the chat template does not write"
+    yield from notes_on_template(setup)
     yield from notes_on_goals(report["goals"], relabel)
-    if day := pinned_day(setup.goal_prompt.chat_template):
-        yield f"the chat template writes {day} as today, also when exported (data.date)"
     own = read_goal_prompt(setup.model_dir)
     if own and own.baked is not None and relabel.goals and not own.asks_like(setup.goal_prompt):
         yield f"the starting model was asked in other words: ...{str(own.sentence(own.baked))[-50:]!r}; see relabel.*"
@@ -134,6 +137,20 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     longest = max(len(group.prompt) + max(map(len, group.continuations)) for group in data.groups)
     if positions and longest > positions:
         yield f"a row has {longest:,} tokens, the model {positions:,} positions; see data.max_length"
+
+
+def notes_on_template(setup: Setup) -> Iterator[str]:
+    """Sentences about what the chat template writes by itself: a date, what options ask for, a thought before a response."""
+    template = setup.goal_prompt.chat_template
+    if day := pinned_day(template):
+        yield f"the chat template writes {day} as today, also when exported (data.date)"
+    if options := options_of(template):
+        said = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
+        yield f"the chat template is given {said}, also when exported (data.template_options)"
+    if (before := written_before_answers(setup.tokenizer)).strip():
+        switch = "data.template_options={enable_thinking: false} writes it into the prompt"
+        knob = f"; {switch}" if "enable_thinking" in variables(template) else ""
+        yield f"the chat template begins a response without a thought with {before!r}{knob}"
 
 
 def notes_on_labels(data: pipeline.Dataset) -> Iterator[str]:

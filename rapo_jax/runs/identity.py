@@ -15,6 +15,7 @@ from rapo_jax import __version__
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.chat.dates import unpinned
+from rapo_jax.chat.options import without_options
 from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
@@ -27,7 +28,8 @@ LENGTH = ("train.num_epochs", "train.max_steps")  # what makes a run longer or s
 HASHES = ("model", "tokenizer", "data")
 # Prefixes of the settings that a reference cache belongs to: those that shape the tokens, and the arithmetic. Other
 # keys that affect tokens (columns, schemas, sources) are covered by the hash of the tokens.
-OF_REFERENCES = ("data.max_", "data.chat_template", "data.date", "relabel.", "model.dtype", "scored")
+OF_REFERENCES = ("data.max_", "data.chat_template", "data.template_options", "data.date")
+OF_REFERENCES += ("relabel.", "model.dtype", "scored")
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def recorded(record: dict[str, Any]) -> Identity:
 
 def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity:
     """The identity of a run: what its checkpoints belong to."""
-    named = {name: unpinned(template) for name, template in setup.goal_prompt.named_templates.items()}
-    template = str(named or unpinned(setup.goal_prompt.chat_template))  # the day is a setting
+    named = {name: bare(template) for name, template in setup.goal_prompt.named_templates.items()}
+    template = str(named or bare(setup.goal_prompt.chat_template))
     tokenizer = cast(PreTrainedTokenizerFast, setup.tokenizer).backend_tokenizer.to_str() + template
     return Identity(
         model=model_identity(setup, parameters),
@@ -71,6 +73,11 @@ def identify(setup: Setup, parameters: dict, data: pipeline.Dataset) -> Identity
         tokens=data.fingerprint,
         settings=settings_of(setup.config),
     )
+
+
+def bare(template: str) -> str:
+    """A chat template without its day and its options, which are settings."""
+    return without_options(unpinned(template))
 
 
 def reference_identity(run: Identity, data: pipeline.Dataset, config: Config) -> Identity:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rapo_jax.batching import pipeline
 from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import GoalPrompt
+from rapo_jax.chat.options import options_of
 from rapo_jax.config.files import load_config
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import each_process
@@ -43,8 +44,8 @@ class Setup:
 
 
 def set_up(config: Config) -> Setup:
-    """Resolves mesh, model and tokenizer, and the day that the chat template writes. Raises UserError for the first that
-    cannot be resolved."""
+    """Resolves mesh, model and tokenizer, the day that the chat template writes and its options. Raises UserError for the
+    first that cannot be resolved."""
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     model_dir = model_directory(config.model.path)
     spec = spec_of(config, model_dir)
@@ -55,6 +56,8 @@ def set_up(config: Config) -> Setup:
     if day and config.data.date is None:
         config = replace(config, data=replace(config.data, date=day))
         opened = open_for_training(model_dir, config)
+    options = {**options_of(opened.goal_prompt.chat_template), **config.data.template_options}
+    config = replace(config, data=replace(config.data, template_options=options))
     return Setup(
         config=config,
         run_dir=Path(config.run_dir),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rapo_jax.borders import path_of
+from rapo_jax.chat.options import Options
 from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config, MeshSizes
@@ -146,11 +147,17 @@ class RunModel:
         return self.setup.spec.base
 
     def open_tokenizer(
-        self, *, chat_template: str | None = None, option: str = "data.chat_template", raw: bool = False
+        self,
+        *,
+        chat_template: str | None = None,
+        template_options: Options | None = None,
+        option: str = "data.chat_template",
+        raw: bool = False,
     ) -> OpenedTokenizer:
         setup, relabel = self.setup, self.setup.config.relabel
         asks = replace(setup.goal_prompt, baked=relabel.goal_max if relabel.has_highest_goal else None)
-        opened = open_tokenizer(setup.model_dir, chat_template=chat_template, option=option, raw=raw, trained_with=asks)
+        how = {"chat_template": chat_template, "template_options": template_options, "option": option, "raw": raw}
+        opened = open_tokenizer(setup.model_dir, trained_with=asks, **how)
         stops = tuple(sorted({*opened.stop_tokens, *setup.stop_tokens}))
         return replace(opened, directory=self.run.run_dir, stop_tokens=stops)
 

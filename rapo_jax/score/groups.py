@@ -40,7 +40,7 @@ def groups_to_score(records: list[Record], config: Config, model: ClosedModel) -
     Raises UserError for rows that do not fit data.max_length, and for token ids beyond the vocabulary.
     """
     data = config.data
-    opened = model.open_tokenizer(chat_template=data.chat_template)
+    opened = model.open_tokenizer(chat_template=data.chat_template, template_options=data.template_options)
     tokenizer = opened.tokenizer
     if data.date:
         tokenizer.chat_template = pin(opened.goal_prompt.chat_template, data.date)

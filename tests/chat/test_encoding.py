@@ -237,7 +237,7 @@ def test_a_template_that_rewrites_a_response_is_refused_with_the_first_row(with_
         encode_all(tokenizer, items, placement="user", max_length=80, max_prompt_length=40)
     assert str(caught.value) == (
         f"the chat template changes 2 of 3 preferences, of 1 row (the first is row 8: it writes {written} for "
-        f"{response!r}); supply a template that keeps them with data.chat_template=plain|chatml|zephyr|FILE.jinja, or "
+        f"{response!r}); supply a template that keeps them with data.chat_template=plain|chatml|zephyr|deepseek-r1|FILE.jinja, or "
         "drop these rows with data.bad_rows=drop."
     )
     encoded, report = encode_all(

@@ -232,7 +232,7 @@ def test_a_template_that_rewrites_the_prompt_once_it_is_answered_is_an_error(bui
     assert str(caught.value) == (
         "row 12: the chat template writes the prompt differently once a response follows: the prompt has "
         "...'Question: Hi\\n' where the conversation has ...'Dialogue: Hi\\nYes\\n'; supply a template that does not, "
-        "with data.chat_template=plain|chatml|zephyr|FILE.jinja."
+        "with data.chat_template=plain|chatml|zephyr|deepseek-r1|FILE.jinja."
     )
 
 
@@ -314,7 +314,8 @@ def test_what_cannot_be_loaded_is_named_with_the_setting_to_change(saved, tmp_pa
     with pytest.raises(UserError, match="absent: no such directory"):
         load_tokenizer(str(tmp_path / "absent"), chat_template=None)
     with pytest.raises(
-        UserError, match=r"no chat template; choose one with data.chat_template=plain\|chatml\|zephyr\|FILE"
+        UserError,
+        match=r"no chat template; choose one with data.chat_template=plain\|chatml\|zephyr\|deepseek-r1\|FILE",
     ):
         load_tokenizer(saved, chat_template=None)
     with pytest.raises(UserError, match=r"data.chat_template=chatlm is neither a preset nor a file"):

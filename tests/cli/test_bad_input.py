@@ -132,7 +132,7 @@ def test_a_malformed_command_is_answered_with_its_usage(capsys, arguments, messa
         (
             "data.chat_template=chatlm",
             "data.chat_template=chatlm is neither a preset nor a file; give "
-            "data.chat_template=plain|chatml|zephyr|FILE.jinja.",
+            "data.chat_template=plain|chatml|zephyr|deepseek-r1|FILE.jinja.",
         ),
         (
             "rows.length=80",
@@ -385,10 +385,10 @@ def test_a_missing_model_is_named(world, place, refused, verb):
 def test_a_tokenizer_without_chat_template_is_refused_with_the_choices(world, place, refused):
     write_model(place / "base", chat_template=None)
     assert refused("train", *settings(world, "new"), "model.path=base") == (
-        "base: its tokenizer has no chat template; choose one with data.chat_template=plain|chatml|zephyr|FILE.jinja."
+        "base: its tokenizer has no chat template; choose one with data.chat_template=plain|chatml|zephyr|deepseek-r1|FILE.jinja."
     )
     assert refused("generate", "base", "--prompts", world / "pairs.jsonl", "--out", "out.jsonl") == (
-        "base: its tokenizer has no chat template; choose one with --chat-template=plain|chatml|zephyr|FILE.jinja."
+        "base: its tokenizer has no chat template; choose one with --chat-template=plain|chatml|zephyr|deepseek-r1|FILE.jinja."
     )
     assert [path.name for path in place.iterdir()] == ["base"]
 

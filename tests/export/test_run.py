@@ -1,5 +1,6 @@
 """`rapo export` of whole runs: which goal its chat template asks for, also when the run itself began from an export."""
 
+import dataclasses
 import json
 import shutil
 
@@ -121,3 +122,48 @@ def test_the_files_of_an_export_are_spelled_for_every_version_of_transformers(pl
     assert config["dtype"] == config["torch_dtype"] == "float32"
     modes = {path.name: oct(path.stat().st_mode) for path in directory.iterdir()}
     assert len(set(modes.values())) == 1, modes
+
+
+SWITCH = "{% if enable_thinking is defined and not enable_thinking %}(closed){% endif %}"
+CLOSED = "data.template_options={enable_thinking: false}"
+
+
+def test_options_of_a_chat_template_are_those_of_the_run_its_export_and_the_runs_after_it(place, capsys):
+    """When this fails, a model that was trained with its thoughts switched off thinks when it is used."""
+    tiny.write_model(place / "thinks", chat_template=SWITCH + tiny.CHAT_TEMPLATE)
+    options = [f"data.path={place / 'pairs.jsonl'}", f"run_dir={place / 'closed'}"]
+    assert tiny.rapo("train", place / "run.yaml", f"model.path={place / 'thinks'}", *options, CLOSED) == 0
+    assert "the chat template is given enable_thinking=False, also when exported" in capsys.readouterr().out
+    assert tiny.rapo("export", place / "closed", place / "closed-export") == 0
+    setup = set_up(open_run_dir(place / "closed"))
+    prompts = [setup.tokenizer.decode(group.prompt) for group in read_training_data(setup).groups]
+    assert all(prompt.startswith("(closed)<|system|>") for prompt in prompts)
+    exported = AutoTokenizer.from_pretrained(place / "closed-export")
+    hi = [{"role": "user", "content": "Hi"}]
+    plain, open_ = (
+        exported.apply_chat_template(hi, tokenize=False, add_generation_prompt=True, **given)
+        for given in ({}, {"enable_thinking": True})
+    )
+    assert plain.startswith("(closed)<|system|>") and open_.startswith("<|system|>")
+    again = dataclasses.replace(open_run_dir(place / "closed").model, path=str(place / "closed-export"))
+    start = dataclasses.replace(open_run_dir(place / "first"), model=again, run_dir="")
+    assert set_up(start).config.data.template_options == {"enable_thinking": False}
+    assert set_up(start).goal_prompt.chat_template == setup.goal_prompt.chat_template
+    changed = "data.template_options.enable_thinking=true"
+    assert tiny.rapo("train", place / "closed" / "config.yaml", changed, "train.max_steps=3") == 2
+    assert "changed: data.template_options.enable_thinking (False -> True)." in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_answers_are_asked_for_with_the_options_of_the_command_line(place, capsys):
+    (place / "asked.jsonl").write_text('{"prompt": "Hi"}\n')
+    command = ["generate", place / "closed-export", "--prompts", place / "asked.jsonl", "--max-new-tokens", "2"]
+    for number, given in enumerate([(), ("--template-options", "{enable_thinking: true}")]):
+        assert tiny.rapo(*command, "--out", place / f"answers{number}.jsonl", *given) == 0
+    wrong = ("--template-options", "{enable_thinkin: true}", "--out", place / "answers2.jsonl")
+    assert tiny.rapo(*command, *wrong) == 2
+    assert (
+        "--template-options: the chat template reads no variable 'enable_thinkin'; did you mean"
+        in capsys.readouterr().err
+    )
