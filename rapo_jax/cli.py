@@ -7,15 +7,17 @@ import argparse
 import errno
 import io
 import os
+import re
 import sys
 import textwrap
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 
 from rapo_jax.arguments import parse
 from rapo_jax.errors import Interrupted, Lost, UserError, counted, masked
 from rapo_jax.interruption import NOTHING_SAVED, STOPPED, was_interrupted, work_begins, work_has_ended
+from rapo_jax.terminal import for_stream
 
 DONE, USER_ERROR, CRASHED, INTERRUPTED, LOST = 0, 2, 13, 75, 76
 # Errors of the file system about a path that the user chose: no permission, not a directory, read-only, full.
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows what it can
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
             stream.reconfigure(errors="backslashreplace")
-    options = parse(arguments)
+    options = parsed(arguments)
     code = exit_code_of(options)
     work_has_ended()
     sys.stdout.flush()
@@ -67,7 +69,7 @@ def exit_code_of(options: argparse.Namespace) -> int:
             connect(options)
             return VERBS[options.name](options)
     except UserError as error:
-        print(masked(f"rapo {options.name}: {error}"), file=sys.stderr)
+        tell_error(options.name, str(error))
         return USER_ERROR
     except Interrupted as stop:
         from rapo_jax.distributed import say
@@ -75,7 +77,7 @@ def exit_code_of(options: argparse.Namespace) -> int:
         say(f"interrupted: {stop}; run the same command to go on.")
         return INTERRUPTED
     except Lost as error:
-        print(masked(f"rapo {options.name}: {error}"), file=sys.stderr)
+        tell_error(options.name, str(error))
         return LOST
     except KeyboardInterrupt:  # long work that saves raises Interrupted instead
         return stopped(options)
@@ -85,19 +87,37 @@ def exit_code_of(options: argparse.Namespace) -> int:
         if was_interrupted():
             return stopped(options)
         if getattr(error, "errno", None) in REFUSED:
-            print(masked(f"rapo {options.name}: cannot write or read there: {error}"), file=sys.stderr)
+            tell_error(options.name, f"cannot write or read there: {error}")
             return USER_ERROR
         if is_out_of_memory(error):
-            print(masked(f"rapo {options.name}: {out_of_memory(options.name, error)}"), file=sys.stderr)
+            tell_error(options.name, out_of_memory(options.name, error))
             return USER_ERROR
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return CRASHED
 
 
+def tell_error(verb: str, message: str) -> None:
+    """Prints a message to the user, under the name of the command."""
+    prefix = f"rapo {verb}: "
+    print(for_stream(masked(prefix + message), sys.stderr, hang=len(prefix)), file=sys.stderr)
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments. What argparse says of wrong ones is wrapped like other messages."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse(arguments)
+    finally:
+        for line in said.getvalue().splitlines():
+            prefix = re.match(r"rapo[\w ]*: error: ", line)
+            print(for_stream(line, sys.stderr, hang=len(prefix[0]) if prefix else 0), file=sys.stderr)
+
+
 def stopped(options: argparse.Namespace) -> int:
     """Says that the work was interrupted with nothing to save."""
     work_has_ended()
-    print(f"rapo {options.name}: {NOTHING_SAVED}", file=sys.stderr)
+    tell_error(options.name, NOTHING_SAVED)
     return STOPPED
 
 

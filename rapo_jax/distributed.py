@@ -9,6 +9,7 @@ import json
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from jaxtyping import Shaped
 from rapo_jax import __version__
 from rapo_jax.errors import Lost, UserError, masked
 from rapo_jax.peers import LOST, aborting_says, answers, waiting, watch
+from rapo_jax.terminal import for_stream
 
 HEARTBEAT_SECONDS = 40  # a process that is silent for so long is dead, and the others stop
 VERSIONS = "rapo_jax/versions/"  # in JAX's key-value store
@@ -177,9 +179,9 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line, on process 0 alone, without the secrets of its addresses."""
+    """Prints a line, on process 0 alone, without the secrets of its addresses; a terminal shows it in several."""
     if is_first():
-        print(masked(text), flush=True)
+        print(for_stream(masked(text), sys.stdout), flush=True)
 
 
 def from_first(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
