@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.borders import read_object, write_json
+from rapo_jax.models.rope_config import ORIGINAL
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -70,7 +71,14 @@ def older_rope(config: dict[str, Any]) -> dict[str, Any]:
     {'rope_theta': 10000.0, 'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}}
     """
     rope = {key: value for key, value in (config.get("rope_parameters") or {}).items() if value is not None}
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta")
+    theta, turning = rope.pop("rope_theta", None) or config.get("rope_theta"), rope.pop("partial_rotary_factor", 1)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     theirs = {} if theta is None else {"rope_theta": theta}
+    theirs |= {} if turning == 1 else {"partial_rotary_factor": turning}
+    if (
+        kind == "longrope" and ORIGINAL in config
+    ):  # Phi-3's own class, which takes `type` and the factors, and nothing else
+        rope = {"type": kind} | {
+            name: value for name, value in rope.items() if name not in ("type", "rope_type", ORIGINAL)
+        }
     return theirs if kind == "default" else theirs | {"rope_scaling": rope}

@@ -188,12 +188,14 @@ class Programs:
         batch: DecodeBatch,
         *,
         samplings: Sequence[Sampling],
-        drawn: Mapping[int, int] | None = None,
+        earlier: Mapping[int, int] | None = None,
     ) -> Iterator[Segment]:
-        """Decodes one batch. Its number is filled in by the caller. `drawn`: as for `row_sampling`."""
+        """Decodes one batch. Its number is filled in by the caller. `earlier`: as for `row_sampling`."""
         tokens_BT, length_B, filled = padded(prompts, batch)
         samplings = [samplings[index] for index in filled]
-        tokens_BT, length_B, rows = self.on_device((tokens_BT, length_B, row_sampling(samplings, filled, drawn=drawn)))
+        tokens_BT, length_B, rows = self.on_device(
+            (tokens_BT, length_B, row_sampling(samplings, filled, earlier=earlier))
+        )
         state = self.call(self.prefill, (parameters, self.stops, tokens_BT, length_B, rows), batch)
         rows_left, drawn = dict(enumerate(batch.members)), 0
         while rows_left:
@@ -259,21 +261,21 @@ def run_batch(
         replace(each, max_new_tokens=crossing.get(index, each.max_new_tokens)) for index, each in enumerate(samplings)
     ]
     begun: dict[int, list[int]] = {}
-    for segment in programs.run(parameters, prompts, batch, samplings=first, drawn={}):
+    for segment in programs.run(parameters, prompts, batch, samplings=first, earlier={}):
         ended = dict(segment.finished)
         begun |= {n: answer.tokens for n, answer in ended.items() if n in crossing and answer.finish_reason == "length"}
         finished = [(index, answer) for index, answer in ended.items() if index not in begun]
         yield replace(segment, finished=finished, ends=segment.ends and not begun)
     members, shards = list(begun), num_row_shards(programs.mesh)
     plan = plan_batches([point + 1] * len(members), max_new_tokens=programs.num_new, limits=limits, row_shards=shards)
-    longer, drawn = list(prompts), {index: len(tokens) for index, tokens in begun.items()}
+    longer, earlier = list(prompts), {index: len(tokens) for index, tokens in begun.items()}
     rest = list(samplings)
     for index, tokens in begun.items():
         longer[index] = np.append(prompts[index], np.asarray(tokens, np.int32))
         rest[index] = replace(rest[index], max_new_tokens=rest[index].max_new_tokens - len(tokens))
     parts = [replace(part, members=tuple(members[at] for at in part.members)) for part in plan]
     for part in parts:
-        for segment in programs.run(parameters, longer, part, samplings=rest, drawn=drawn):
+        for segment in programs.run(parameters, longer, part, samplings=rest, earlier=earlier):
             finished = [
                 (n, Continuation(begun[n] + answer.tokens, answer.finish_reason)) for n, answer in segment.finished
             ]

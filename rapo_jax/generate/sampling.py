@@ -49,11 +49,11 @@ def method_of(samplings: Sequence[Sampling]) -> Method:
 
 
 def row_sampling(
-    samplings: Sequence[Sampling], prompts: Sequence[int], *, drawn: Mapping[int, int] | None = None
+    samplings: Sequence[Sampling], prompts: Sequence[int], *, earlier: Mapping[int, int] | None = None
 ) -> RowSampling:
     """The settings of rows that hold the prompts of these indices, as numpy. A row's key follows from seed and index alone.
 
-    drawn: by index, how many tokens of the answer were drawn before and now end the prompt.
+    earlier: by index, how many tokens of the answer were drawn before and now end the prompt.
     """
     seeds = {sampling.seed: jax.random.key(sampling.seed) for sampling in samplings}
     keys = [jax.random.fold_in(seeds[each.seed], index) for each, index in zip(samplings, prompts, strict=True)]
@@ -62,7 +62,7 @@ def row_sampling(
         temperature_B=np.array([each.temperature for each in samplings], np.float32),
         top_p_B=np.array([each.top_p for each in samplings], np.float32),
         limit_B=np.array([each.max_new_tokens for each in samplings], np.int32),
-        drawn_B=None if drawn is None else np.array([drawn.get(index, 0) for index in prompts], np.int32),
+        drawn_B=None if earlier is None else np.array([earlier.get(index, 0) for index in prompts], np.int32),
     )
 
 

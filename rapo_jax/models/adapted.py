@@ -28,7 +28,7 @@ READ = frozenset("peft_type base_model_name_or_path revision r lora_alpha alpha_
 INERT = frozenset(
     "auto_mapping corda_config ensure_weight_tying eva_config exclude_modules inference_mode init_lora_weights "
     "layers_pattern layers_to_transform loftq_config lora_dropout megatron_config megatron_core modules_to_save "
-    "peft_version rank_pattern runtime_config target_modules".split()
+    "peft_version qalora_group_size rank_pattern runtime_config target_modules".split()
 )
 MUST_BE = {"peft_type": ("LORA",), "bias": ("none",)}
 # Ways to begin that also change the base model, which then is not the one in base_model_name_or_path.

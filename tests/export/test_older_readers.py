@@ -10,8 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from rapo_jax.export.older_readers import model_config, older_rope, save_tokenizer, tokenizer_config
-from rapo_jax.models.rope_config import rope_from_config
+from rapo_jax.models.rope_config import ROPE_NAMES, rope_from_config
 from tests import tiny
+
+LONG = {"short_factor": [1.0, 1.1, 1.5], "long_factor": [1.5, 4.0, 12.0]}
+PHI = {"original_max_position_embeddings": 24, "max_position_embeddings": 256}
 
 
 @pytest.mark.parametrize(
@@ -23,13 +26,26 @@ from tests import tiny
          {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 7e4},
          {"rope_theta": 7e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4,
+                              "beta_fast": None}},
+         {"rope_theta": 1e4, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+        (PHI | {"rope_parameters": LONG | {"partial_rotary_factor": 0.75, "rope_theta": 1e4, "rope_type": "longrope",
+                                           "original_max_position_embeddings": 24}},
+         {"rope_theta": 1e4, "partial_rotary_factor": 0.75, "rope_scaling": {"type": "longrope"} | LONG}),
+        (PHI | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+         {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+        (PHI | {"rope_scaling": {"type": "su"} | LONG, "partial_rotary_factor": 0.75}, {}),
         ({}, {}),
     ],
 )  # fmt: skip
 def test_rotary_embeddings_are_also_spelled_as_before_transformers_5(config, expected):
     """When this fails, transformers 4 and vLLM compute every position with a base of 10,000, and say nothing."""
     assert older_rope(config) == expected
-    assert rope_from_config(config | older_rope(config)) == rope_from_config(config)
+    names = {"su": "longrope"} | ROPE_NAMES
+    both = [rope_from_config(each, names=names, partial=True) for each in (config | older_rope(config), config)]
+    assert both[0] == both[1]
+    older = {key: value for key, value in config.items() if key != "rope_parameters"} | older_rope(config)
+    assert rope_from_config(older, names=names, partial=True) == both[1], "also without the newer spelling"
 
 
 def test_a_config_has_both_names_of_the_dtype_and_no_path():

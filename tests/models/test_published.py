@@ -1,6 +1,7 @@
 """Models open with the files that they are published with, whole: keys without effect are accepted, all others computed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -11,7 +12,7 @@ from rapo_jax.export.older_readers import save_tokenizer
 from rapo_jax.models.directory import declared_stop_tokens
 from rapo_jax.models.rope_config import Rope
 from rapo_jax.models.spec import FULL_ATTENTION, Spec, spec_from_config
-from tests.models.published import BYTE_LEVEL_TOKENIZERS, CONFIGS, GENERATION_CONFIGS
+from tests.models.published import BYTE_LEVEL_TOKENIZERS, CONFIGS, GENERATION_CONFIGS, PHI4_MINI_ROPE, PHI35_MINI_ROPE
 
 LLAMA3_ROPE = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 
@@ -31,6 +32,19 @@ def qwen2_7b(theta: float) -> Spec:
                 qkv_bias=True, query_scale=128**-0.5)  # fmt: skip
 
 
+def phi_mini(V: int, N: int, K: int, window: int, rope: Rope, **more) -> Spec:
+    return Spec("phi3", V, 3072, 32, N, K, 3072 // N, 8192, 1e-5, rope, (window,) * 32, query_scale=(3072 // N) ** -0.5,
+                **{"tied": False} | more)  # fmt: skip
+
+
+def longrope(factors: dict, turning: float) -> Rope:
+    """From 4,096 to 131,072 positions: attention is sharpened by sqrt(1 + ln 32 / ln 4096)."""
+    return Rope(
+        1e4, "longrope", 32.0, original_max_positions=4096, attention_factor=1.1902380714238083, turning=turning,
+        short_factors=tuple(map(float, factors["short_factor"])), long_factors=tuple(map(float, factors["long_factor"])),
+    )  # fmt: skip
+
+
 GEMMA2_9B = Spec(
     "gemma2", 256000, 3584, 42, 16, 8, 256, 14336, 1e-6, Rope(10000.0), (4096, FULL_ATTENTION) * 21, True,
     activation="gelu_tanh", query_scale=1 / 16, attention_softcap=50.0, final_softcap=30.0, norms="around",
@@ -47,6 +61,24 @@ SPECS = {
     "NousResearch/Hermes-2-Pro-Mistral-7B": mistral_7b(32032, 1e4, 4096),
     "Qwen/Qwen2-7B-Instruct": qwen2_7b(1e6),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": qwen2_7b(1e4),
+    "Qwen/Qwen2.5-7B-Instruct, as its card extends it": replace(
+        qwen2_7b(1e6), rope=Rope(1e6, "yarn", 4.0, original_max_positions=32768, attention_factor=1.1386294361119891)
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": Spec(
+        "qwen2", 151936, 1536, 28, 12, 2, 128, 8960, 1e-6, Rope(1e4), (FULL_ATTENTION,) * 28, False, qkv_bias=True,
+        query_scale=128**-0.5,
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": Spec(
+        "llama", 128256, 8192, 80, 64, 8, 128, 28672, 1e-5, LLAMA3_ROPE, (FULL_ATTENTION,) * 80, False,
+        query_scale=128**-0.5,
+    ),
+    "microsoft/Phi-3-mini-4k-instruct": phi_mini(32064, 32, 32, 2047, Rope(1e4)),
+    "microsoft/Phi-3.5-mini-instruct": phi_mini(32064, 32, 32, 262144, longrope(PHI35_MINI_ROPE, 1.0)),
+    "microsoft/phi-4": Spec(
+        "phi3", 100352, 5120, 40, 40, 10, 128, 17920, 1e-5, Rope(250000.0), (FULL_ATTENTION,) * 40, False,
+        query_scale=128**-0.5,
+    ),
+    "microsoft/Phi-4-mini-instruct": phi_mini(200064, 24, 8, 262144, longrope(PHI4_MINI_ROPE, 0.75), tied=True),
     "google/gemma-2-9b-it": GEMMA2_9B,
     "UCLA-AGI/Gemma-2-9B-It-SPPO-Iter3": GEMMA2_9B,
     "HuggingFaceTB/SmolLM2-135M-Instruct": Spec(

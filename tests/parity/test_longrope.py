@@ -60,7 +60,7 @@ def row_of(groups: list[list[np.ndarray]], length: int) -> tuple[np.ndarray, Lay
             branch += [which] * len(part)
     fill = lambda values: np.array([values + [0] * (length - len(values))], np.int32)  # noqa: E731
     index = np.arange(length, dtype=np.int32)[None]
-    return fill(tokens), Layout(index, *map(fill, (position, group, branch)))
+    return fill(tokens), Layout(*map(jnp.asarray, (index, fill(position), fill(group), fill(branch))))
 
 
 def their_responses(model, group: list[np.ndarray]) -> np.ndarray:
