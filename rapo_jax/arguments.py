@@ -254,7 +254,7 @@ def add_config(to: argparse.ArgumentParser) -> None:
 def add_machines(to: argparse.ArgumentParser) -> None:
     """The options of every verb that computes: which devices it uses, and which other processes it joins."""
     to.add_argument(
-        "--distributed", action="store_true", help="join the processes that JAX finds by itself (Cloud TPU, Slurm)"
+        "--distributed", action="store_true", help="join the processes that JAX finds by itself (Cloud TPU, GKE, Slurm)"
     )
     to.add_argument(
         "--cpu-devices",
