@@ -15,6 +15,7 @@ ROPE_NUMBERS = tuple(
     "rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings attention_factor beta_fast "
     "beta_slow mscale mscale_all_dim partial_rotary_factor".split()
 )
+MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 ROPE_LISTS = ("short_factor", "long_factor")
 
 
@@ -34,6 +35,10 @@ def texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
+def flags(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, int) and each in (0, 1) for each in value)
+
+
 def rope(value: Any) -> bool:
     """An object in which what is read is a number, the kind a text, and `truncate` a flag."""
     if not isinstance(value, dict):
@@ -44,7 +49,8 @@ def rope(value: Any) -> bool:
     if not all(isinstance(each, list) for each in lists) or not isinstance(value.get("truncate"), (bool, NoneType)):
         return False
     numbers += [number for each in lists for number in each]
-    return all(map(positive, numbers)) and all(isinstance(kind, str) for kind in kinds)
+    nested = [each for each in value.values() if isinstance(each, dict)]  # one rope for each kind of layer
+    return all(map(positive, numbers)) and all(isinstance(kind, str) for kind in kinds) and all(map(rope, nested))
 
 
 Kind = tuple[str, Callable[[Any], bool]]  # in words, and the check
@@ -71,6 +77,10 @@ OPTIONAL: dict[str, Kind] = {
     "max_window_layers": ("a whole number", lambda value: isinstance(value, int) and 0 <= value <= MOST),
     **dict.fromkeys(("rope_theta", "initializer_range", "query_pre_attn_scalar"), POSITIVE),
     "partial_rotary_factor": POSITIVE,
+    "rope_local_base_freq": POSITIVE,
+    **dict.fromkeys(("sliding_window_pattern", "no_rope_layer_interval"), SIZE),
+    "no_rope_layers": ("a list of 0 and 1", flags),
+    **dict.fromkeys(MULTIPLIERS, POSITIVE),
     "original_max_position_embeddings": SIZE,
     "rms_norm_eps": ("a number from 0 to 1", lambda value: number(value) and 0 <= value <= 1),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), POSITIVE),
@@ -86,6 +96,7 @@ OPTIONAL: dict[str, Kind] = {
 NULLABLE = {"model_type", *OPTIONAL} - {
     "rms_norm_eps",
     "query_pre_attn_scalar",
+    *MULTIPLIERS,
     "max_window_layers",
     "initializer_range",
 }

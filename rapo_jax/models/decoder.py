@@ -22,6 +22,7 @@ from rapo_jax.models.attention.layout import Layout, sees
 from rapo_jax.models.lora import product
 from rapo_jax.models.parameters import adapter_letters, block_letters, initial
 from rapo_jax.models.rope import Angles, rotary_angles, rotate
+from rapo_jax.models.rope_config import Rope
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import constrain_rows
 
@@ -78,35 +79,51 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Shared:
-    """Inputs that are the same for all layers; `seen` leaves out attention windows, which differ by layer."""
+    """Inputs that are the same for all layers; `seen` leaves out attention windows, which differ by layer.
+
+    Where layers differ in their rotary embedding, `angles` has those of each on a leading axis.
+    """
 
     layout: Layout
     seen: Visible
     angles: Angles
 
 
-def rms_norm(x_BTD: Float[Array, "B T D"], weight_D: Float[Array, " D"], spec: Spec) -> Float[Array, "B T D"]:
-    """x / rms(x) * weight in float32, back in x's dtype (Zhang and Sennrich, 2019)."""
-    x = x_BTD.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps)
-    weight = weight_D.astype(jnp.float32)
-    return scaled(x, 1 + weight if spec.zero_centered_norms else weight).astype(x_BTD.dtype)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerLayer:
+    """Data that differs by layer and is scanned with the parameters, int32 [L]; of one layer inside the scan.
+
+    rope: which of `Shared.angles` turn the layer's queries and keys; None where all layers have the same.
+    """
+
+    window: Array
+    rope: Array | None
+
+
+def rms_norm(x: Float[Array, "*X"], weight: Float[Array, "*D"], spec: Spec) -> Float[Array, "*X"]:
+    """x / rms(x) * weight over the last dimensions, those of the weight, in float32; back in x's dtype (Zhang and
+    Sennrich, 2019)."""
+    normed, axes = x.astype(jnp.float32), tuple(range(-weight.ndim, 0))
+    normed = normed * jax.lax.rsqrt(jnp.mean(normed * normed, axis=axes, keepdims=True) + spec.norm_eps)
+    weight = weight.astype(jnp.float32)
+    return scaled(normed, 1 + weight if spec.zero_centered_norms else weight).astype(x.dtype)
 
 
 @jax.custom_vjp
-def scaled(x_BTD: Float[Array, "B T D"], weight_D: Float[Array, " D"]) -> Float[Array, "B T D"]:
+def scaled(x: Float[Array, "*X"], weight: Float[Array, "*D"]) -> Float[Array, "*X"]:
     """x * weight. The weight's gradient is a matrix product with ones, because column sums are slow on CPUs."""
-    return x_BTD * weight_D
+    return x * weight
 
 
-def _scaled_backward(saved: tuple[Array, Array], cotangent_BTD: Array) -> tuple[Array, Array]:
-    x_BTD, weight_D = saved
-    products_XD = (cotangent_BTD * x_BTD).reshape(-1, x_BTD.shape[-1])
+def _scaled_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    products_XD = (cotangent * x).reshape(-1, weight.size)
     ones_X = jnp.ones(products_XD.shape[0], products_XD.dtype)
-    return cotangent_BTD * weight_D, jnp.matmul(ones_X, products_XD, precision="highest")
+    return cotangent * weight, jnp.matmul(ones_X, products_XD, precision="highest").reshape(weight.shape)
 
 
-scaled.defvjp(lambda x_BTD, weight_D: (x_BTD * weight_D, (x_BTD, weight_D)), _scaled_backward)
+scaled.defvjp(lambda x, weight: (x * weight, (x, weight)), _scaled_backward)
 
 
 class Block(nnx.Module):
@@ -118,27 +135,30 @@ class Block(nnx.Module):
             setattr(self, name, nnx.Param(initial(spec, name, letters="L" + letters, rngs=rngs)))
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, window: Int[Array, ""], cache: Cache | None = None
+        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """The layer's output, and this layer's cache with the call's keys and values written at `layout.index`."""
-        branch_BTD, cache = self.attention(self.normed(x_BTD, "attention_norm"), shared, window=window, cache=cache)
-        x_BTD = x_BTD + self.normed(branch_BTD, "attention_out_norm")
+        branch_BTD, cache = self.attention(self.normed(x_BTD, "attention_norm"), shared, layer=layer, cache=cache)
+        x_BTD = self.added(x_BTD, self.normed(branch_BTD, "attention_out_norm"))
         branch_BTD = self.mlp(self.normed(x_BTD, "mlp_norm"))
-        return x_BTD + self.normed(branch_BTD, "mlp_out_norm"), cache
+        return self.added(x_BTD, self.normed(branch_BTD, "mlp_out_norm")), cache
 
-    def normed(self, x_BTD: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
+    def normed(self, x: Float[Array, "*X"], name: str) -> Float[Array, "*X"]:
         """x after one of the layer's norms; x itself where the family has no such norm."""
         weight = getattr(self, name, None)
-        return x_BTD if weight is None else rms_norm(x_BTD, weight[...], self.spec)
+        return x if weight is None else rms_norm(x, weight[...], self.spec)
+
+    def added(self, x_BTD: Float[Array, "B T D"], branch_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The residual stream after a branch."""
+        multiplier = self.spec.residual_multiplier
+        return x_BTD + (branch_BTD if multiplier == 1 else branch_BTD * jnp.asarray(multiplier, branch_BTD.dtype))
 
     def attention(
-        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, window: Int[Array, ""], cache: Cache | None
+        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cache | None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        spec, queries = self.spec, shared.layout
-        q_BTNH = rotate(self.project(x_BTD, "q"), shared.angles)
-        k_BTKH = rotate(self.project(x_BTD, "k"), shared.angles)
-        v_BTKH = self.project(x_BTD, "v")
-        q_BTNH, k_BUKH, v_BUKH = (checkpoint_name(x, "attention_in") for x in (q_BTNH, k_BTKH, v_BTKH))
+        spec, queries, angles = self.spec, shared.layout, angles_of_layer(shared, layer)
+        q_BTNH, k_BUKH = self.turned(x_BTD, "q", angles), self.turned(x_BTD, "k", angles)
+        v_BUKH = checkpoint_name(self.project(x_BTD, "v"), "attention_in")
         keys = queries
         if cache is not None:
             row = jnp.arange(x_BTD.shape[0])[:, None]
@@ -147,9 +167,17 @@ class Block(nnx.Module):
                 cache.v.at[row, queries.index].set(v_BUKH, mode="drop"),
             )
             k_BUKH, v_BUKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
-        seen = visible_in_layer(shared.seen, queries, keys, window=window, windows=spec.windows, H=spec.H)
+        seen = visible_in_layer(shared.seen, queries, keys, window=layer.window, windows=spec.windows, H=spec.H)
         out_BTNH = attend(q_BTNH, k_BUKH, v_BUKH, visible=seen, scale=spec.query_scale, softcap=spec.attention_softcap)
         return checkpoint_name(self.project(out_BTNH, "o"), "residual_branch"), cache
+
+    def turned(self, x_BTD: Float[Array, "B T D"], name: str, angles: Angles) -> Float[Array, "B T _ H"]:
+        """Queries or keys with their rotary embedding. Where they are normed, the backward pass keeps the product before
+        the norm, whose gradient reads it; what follows is elementwise and computed again."""
+        if self.spec.qk_norm == "none":
+            return checkpoint_name(rotate(self.project(x_BTD, name), angles), "attention_in")
+        product_BTNH = checkpoint_name(self.project(x_BTD, name), "attention_in")
+        return rotate(self.normed(product_BTNH, f"{name}_norm"), angles)
 
     def mlp(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = (checkpoint_name(self.project(x_BTD, name), "hidden") for name in ("gate", "up"))
@@ -173,6 +201,13 @@ class Block(nnx.Module):
     def biased(self, y: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
         bias = getattr(self, f"{name}_bias", None)
         return y if bias is None else y + bias[...].astype(y.dtype)
+
+
+def angles_of_layer(shared: Shared, layer: PerLayer) -> Angles:
+    if layer.rope is None:
+        return shared.angles
+    cos, sin = (jax.lax.dynamic_index_in_dim(each, layer.rope, keepdims=False) for each in shared.angles)
+    return cos, sin
 
 
 def cache_layout(queries: Layout, num_slots: int) -> Layout:
@@ -210,9 +245,9 @@ class Decoder(nnx.Module):
         def one(x_BTD: Array, scanned: tuple) -> tuple[Array, None]:
             return layer(x_BTD, *scanned, shared), None
 
-        layers = (parameters, self.windows())
+        layers = (parameters, self.per_layer())
         x_BTD, _ = over_layers(one, self.embedded(tokens_BT, options), layers, unrolled=options.unrolled)
-        return rms_norm(x_BTD, self.norm[...], self.spec)
+        return self.final(x_BTD)
 
     def accumulating(
         self, tokens_BT: Int[Array, "B T"], layout: Layout, *, totals: nnx.State, options: ForwardOptions = DEFAULT
@@ -223,10 +258,10 @@ class Decoder(nnx.Module):
         blocks, parameters = nnx.split(self.blocks)
         layer = rematerialized(blocks, options, prevent_cse=False)  # accumulate_over_layers has barriers of its own
         x_BTD = accumulate_over_layers(
-            layer, self.embedded(tokens_BT, options), parameters, totals, self.windows(), shared,
+            layer, self.embedded(tokens_BT, options), parameters, totals, self.per_layer(), shared,
             unrolled=options.unrolled,
         )  # fmt: skip
-        return rms_norm(x_BTD, self.norm[...], self.spec)
+        return self.final(x_BTD)
 
     def decoding(
         self,
@@ -245,29 +280,44 @@ class Decoder(nnx.Module):
         blocks, parameters = nnx.split(self.blocks)
 
         def one(x_BTD: Array, scanned: tuple) -> tuple[Array, Cache]:
-            parameters, window, cache = scanned
-            x_BTD, written = nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, window=window, cache=cache)
+            parameters, layer, cache = scanned
+            x_BTD, written = nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, layer=layer, cache=cache)
             assert written is not None
             return x_BTD, written
 
         x_BTD = self.embedded(tokens_BT, options)
-        x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, self.windows(), cache))
-        return rms_norm(x_BTD, self.norm[...], self.spec), cache
+        x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, self.per_layer(), cache))
+        return self.final(x_BTD), cache
 
     def embedded(self, tokens_BT: Int[Array, "B T"], options: ForwardOptions) -> Float[Array, "B T D"]:
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(options.dtype))
-        return x_BTD * jnp.asarray(self.spec.D**0.5, options.dtype) if self.spec.scaled_embeddings else x_BTD
+        factor = self.spec.D**0.5 if self.spec.scaled_embeddings else self.spec.embedding_multiplier
+        return x_BTD if factor == 1 else x_BTD * jnp.asarray(factor, options.dtype)
+
+    def final(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states after the last norm, divided by what the family divides its logits by."""
+        x_BTD, divisor = rms_norm(x_BTD, self.norm[...], self.spec), self.spec.logits_divisor
+        return x_BTD if divisor == 1 else x_BTD / jnp.asarray(divisor, x_BTD.dtype)
 
     def shared(
         self, layout: Layout, keys: Layout, options: ForwardOptions, *, prompt_B: Int[Array, " B"] | None = None
     ) -> Shared:
         kernel = options.kernel or kernel_for(jax.default_backend())
         seen = visible(sees(layout, keys), kernel=kernel, H=self.spec.H)
-        return Shared(layout, seen, rotary_angles(layout, rope=self.spec.rope, H=self.spec.H, prompt_B=prompt_B))
+        ropes = distinct_ropes(self.spec)
+        angles = [layer_angles(layout, self.spec, rope=rope, prompt_B=prompt_B) for rope in ropes]
+        if len(ropes) == 1:
+            return Shared(layout, seen, angles[0])
+        cos, sin = (jnp.stack(each) for each in zip(*angles, strict=True))
+        return Shared(layout, seen, (cos, sin))
 
-    def windows(self) -> Int[Array, "L"]:
-        """The layers' attention windows, int32."""
-        return jnp.asarray(self.spec.windows, jnp.int32)
+    def per_layer(self) -> PerLayer:
+        """What differs by layer, with a leading L."""
+        ropes = distinct_ropes(self.spec)
+        which = None if len(ropes) == 1 else [ropes.index(rope) for rope in self.spec.layer_ropes]
+        return PerLayer(
+            jnp.asarray(self.spec.windows, jnp.int32), None if which is None else jnp.asarray(which, jnp.int32)
+        )
 
     @property
     def vocabulary_VD(self) -> Float[Array, "V D"]:
@@ -288,13 +338,23 @@ class Decoder(nnx.Module):
         return jnp.einsum("...D,D->...", hidden_XD.astype(jnp.float32), weight_D, precision="highest")
 
 
+def distinct_ropes(spec: Spec) -> list[Rope | None]:
+    return list(dict.fromkeys(spec.layer_ropes))
+
+
+def layer_angles(layout: Layout, spec: Spec, *, rope: Rope | None, prompt_B: Int[Array, " B"] | None) -> Angles:
+    """The angles of layers with this rope; angles of zero for None, under which nothing turns."""
+    cos, sin = rotary_angles(layout, rope=rope or spec.rope, H=spec.H, prompt_B=prompt_B)
+    return (cos, sin) if rope else (jnp.ones_like(cos), jnp.zeros_like(sin))
+
+
 def rematerialized(
     blocks: nnx.GraphDef, options: ForwardOptions, *, prevent_cse: bool
 ) -> Callable[..., Float[Array, "B T D"]]:
-    """(x_BTD, parameters, window, shared) -> x_BTD: one layer that keeps for its backward pass what `remat` says."""
+    """(x_BTD, parameters, PerLayer, shared) -> x_BTD: one layer that keeps for its backward pass what `remat` says."""
 
-    def layer(x_BTD: Array, parameters: nnx.State, window: Array, shared: Shared) -> Array:
-        return nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, window=window)[0]
+    def layer(x_BTD: Array, parameters: nnx.State, own: PerLayer, shared: Shared) -> Array:
+        return nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, layer=own)[0]
 
     policy = jax.checkpoint_policies.save_only_these_names(*KEPT[options.remat])
     return jax.checkpoint(layer, policy=policy, prevent_cse=prevent_cse)

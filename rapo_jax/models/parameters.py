@@ -33,6 +33,14 @@ NORM_MODULES = {
 }
 
 
+# Norms of queries and keys by what they are over, in shape letters; in files they have one dimension.
+QK_NORMS = {
+    "none": {},
+    "head": {"q_norm": "H", "k_norm": "H"},
+    "projection": {"q_norm": "NH", "k_norm": "KH"},
+}
+
+
 @dataclass(frozen=True)
 class LayerParameter:
     """A parameter of one layer: our shape letters, its tensor's name within the layer, and the tensor's dimensions."""
@@ -49,6 +57,9 @@ def layer_parameters(spec: Spec) -> dict[str, LayerParameter]:
     found = {n: LayerParameter(m.letters, f"{m.module}.weight", m.file_letters) for n, m in MATRICES.items()}
     found |= {f"{n}_bias": LayerParameter(m.outputs, f"{m.module}.bias", m.outputs) for n, m in biased.items()}
     found |= {name: LayerParameter("D", f"{m}.weight", "D") for name, m in NORM_MODULES[spec.norms].items()}
+    found |= {
+        name: LayerParameter(over, f"self_attn.{name}.weight", over) for name, over in QK_NORMS[spec.qk_norm].items()
+    }
     return {n: LayerParameter(p.letters, renamed.get(n, p.tensor), p.file_letters) for n, p in found.items()}
 
 

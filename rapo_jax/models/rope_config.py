@@ -147,6 +147,38 @@ ROPE_NAMES: Mapping[str, RopeKind] = {
 }  # rope_type -> kind, in families without other names
 
 
+GLOBAL, LOCAL = "full_attention", "sliding_attention"  # layers, as layer_types and rope_parameters name them
+
+
+def ropes_from_config(
+    config: Json, *, names: Mapping[str, RopeKind] = ROPE_NAMES, partial: bool = False, local_theta: str = ""
+) -> tuple[Rope, Rope]:
+    """The rotary embeddings of layers without and with a window.
+
+    They are the same unless the family has a key `local_theta`, which holds the rope_theta of the latter; no rope_scaling is
+    theirs. In transformers 5 rope_parameters then holds one object for each.
+    """
+    if not local_theta:
+        rope = rope_from_config(config, names=names, partial=partial)
+        return rope, rope
+    given = config.get("rope_parameters") or {}
+    strange = set(given) - {GLOBAL, LOCAL}
+    if strange:
+        raise UserError(
+            f"config.json: rope_parameters has the keys {listed(strange)}; this model_type has one object for {GLOBAL} and one for "
+            f"{LOCAL}."
+        )
+    of_global = dict(config) | {"rope_parameters": given.get(GLOBAL)}
+    of_local = dict(config) | {
+        "rope_parameters": given.get(LOCAL),
+        "rope_scaling": None,
+        "rope_theta": config.get(local_theta),
+    }
+    return rope_from_config(of_global, names=names, partial=partial), rope_from_config(
+        of_local, names=names, partial=partial
+    )
+
+
 def rope_from_config(config: Json, *, names: Mapping[str, RopeKind] = ROPE_NAMES, partial: bool = False) -> Rope:
     """Reads both spellings: rope_theta with rope_scaling (transformers 4) and rope_parameters (transformers 5).
 

@@ -18,11 +18,12 @@ from rapo_jax.models.adapted import is_scored_adapter, read_adapter_config
 from rapo_jax.models.config_types import REQUIRED, check_types, listed
 from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.families import FAMILIES, Family
-from rapo_jax.models.rope_config import Rope, require_fit, rope_from_config
+from rapo_jax.models.rope_config import Rope, require_fit, ropes_from_config
 
 FULL_ATTENTION = 2**30  # a window wider than any sequence
 
 NormPlacement = Literal["before", "around", "after"]
+QkNorm = Literal["none", "head", "projection"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Spec:
         (Gemma 2), or "after" it alone (OLMo 2). Norms after a branch come before its output is added to the residual.
     zero_centered_norms: norm weights are stored minus one, so the norm multiplies by 1 + weight.
     scaled_embeddings: embeddings are multiplied by sqrt(D).
+    qk_norm: RMS norms of queries and keys before they turn: over each "head" (Qwen 3), or over all heads of a token, the
+        whole "projection" (OLMo 2).
+    local_rope: the rotary embedding of layers that attend within a window, where it is another than `rope` (Gemma 3).
+    unturned: the layers without rotary embedding (SmolLM 3).
+    embedding_multiplier, residual_multiplier, logits_divisor: of embeddings, of what a branch adds to the residual stream,
+        and of logits (Granite 3).
     """
 
     family: str
@@ -71,6 +78,12 @@ class Spec:
     norms: NormPlacement = "before"
     zero_centered_norms: bool = False
     scaled_embeddings: bool = False
+    qk_norm: QkNorm = "none"
+    local_rope: Rope | None = None
+    unturned: tuple[int, ...] = ()
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
     initial_sigma: float = 0.02  # standard deviation of random initial weights; no trained model depends on it
     scored: bool = False  # a reward model: one score per position in place of vocabulary logits
     lora: LoraSpec | None = None  # adapters that are trained in place of the weights; never part of a config.json
@@ -79,6 +92,13 @@ class Spec:
     def R(self) -> int:
         assert self.lora is not None
         return self.lora.rank
+
+    @property
+    def layer_ropes(self) -> tuple[Rope | None, ...]:
+        """The rotary embedding of each layer; None where nothing turns."""
+        local = self.local_rope or self.rope
+        by_window = [self.rope if window == FULL_ATTENTION else local for window in self.windows]
+        return tuple(None if layer in self.unturned else rope for layer, rope in enumerate(by_window))
 
     @property
     def base(self) -> "Spec":
@@ -172,13 +192,15 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
     check_types(config)
     family = family_of(config)
     refuse_unsupported(config, family)
-    missing = [key for key in REQUIRED if key not in config]
+    missing = [key for key in REQUIRED if key not in config and key not in family.defaults]
     if missing:
         raise UserError(f"config.json lacks {', '.join(missing)}.")
     config = DEFAULTS | dict(family.defaults) | dict(config)
     D, N = config["hidden_size"], config["num_attention_heads"]
     H = config.get("head_dim") or family.defaults.get("head_dim") or D // N
     partial = "partial_rotary_factor" in family.keys
+    ropes = ropes_from_config(config, names=family.rope_names, partial=partial, local_theta=family.local_theta)
+    rope, local_rope = (require_fit(each, H) for each in ropes)
     common = Spec(
         family=family.model_type,
         V=config["vocab_size"],
@@ -189,7 +211,8 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
         H=H,
         F=config["intermediate_size"],
         norm_eps=config["rms_norm_eps"],
-        rope=require_fit(rope_from_config(config, names=family.rope_names, partial=partial), H),
+        rope=rope,
+        local_rope=None if local_rope == rope else local_rope,
         windows=windows_from_config(config, family),
         tied=bool(config["tie_word_embeddings"]),
         activation=ACTIVATION_NAMES[activation_name(config, family)],
@@ -225,6 +248,11 @@ def require_vocabulary(spec: Spec, *, path: object) -> None:
 def spec_to_train(config: Mapping[str, Any], *, scored: bool, path: object) -> Spec:
     """The spec of the model to train: a language model or, with `scored`, a reward model, which may start from either."""
     spec = spec_from_config(config)
+    if scored and not FAMILIES[spec.family].classifier:
+        raise UserError(
+            f"{path} is a {spec.family} model, of which transformers has no {SCORED[3:]}, the form in which reward models are "
+            "saved; start from another family."
+        )
     if scored:
         return replace(spec, scored=True)
     require_vocabulary(spec, path=path)
@@ -265,6 +293,10 @@ def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
                 problems.append(f"{key}={shown(value)} (only {MUST_BE[key][0]!r} is supported)")
         elif key not in known and not key.startswith("_") and value not in (None, False, [], {}):
             problems.append(f"{key}={shown(value)}")
+    if is_scored(config) and not family.classifier:
+        problems.append(
+            f"architectures={shown(config['architectures'])} (transformers has no classifier of this family)"
+        )
     if is_scored(config) and num_labels(config) not in (1, None):
         problems.append(f"num_labels={num_labels(config)} (only 1, a reward model's, is supported)")
     if activation_name(config, family) not in ACTIVATION_NAMES:
@@ -276,7 +308,8 @@ def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
 
 
 def activation_name(config: Mapping[str, Any], family: Family) -> str:
-    return config.get(family.activation_key) or family.activation
+    name = config.get(family.activation_key) or family.activation
+    return family.activations.get(name, name)
 
 
 def windows_from_config(config: Mapping[str, Any], family: Family) -> tuple[int, ...]:
@@ -291,6 +324,8 @@ def windows_from_config(config: Mapping[str, Any], family: Family) -> tuple[int,
         slides = [kind == "sliding_attention" for kind in types]
     else:
         slides = family.slides(config, num_layers)
+    if family.local_theta and any(slides) and not window:
+        raise UserError("config.json lacks the sliding_window of its layers with sliding_attention.")
     if family.window_switch and not config.get(family.window_switch):
         slides = [False] * num_layers
     return tuple(window if slide and window else FULL_ATTENTION for slide in slides)

@@ -31,7 +31,10 @@ def continuations(spec, prompts, *, sampling, batch_size=4, stop_tokens=()):
     return [answer for _, answer in sorted(found, key=lambda pair: pair[0])]
 
 
-@pytest.mark.parametrize(("family", "chunk"), [("mistral-v0.1-window", 256), ("gemma2", 256), ("gemma2", 16)])
+@pytest.mark.parametrize(
+    ("family", "chunk"),
+    [("mistral-v0.1-window", 256), ("gemma2", 256), ("gemma2", 16), ("gemma3", 16), ("smollm3", 256), ("granite", 256)],
+)
 def test_greedy_decoding_with_a_cache_is_the_argmax_of_the_full_forward_pass(family, chunk, monkeypatch):
     """When this fails, what is generated is not what was trained: a cache slot, a window or a position is off by one.
     All prompts but one are longer than the window of 8, and in chunks of 16 all but two longer than a chunk."""
@@ -59,7 +62,7 @@ def test_greedy_decoding_with_a_cache_is_the_argmax_of_the_full_forward_pass(fam
             tokens[0, end] = token
 
 
-@pytest.mark.parametrize("family", ["mistral-v0.1-window", "gemma2"])
+@pytest.mark.parametrize("family", ["mistral-v0.1-window", "gemma2", "olmo3-yarn"])
 def test_hidden_states_through_the_cache_are_those_without_it(family):
     """When this fails, decoding differs from the forward pass, perhaps by less than an argmax shows."""
     spec = tiny.tiny_spec(family)

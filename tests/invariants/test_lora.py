@@ -78,6 +78,8 @@ def test_an_objective_without_a_reference_trains_adapters_too():
         ("mistral-v0.1-window", "full", True),
         ("gemma2", "full", False),
         ("qwen2", "none", False),
+        ("gemma3", "attention", True),
+        ("olmo2", "none", False),
     ],
 )
 @pytest.mark.slow

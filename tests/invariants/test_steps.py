@@ -34,6 +34,7 @@ def one_device(family, *, row_length, config=CONFIG):
     ("family", "sizes", "row_length"),
     [
         pytest.param("gemma2", (2, 2, 2), 128, id="gemma2 2x2x2 tiles"),
+        pytest.param("olmo2", (2, 2, 2), 128, id="olmo2 2x2x2, norms over split heads"),
         pytest.param("mistral-v0.1-window", (2, 2, 2), 120, id="mistral 2x2x2 einsum"),
         pytest.param("llama3", (1, 8, 1), 128, id="llama3 fsdp=8 tiles"),
         pytest.param("llama3", (1, 1, 8), 128, id="llama3 tensor=8, which divides no heads, tiles"),

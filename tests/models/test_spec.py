@@ -81,7 +81,7 @@ def test_everything_that_is_wrong_is_reported_at_once():
     )
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt2", None])
+@pytest.mark.parametrize("family", ["mixtral", "gpt2", "granitemoehybrid", None])
 def test_an_unknown_family_is_refused_with_the_known_ones(family):
     assert refusal(LLAMA | {"model_type": family}) == (
         f"config.json: model_type={family!r} is not supported; supported: {', '.join(SUPPORTED)}."

@@ -30,7 +30,17 @@ from tests.tiny import assert_same_trees, random_trained
 from tests.tiny.families import FAMILIES
 
 PAD = 95
-NAMES = ["llama3", "llama3.2-tied", "mistral-v0.1-window", "qwen2", "gemma2", "phi3-longrope"]
+NAMES = [
+    "llama3",
+    "llama3.2-tied",
+    "mistral-v0.1-window",
+    "qwen2",
+    "gemma2",
+    "qwen3",
+    "gemma3",
+    "smollm3",
+    "phi3-longrope",
+]
 
 
 def classifier(family: str) -> dict:

@@ -66,6 +66,76 @@ PHI3 = MISTRAL | {
 }
 # Of the 6 of 8 dimensions that turn under a partial_rotary_factor of 0.75.
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.5], "long_factor": [1.5, 4.0, 12.0]}
+QWEN3 = {key: value for key, value in QWEN2.items() if key != "max_window_layers"} | {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "head_dim": 16,
+    "attention_bias": False,
+    "sliding_window": None,
+}
+OLMO2 = {key: value for key, value in LLAMA.items() if key != "mlp_bias"} | {
+    "model_type": "olmo2",
+    "architectures": ["Olmo2ForCausalLM"],
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-6,
+}
+OLMO3 = OLMO2 | {
+    "model_type": "olmo3",
+    "architectures": ["Olmo3ForCausalLM"],
+    "num_hidden_layers": 4,
+    "sliding_window": 8,
+}
+GEMMA = {
+    "model_type": "gemma",
+    "architectures": ["GemmaForCausalLM"],
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "hidden_act": "gelu",
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+}
+GEMMA3 = {
+    key: value for key, value in GEMMA2.items() if key not in ("attn_logit_softcapping", "final_logit_softcapping")
+} | {
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3ForCausalLM"],
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 1000.0,
+    "sliding_window_pattern": 3,
+}
+GRANITE = LLAMA | {
+    "model_type": "granite",
+    "architectures": ["GraniteForCausalLM"],
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 0.5,
+    "tie_word_embeddings": True,
+}
+SMOLLM3 = LLAMA | {
+    "model_type": "smollm3",
+    "architectures": ["SmolLM3ForCausalLM"],
+    "rope_theta": 5000000.0,
+    "no_rope_layer_interval": 2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "use_sliding_window": False,
+    "tie_word_embeddings": True,
+}
+MINISTRAL = MISTRAL | {
+    "model_type": "ministral",
+    "architectures": ["MinistralForCausalLM"],
+    "head_dim": 16,
+    "sliding_window": 8,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+}
 FAMILIES = {
     "llama2": LLAMA | {"num_key_value_heads": 4},
     "llama3": LLAMA | {"rope_theta": 500000.0},
@@ -98,4 +168,18 @@ FAMILIES = {
     },
     "gemma2": GEMMA2,
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "mistral-nemo": MISTRAL | {"head_dim": 16, "rope_theta": 1000000.0},
+    "ministral": MINISTRAL,
+    "qwen3": QWEN3,
+    "qwen3-tied-biases": QWEN3 | {"tie_word_embeddings": True, "attention_bias": True},
+    "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "olmo3-yarn": OLMO3
+    | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "gemma": GEMMA,
+    "gemma3": GEMMA3,
+    "gemma3-linear-rope": GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "granite": GRANITE,
+    "smollm3": SMOLLM3,
+    "smollm3-listed": SMOLLM3 | {"no_rope_layers": [0, 1, 0]},
 }
