@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +31,7 @@ def claimed(directory: Path, *, said: str, say: Callable[[str], None] | None = N
         say(f"{fact}; waiting for it ...")
         file = locked(path, wait=True)
         assert file is not None
-    with file:
+    with held(file):
         holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
         with on_disk(path):
             file.truncate(0)
@@ -41,6 +41,19 @@ def claimed(directory: Path, *, said: str, say: Callable[[str], None] | None = N
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(file: BinaryIO) -> Iterator[None]:
+    """Closes the file, which lets go of its lock. After an error it does so in silence: what a full disk did not take, closing
+    tries to write once more."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            file.close()
+        raise
+    file.close()
 
 
 def content(path: Path) -> str:
@@ -55,7 +68,9 @@ def locked(path: Path, *, wait: bool = False) -> BinaryIO | None:
     """The file, open to be read and appended to, and locked until it is closed; None where another process has it, unless this
     one is to `wait`. One that its holder removed in the meantime is left for a new one; without locks nothing is kept."""
     while True:
-        file = path.open("a+b")
+        with on_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from rapo_jax.borders import json_line, parse_json, shaped
 from rapo_jax.errors import UserError
-from rapo_jax.locks import locked
+from rapo_jax.locks import held, locked
 from rapo_jax.space import on_disk
 
 KIND = "samples of rapo_jax"
@@ -75,11 +75,10 @@ def open_store(path: Path, identity: Mapping[str, Any], *, day: str = "") -> Ite
 
     One without samples is removed. Raises UserError where it belongs to something else, is in use, or is no store.
     """
-    with on_disk(path):
-        file = locked(path)
+    file = locked(path)
     if file is None:
         raise UserError(f"{path} is in use by another process; wait for it, or choose another --out.")
-    with file:
+    with held(file):
         header = read_header(path, file)
         if header is None:
             header = Header(KIND, dict(identity), day=day)

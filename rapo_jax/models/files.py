@@ -163,7 +163,7 @@ def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype
 
 def require_finite(array: Shaped[np.ndarray, "..."], name: str, place: Path) -> None:
     """Raises UserError for NaN and infinities."""
-    number = array.size - np.count_nonzero(np.isfinite(array))
+    number = int(array.size - np.count_nonzero(np.isfinite(array)))
     if number:
         raise UserError(
             f"{place}: {name} has {counted(number, 'value that is', 'values that are')} not finite in {array.dtype.name}, so nothing that is "

@@ -37,6 +37,7 @@ from rapo_jax.passes.forward_pass import Weights, fill, pass_options
 from rapo_jax.runs.agreement import require_same_configuration, require_same_model
 from rapo_jax.runs.trained import RunModel, find_model
 from rapo_jax.score.groups import groups_to_score, read_all
+from rapo_jax.space import on_disk
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def kept_for_us(kept: Path) -> Iterator[None]:
     """Keeps the directory of partial results from other processes while the block runs; an empty one is removed."""
     if kept.exists() and not kept.is_dir():
         raise UserError(f"{kept} is a file; it must be a directory.")
-    kept.mkdir(parents=True, exist_ok=True)
+    with on_disk(kept):
+        kept.mkdir(parents=True, exist_ok=True)
     try:
         with claimed(kept, said=str(kept)):
             yield

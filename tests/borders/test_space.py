@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from rapo_jax import space
 from rapo_jax.borders import whole_directory, whole_file
 from rapo_jax.errors import UserError
+from rapo_jax.locks import held
 from rapo_jax.space import is_full, on_disk, require_space
 
 
@@ -26,6 +28,15 @@ from rapo_jax.space import is_full, on_disk, require_space
 def test_what_libraries_say_of_a_full_disk_is_known(error, full):
     """When this fails, a full disk is a traceback of a thousand lines, or memory that ran out is called a full disk."""
     assert is_full(error) is full
+
+
+def test_a_full_disk_is_named_though_closing_the_file_fails_on_it_again():
+    """When this fails, the sentence with the path is replaced by "No space left on device"."""
+    file = Path("/dev/full").open("ab")  # noqa: SIM115 (closed by held)
+    with pytest.raises(UserError, match="no space left for here"), held(file), on_disk(Path("here")):
+        file.write(b"x")
+        file.flush()
+    assert file.closed
 
 
 def test_a_full_disk_is_named_with_what_is_needed_and_free_and_safe(tmp_path, monkeypatch):

@@ -184,6 +184,11 @@ def test_a_store_without_samples_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_in_a_directory_that_does_not_exist_makes_it(tmp_path):
+    with open_store(tmp_path / "new" / "a", {"x": 1}) as store:
+        assert store.path.exists()
+
+
 def test_any_flipped_bit_of_a_line_is_noticed():
     """When this fails, a damaged disk changes an answer."""
     sample = Sample(3, [5, 17, 255], "length")
