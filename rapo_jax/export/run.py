@@ -14,6 +14,7 @@ from rapo_jax.export.model import write_adapter, write_model
 from rapo_jax.export.origins import hub_name
 from rapo_jax.export.push import push, require_login
 from rapo_jax.models.directory import is_adapter
+from rapo_jax.models.text_part import is_multimodal
 from rapo_jax.peers import at
 from rapo_jax.runs.setup import Setup, set_up
 from rapo_jax.runs.trained import frozen_weights, open_trained, whole_weights
@@ -99,12 +100,17 @@ def refuse_options(options: ExportOptions) -> None:
 
 
 def refuse_base(setup: Setup, *, pushed: bool) -> None:
-    """Raises UserError for adapters over adapters, and where they are uploaded, for those on a model that nobody has."""
+    """Raises UserError for adapters over adapters and on a part of a model, and where they are uploaded, for those on a model that nobody has."""
     path = setup.config.model.path
     if is_adapter(setup.model_dir):
         raise UserError(
             f"the adapters were trained over those of {path}, and peft loads only one of them; leave out --adapter to export "
             "the model with both merged."
+        )
+    if is_multimodal(setup.model_dir):
+        raise UserError(
+            f"the adapters were trained on the text part of {path}, and peft would load them onto the whole model, whose layers "
+            "have other names; leave out --adapter to export the merged language model."
         )
     if pushed and hub_name(path, setup.model_dir) is None:
         raise UserError(

@@ -8,6 +8,7 @@ from rapo_jax.distributed import say
 from rapo_jax.errors import UserError, shown
 from rapo_jax.models.adapted import CONFIG as ADAPTER_CONFIG
 from rapo_jax.models.adapted import read_adapter_config
+from rapo_jax.models.text_part import is_multimodal
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "tokenizer*", "README.md"]
 
@@ -18,16 +19,24 @@ def model_directory(
     """The local directory of a model; a hub id is downloaded (safetensors, configs and tokenizer only, never code).
 
     `option` is what the user calls `path`. With weights=False a download skips the safetensors. A directory of LoRA
-    adapters is a model too: the one that they make of their base model.
+    adapters is a model too: the one that they make of their base model. So is the text part of a multimodal model.
     """
-    local = path_of(path, said=f"{option}={path}")
+    found = located(path, said=option, weights=weights, revision=revision)
+    if is_adapter(found):
+        say(f"{option}={path}: LoRA adapters, merged in float32 into {base_directory(found)}")
+    if is_multimodal(base_directory(found)):
+        say(f"{option}={path}: only the text part is read; vision_tower and multi_modal_projector are left out")
+    return found
+
+
+def located(path: str, *, said: str, weights: bool, revision: str | None) -> Path:
+    """The local directory of a model; `said` is what the user calls `path`."""
+    local = path_of(path, said=f"{said}={path}")
     if path and local.is_dir():
-        refuse_other_directories(local, said=f"{option}={path}")
-        if is_adapter(local):
-            say(f"{option}={path}: LoRA adapters, merged in float32 into {base_directory(local)}")
+        refuse_other_directories(local, said=f"{said}={path}")
         return local
     if not path or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"{option}={path!r}: no such directory; give a Hugging Face model directory or a hub id.")
+        raise UserError(f"{said}={path!r}: no such directory; give a Hugging Face model directory or a hub id.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -36,7 +45,7 @@ def model_directory(
         return Path(snapshot_download(path, revision=revision, allow_patterns=WANTED, ignore_patterns=unwanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{option}={path!r} is neither a directory nor a hub id that can be reached ({type(error).__name__})."
+            f"{said}={path!r} is neither a directory nor a hub id that can be reached ({type(error).__name__})."
         ) from error
 
 
@@ -55,8 +64,8 @@ def base_directory(directory: Path, *, weights: bool = False) -> Path:
     if not isinstance(base, str) or not base:
         raise UserError(f"{said} is {base!r}; write there where the base model is.")
     beside = directory / base
-    found = model_directory(
-        str(beside) if beside.is_dir() else base, option=said, weights=weights, revision=config.get("revision")
+    found = located(
+        str(beside) if beside.is_dir() else base, said=said, weights=weights, revision=config.get("revision")
     )
     if is_adapter(found):
         raise UserError(f"{said} is {base}, which holds adapters too; merge those first: merge_and_unload() of peft.")

@@ -21,6 +21,7 @@ from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import Spec, is_scored, read_config
 from rapo_jax.models.table import TensorRow, by_tensor, joined, table, top_tensor
+from rapo_jax.models.text_part import TextTensors, is_multimodal, text_adapters
 from rapo_jax.parallel import from_slices, host_slice
 
 FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors headers name them
@@ -93,10 +94,15 @@ class Checkpoint:
 
 
 def open_tensors(directory: Path) -> Tensors:
-    """The tensors of a model directory, those of LoRA adapters added to their base model's."""
+    """The tensors of a model directory: of a multimodal model those of its text part; those of LoRA adapters added to their
+    base model's."""
+    whole = Checkpoint(base_directory(directory, weights=True))
+    sees = is_multimodal(whole.directory)
+    base = TextTensors(whole) if sees else whole
     if not is_adapter(Path(directory)):
-        return Checkpoint(directory)
-    return AdaptedTensors(Checkpoint(base_directory(directory, weights=True)), read_adapters(Path(directory)))
+        return base
+    adapters = read_adapters(Path(directory))
+    return AdaptedTensors(base, text_adapters(adapters) if sees else adapters)
 
 
 def check(checkpoint: Tensors, spec: Spec, *, new_head: bool = False) -> None:

@@ -19,6 +19,7 @@ from rapo_jax.models.config_types import REQUIRED, check_types, listed
 from rapo_jax.models.directory import base_directory, is_adapter
 from rapo_jax.models.families import FAMILIES, Family
 from rapo_jax.models.rope_config import Rope, require_fit, ropes_from_config
+from rapo_jax.models.text_part import text_config
 
 FULL_ATTENTION = 2**30  # a window wider than any sequence
 
@@ -176,12 +177,13 @@ SCORED = "ForSequenceClassification"
 def read_config(model_dir: Path) -> dict[str, Any]:
     """config.json of a model directory as a plain dict; no code of the checkpoint is ever executed.
 
-    For LoRA adapters it is that of their base model or, where they make a reward model of it, of that.
+    Of a multimodal model it is that of its text part. For LoRA adapters it is that of their base model or, where they make a
+    reward model of it, of that.
     """
     path = base_directory(model_dir) / "config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; model.path must be a Hugging Face model directory or hub id.")
-    config = read_object(path, remedy="it must be a model's config.json")
+    config = text_config(read_object(path, remedy="it must be a model's config.json"))
     if is_adapter(Path(model_dir)) and is_scored_adapter(read_adapter_config(model_dir)) and not is_scored(config):
         return score_config(config, pad_token=config.get("pad_token_id"))
     return config
