@@ -279,8 +279,10 @@ GEMMA3 = Family(
 GRANITE = Family(
     "granite",
     "Granite",
+    # Published configs ask for attention_dropout in training, which nothing here applies; a run says so.
     keys=frozenset(
-        "attention_bias mlp_bias attention_multiplier embedding_multiplier residual_multiplier logits_scaling".split()
+        "attention_bias mlp_bias attention_dropout attention_multiplier embedding_multiplier residual_multiplier "
+        "logits_scaling".split()
     ),
     defaults=dict.fromkeys(
         ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0
@@ -291,8 +293,10 @@ GRANITE = Family(
 SMOLLM3 = Family(
     "smollm3",
     "SmolLM3",
+    # pretraining_tp is 2 in published configs and read by nothing.
     keys=frozenset(
-        "attention_bias mlp_bias use_sliding_window max_window_layers no_rope_layers no_rope_layer_interval".split()
+        "attention_bias mlp_bias pretraining_tp use_sliding_window max_window_layers no_rope_layers "
+        "no_rope_layer_interval".split()
     ),
     defaults={"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True, "sliding_window": None},
     fields=smollm3_fields,

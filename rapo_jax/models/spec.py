@@ -290,7 +290,7 @@ def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
         if key in REPEATED:
             if value not in (None, config.get(REPEATED[key])):
                 problems.append(f"{key}={shown(value)} beside {REPEATED[key]}={shown(config.get(REPEATED[key]))}")
-        elif key in MUST_BE:
+        elif key in MUST_BE and key not in family.keys:
             if value not in MUST_BE[key]:
                 problems.append(f"{key}={shown(value)} (only {MUST_BE[key][0]!r} is supported)")
         elif key not in known and not key.startswith("_") and value not in (None, False, [], {}):

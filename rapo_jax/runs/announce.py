@@ -133,7 +133,10 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     own = read_goal_prompt(setup.model_dir)
     if own and own.baked is not None and relabel.goals and not own.asks_like(setup.goal_prompt):
         yield f"the starting model was asked in other words: ...{str(own.sentence(own.baked))[-50:]!r}; see relabel.*"
-    positions = read_config(setup.model_dir).get("max_position_embeddings")
+    model = read_config(setup.model_dir)
+    if dropout := model.get("attention_dropout"):
+        yield f"the model's config.json asks for attention_dropout={dropout} in training; none is applied"
+    positions = model.get("max_position_embeddings")
     longest = max(len(group.prompt) + max(map(len, group.continuations)) for group in data.groups)
     if positions and longest > positions:
         yield f"a row has {longest:,} tokens, the model {positions:,} positions; see data.max_length"
