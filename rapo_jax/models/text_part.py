@@ -69,8 +69,8 @@ def text_config(config: Json) -> dict[str, Any]:
     tied = [each["tie_word_embeddings"] for each in (config, text) if each.get("tie_word_embeddings") is not None]
     if len(set(tied)) > 1:
         raise UserError(
-            f"config.json: tie_word_embeddings={shown(tied[0])}, and {shown(tied[1])} in text_config; remove the one that is not "
-            "meant."
+            f"config.json: tie_word_embeddings={shown(tied[0])}, and {shown(tied[1])} in text_config; remove the one that "
+            "is not meant."
         )
     whole = {key: value for key, value in config.items() if key not in OF_THE_WHOLE | known.left_out}
     scored = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())

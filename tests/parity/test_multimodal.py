@@ -1,6 +1,7 @@
 """Of a model that also sees, the language model is read, trained and exported as transformers computes it on text."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,9 +91,10 @@ def test_what_is_exported_is_the_language_model_alone(model, directory, tmp_path
     assert LEFT_OUT in capsys.readouterr().out
     parameters = load_parameters(directory, setup.spec, mesh=setup.mesh)
     write_model(setup, parameters, tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
-    written, loading = transformers.AutoModelForCausalLM.from_pretrained(
+    opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    written, loading = opened
     assert isinstance(written, transformers.Gemma3ForCausalLM)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     np.testing.assert_allclose(their_logits(written.eval()), their_logits(model), atol=1e-5)
