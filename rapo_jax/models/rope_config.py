@@ -137,14 +137,15 @@ ROPE_KINDS: dict[RopeKind, RopeKeys] = {
     "linear": rope_keys("factor", "", linear_fields),
     "llama3": rope_keys(f"factor low_freq_factor high_freq_factor {ORIGINAL}", "", llama3_fields),
     "yarn": rope_keys(
-        "factor", f"{ORIGINAL} attention_factor beta_fast beta_slow truncate mscale mscale_all_dim", yarn_fields
+        "factor",
+        f"{ORIGINAL} attention_factor beta_fast beta_slow truncate mscale mscale_all_dim attn_factor",
+        yarn_fields,  # attn_factor, which DeepSeek publishes, has no effect in transformers
     ),
     "longrope": rope_keys("short_factor long_factor", f"{ORIGINAL} attention_factor factor", longrope_fields),
     "dynamic": rope_keys("factor", "", dynamic_fields),
 }
-ROPE_NAMES: Mapping[str, RopeKind] = {
-    kind: kind for kind in ROPE_KINDS
-}  # rope_type -> kind, in families without other names
+# rope_type -> kind, in families without other names
+ROPE_NAMES: Mapping[str, RopeKind] = {kind: kind for kind in ROPE_KINDS}
 
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # layers, as layer_types and rope_parameters name them

@@ -32,9 +32,9 @@ def qwen2_7b(theta: float) -> Spec:
                 qkv_bias=True, query_scale=128**-0.5)  # fmt: skip
 
 
-def phi_mini(V: int, N: int, K: int, window: int, rope: Rope, **more) -> Spec:
-    return Spec("phi3", V, 3072, 32, N, K, 3072 // N, 8192, 1e-5, rope, (window,) * 32, query_scale=(3072 // N) ** -0.5,
-                **{"tied": False} | more)  # fmt: skip
+def phi_mini(V: int, N: int, K: int, window: int, rope: Rope, *, tied: bool = False) -> Spec:
+    return Spec("phi3", V, 3072, 32, N, K, 3072 // N, 8192, 1e-5, rope, (window,) * 32, tied,
+                query_scale=(3072 // N) ** -0.5)  # fmt: skip
 
 
 def longrope(factors: dict, turning: float) -> Rope:

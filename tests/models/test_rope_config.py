@@ -41,6 +41,8 @@ def test_a_rope_of_an_earlier_version_is_written_into_identities_as_it_was():
          Rope(1e4, "yarn", 4.0, original_max_positions=16)),
         ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5e5},
          Rope(5e5, "dynamic", 2.0, original_max_positions=256)),
+        (YARN | {"attn_factor": 0.8782488562869419},
+         Rope(1e4, "yarn", 4.0, original_max_positions=16, attention_factor=1.138629436111989)),
         (LONG, Rope(1e4, "longrope", 4.0, original_max_positions=16, attention_factor=1.5**0.5,
                     short_factors=(1.0, 1.1, 1.2, 1.3), long_factors=(2.0, 3.0, 4.0, 5.0))),
     ],

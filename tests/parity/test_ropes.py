@@ -25,6 +25,7 @@ ROPES = {
     "yarn with both mscales": YARN | {"mscale": 1.2, "mscale_all_dim": 0.7},
     "yarn with one mscale": YARN | {"mscale": 1.2},
     "yarn with an attention factor": YARN | {"attention_factor": 0.8, "mscale": 1.2, "mscale_all_dim": 0.7},
+    "yarn with an attn_factor": YARN | {"attn_factor": 0.878},
     "yarn of factor 1": YARN | {"factor": 1.0},
     "longrope": LONGROPE,
     "longrope with a factor": LONGROPE | {"factor": 32.0},
