@@ -6,10 +6,10 @@ Until work begins nothing has to be tidied up, so the process ends at once. Late
 again where somebody swallowed it. Work that saves something catches the signal itself (rapo_jax/distributed.py).
 """
 
+import _thread
 import os
 import signal
 import sys
-import threading
 import time
 from types import FrameType
 
@@ -22,7 +22,7 @@ class Stopper:
 
     def __init__(self, name: str):
         self.name, self.at_once, self.raised = name, True, False
-        self.one_at_a_time = threading.RLock()
+        self.ending, self.main = _thread.allocate_lock(), _thread.get_ident()
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
 
@@ -33,7 +33,7 @@ class Stopper:
         signal.signal(signal.SIGINT, self)
         # Python calls its handlers between two steps of its own. This pipe tells a thread also while a library computes.
         signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
-        threading.Thread(target=self.watch, name="interruption", daemon=True).start()
+        _thread.start_new_thread(self.watch, ())
         before = sys.unraisablehook
 
         def quiet_about_it(lost: "sys.UnraisableHookArgs") -> None:
@@ -58,29 +58,24 @@ class Stopper:
             if self.at_once and signal.getsignal(signal.SIGINT) is self:
                 self.stop()
             time.sleep(AGAIN_SECONDS)
-            if self.raised and not is_being_handled():
+            if self.raised and not is_being_handled(self.main):
                 self.raised = False
-                signal.pthread_kill(main_thread(), signal.SIGINT)
+                signal.pthread_kill(self.main, signal.SIGINT)
 
     def stop(self) -> None:
         """Says it, and ends the process with no thread, callback or handler asked."""
-        with self.one_at_a_time:
-            os.write(2, f"rapo {self.name}: {NOTHING_SAVED}\n".encode())
-            os._exit(STOPPED)
+        if not self.ending.acquire(blocking=False):  # handler and thread are told of the same signal
+            time.sleep(AGAIN_SECONDS)
+        os.write(2, f"rapo {self.name}: {NOTHING_SAVED}\n".encode())
+        os._exit(STOPPED)
 
 
 NOTHING_SAVED = "interrupted; nothing more was saved. Run the same command again."
 
 
-def main_thread() -> int:
-    identifier = threading.main_thread().ident
-    assert identifier is not None, "it has started"
-    return identifier
-
-
-def is_being_handled() -> bool:
-    """Whether a KeyboardInterrupt is on its way through the main thread, whose blocks tidy up meanwhile."""
-    error = sys._current_exceptions().get(main_thread())
+def is_being_handled(thread: int) -> bool:
+    """Whether a KeyboardInterrupt is on its way through a thread, whose blocks tidy up meanwhile."""
+    error = sys._current_exceptions().get(thread)
     error = error[1] if isinstance(error, tuple) else error  # before Python 3.12
     seen = 0
     while error is not None and seen < 100:
