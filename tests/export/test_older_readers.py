@@ -7,11 +7,13 @@ tests hold the files as they were then.
 import json
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from rapo_jax.export.older_readers import model_config, older_rope, save_tokenizer, tokenizer_config
 from rapo_jax.models.rope_config import ROPE_NAMES, rope_from_config
+from rapo_jax.models.spec import spec_from_config
 from tests import tiny
+from tests.tiny.families import FAMILIES
 
 LONG = {"short_factor": [1.0, 1.1, 1.5], "long_factor": [1.5, 4.0, 12.0]}
 PHI = {"original_max_position_embeddings": 24, "max_position_embeddings": 256}
@@ -105,3 +107,13 @@ def test_a_saved_tokenizer_keeps_the_files_and_the_class_of_its_source(tmp_path)
         "eos_token": "<|end|>", "pad_token": "<|system|>",
     }  # fmt: skip
     assert AutoTokenizer.from_pretrained(out).pad_token == "<|system|>"
+
+
+@pytest.mark.parametrize("family", ["gemma3-linear-rope", "olmo3-yarn"])
+def test_ropes_that_differ_by_layer_are_spelled_as_published(family):
+    """When this fails, an export of a long-context model runs without its scaling, or with one theta, under transformers 4."""
+    saved = AutoConfig.for_model(**FAMILIES[family]).to_dict()
+    older = {key: value for key, value in saved.items() if key != "rope_parameters"} | older_rope(saved)
+    assert spec_from_config(older) == spec_from_config(saved) == spec_from_config(FAMILIES[family])
+    assert older["rope_scaling"]["factor"] > 1 and ("rope_local_base_freq" in older) == family.startswith("gemma3")
+    assert spec_from_config(saved | older_rope(saved)) == spec_from_config(saved)
