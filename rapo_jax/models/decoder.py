@@ -149,9 +149,11 @@ class Block(nnx.Module):
         return x if weight is None else rms_norm(x, weight[...], self.spec)
 
     def added(self, x_BTD: Float[Array, "B T D"], branch_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The residual stream after a branch."""
+        """The residual stream after a branch. A multiplier is not rounded to bfloat16."""
         multiplier = self.spec.residual_multiplier
-        return x_BTD + (branch_BTD if multiplier == 1 else branch_BTD * jnp.asarray(multiplier, branch_BTD.dtype))
+        if multiplier == 1:
+            return x_BTD + branch_BTD
+        return x_BTD + (branch_BTD.astype(jnp.float32) * multiplier).astype(x_BTD.dtype)
 
     def attention(
         self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cache | None

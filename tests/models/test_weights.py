@@ -56,8 +56,8 @@ def commands(model, place):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (with_value(NORM, np.nan), f"{NORM} has 1 values that are not finite in float32"),
-        (with_value(EMBEDDING, 1e300, np.float64), f"{EMBEDDING} has 1 values that are not finite in float32"),
+        (with_value(NORM, np.nan), f"{NORM} has 1 value that is not finite in float32"),
+        (with_value(EMBEDDING, 1e300, np.float64), f"{EMBEDDING} has 1 value that is not finite in float32"),
         (
             with_value(NORM, 3, np.int8),
             f"quantized or not a weight: {NORM} is I8, and only F16, BF16, F32, F64 are read",
