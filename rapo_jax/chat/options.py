@@ -60,11 +60,11 @@ def prelude(options: Options) -> str:
 
 
 def refuse_unread(templates: Sequence[str], options: Options, *, given: Collection[str], option: str) -> None:
-    """Raises UserError for options that none of the templates reads. `given` are variables that the tokenizer gives them."""
+    """Raises UserError for options, but None, that none of the templates reads. `given` are variables that the tokenizer gives them."""
     if not options:
         return
     known = set().union(*(variables(without_options(template)) for template in templates)) - set(given)
-    for name in options:
-        if name not in known:
+    for name, value in options.items():
+        if name not in known and value is not None:
             hint = nearest(name, sorted(known)) if known else "it reads none that can be chosen."
             raise UserError(f"{option}: the chat template reads no variable {name!r}; {hint}")

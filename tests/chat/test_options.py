@@ -84,6 +84,9 @@ def test_an_option_that_the_template_does_not_read_is_refused_with_the_nearest(o
 def test_a_template_without_variables_says_so_and_one_that_is_not_jinja_is_a_sentence():
     with pytest.raises(UserError, match="reads no variable 'a'; it reads none that can be chosen"):
         refuse_unread(["{{ messages }}"], {"a": 1}, given=(), option="--template-options")
+    refuse_unread(
+        ["{{ messages }}"], {"a": None}, given=(), option="data.template_options"
+    )  # what a file chose, taken back
     with pytest.raises(UserError, match="the chat template cannot be read: "):
         variables("{{ messages }")
 
