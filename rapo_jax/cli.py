@@ -192,7 +192,7 @@ def quiet() -> None:
 
     from absl import logging as absl_logging
 
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs the traceback of what it raises, too
     logging.getLogger("jax").setLevel(logging.ERROR)
 
 
