@@ -13,6 +13,7 @@ MESSAGE = "rapo train: interrupted; nothing more was saved. Run the same command
 BEGIN = """
 import gc, signal, sys, time
 from rapo_jax import cli, interruption
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
 sys.argv = ["rapo", "train", "x.yaml"]
 def interrupt():
     signal.raise_signal(signal.SIGINT)

@@ -193,7 +193,7 @@ def test_prompts_are_read_as_training_reads_them(exported, tmp_path, capsys):
     assert [turn.content for turn in second.messages] == ["Hi", "Hello", "Bye"]
     assert read_prompts(str(tmp_path / "some.jsonl"), raw=True)[1].messages == (Message("user", rows[1]["prompt"]),)
     answers(exported, tmp_path, rows[:1])
-    assert "note: 1 prompts hold 'reasoning_content', which the chat template does not write" in capsys.readouterr().out
+    assert "note: 1 prompt holds 'reasoning_content', which the chat template does not write" in capsys.readouterr().out
     tiny.write_rows(
         tmp_path / "old.jsonl", [{"prompt": [{"role": "user", "content": "Hi", "function_call": {"name": "f"}}]}]
     )

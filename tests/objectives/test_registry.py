@@ -113,7 +113,7 @@ def test_a_loss_from_outside_is_configured_like_any_other(outsider, tmp_path):
     assert from_dict(as_dict(config)) == config == from_dict(yaml.safe_load(to_yaml(config)))
     for override, message in {
         "objective.target=-1": "objective.target=-1.0 must be positive and finite.",
-        "objective.targt=1": "unknown key objective.targt; did you mean 'target'?",
+        "objective.targt=1": "unknown key objective.targt; did you mean objective.target?",
         "objective.beta=1": "objective.name=reach does not read objective.beta=1.0; remove it or set it to null "
         "(it reads target, absolute).",
         "objective.absolute=1": "objective.absolute=1: expected true or false.",
