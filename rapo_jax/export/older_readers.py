@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.borders import read_object, write_json
+from rapo_jax.models.families import FAMILIES
 from rapo_jax.models.rope_config import GLOBAL, LOCAL, ORIGINAL
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -71,10 +72,10 @@ def older_rope(config: dict[str, Any]) -> dict[str, Any]:
     {'rope_theta': 10000.0, 'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}}
     """
     rope = {key: value for key, value in (config.get("rope_parameters") or {}).items() if value is not None}
-    if GLOBAL in rope:  # one rope for each kind of layer
-        local = {"rope_local_base_freq": rope.get(LOCAL, {}).get("rope_theta")}
-        told = local if config.get("model_type") == "gemma3_text" and local["rope_local_base_freq"] else {}
-        return older_rope({"rope_parameters": rope[GLOBAL]}) | told
+    if GLOBAL in rope or LOCAL in rope:  # one rope for each kind of layer
+        key, theta = FAMILIES[config["model_type"]].local_theta, rope.get(LOCAL, {}).get("rope_theta")
+        told = {key: theta} if key != "rope_theta" and theta else {}
+        return older_rope({"rope_parameters": rope.get(GLOBAL)}) | told
     theta, turning = rope.pop("rope_theta", None) or config.get("rope_theta"), rope.pop("partial_rotary_factor", 1)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     theirs = {} if theta is None else {"rope_theta": theta}

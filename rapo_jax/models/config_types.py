@@ -49,6 +49,8 @@ def rope(value: Any) -> bool:
     if not all(isinstance(each, list) for each in lists) or not isinstance(value.get("truncate"), (bool, NoneType)):
         return False
     numbers += [number for each in lists for number in each]
+    if any(not isinstance(value.get(kind), (dict, NoneType)) for kind in ("full_attention", "sliding_attention")):
+        return False
     nested = [each for each in value.values() if isinstance(each, dict)]  # one rope for each kind of layer
     return all(map(positive, numbers)) and all(isinstance(kind, str) for kind in kinds) and all(map(rope, nested))
 

@@ -110,6 +110,11 @@ def rms_norm(x: Float[Array, "*X"], weight: Float[Array, "*D"], spec: Spec) -> F
     return scaled(normed, 1 + weight if spec.zero_centered_norms else weight).astype(x.dtype)
 
 
+def multiplied(x: Float[Array, "*X"], multiplier: float) -> Float[Array, "*X"]:
+    """x * multiplier, which is not rounded to bfloat16; x itself for 1."""
+    return x if multiplier == 1 else (x.astype(jnp.float32) * multiplier).astype(x.dtype)
+
+
 @jax.custom_vjp
 def scaled(x: Float[Array, "*X"], weight: Float[Array, "*D"]) -> Float[Array, "*X"]:
     """x * weight. The weight's gradient is a matrix product with ones, because column sums are slow on CPUs."""
@@ -149,11 +154,8 @@ class Block(nnx.Module):
         return x if weight is None else rms_norm(x, weight[...], self.spec)
 
     def added(self, x_BTD: Float[Array, "B T D"], branch_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The residual stream after a branch. A multiplier is not rounded to bfloat16."""
-        multiplier = self.spec.residual_multiplier
-        if multiplier == 1:
-            return x_BTD + branch_BTD
-        return x_BTD + (branch_BTD.astype(jnp.float32) * multiplier).astype(x_BTD.dtype)
+        """The residual stream after a branch."""
+        return x_BTD + multiplied(branch_BTD, self.spec.residual_multiplier)
 
     def attention(
         self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cache | None
@@ -293,13 +295,13 @@ class Decoder(nnx.Module):
 
     def embedded(self, tokens_BT: Int[Array, "B T"], options: ForwardOptions) -> Float[Array, "B T D"]:
         x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(options.dtype))
-        factor = self.spec.D**0.5 if self.spec.scaled_embeddings else self.spec.embedding_multiplier
-        return x_BTD if factor == 1 else x_BTD * jnp.asarray(factor, options.dtype)
+        if self.spec.scaled_embeddings:
+            return x_BTD * jnp.asarray(self.spec.D**0.5, options.dtype)
+        return multiplied(x_BTD, self.spec.embedding_multiplier)
 
     def final(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Hidden states after the last norm, divided by what the family divides its logits by."""
-        x_BTD, divisor = rms_norm(x_BTD, self.norm[...], self.spec), self.spec.logits_divisor
-        return x_BTD if divisor == 1 else x_BTD / jnp.asarray(divisor, x_BTD.dtype)
+        return multiplied(rms_norm(x_BTD, self.norm[...], self.spec), 1 / self.spec.logits_divisor)
 
     def shared(
         self, layout: Layout, keys: Layout, options: ForwardOptions, *, prompt_B: Int[Array, " B"] | None = None

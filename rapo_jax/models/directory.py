@@ -113,7 +113,9 @@ def declared_stop_tokens(directory: Path) -> list[int]:
     declared = read_generation_config(directory).get("eos_token_id")
     path = base_directory(directory) / "config.json"
     if declared is None and path.is_file():
-        declared = read_object(path).get("eos_token_id")
+        config = read_object(path)
+        text = config.get("text_config")  # of a model that also sees
+        declared = config.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
     stops = declared if isinstance(declared, list) else [] if declared is None else [declared]
     if any(type(token) is not int for token in stops):
         raise UserError(

@@ -175,9 +175,10 @@ def ropes_from_config(
         "rope_scaling": None,
         "rope_theta": config.get(local_theta),
     }
-    return rope_from_config(of_global, names=names, partial=partial), rope_from_config(
-        of_local, names=names, partial=partial
-    )
+    local = rope_from_config(of_local, names=names, partial=partial)
+    if local.by_length:
+        raise UserError(f"config.json: rope_type={local.kind!r} of {LOCAL} is not computed; only of {GLOBAL}.")
+    return rope_from_config(of_global, names=names, partial=partial), local
 
 
 def rope_from_config(config: Json, *, names: Mapping[str, RopeKind] = ROPE_NAMES, partial: bool = False) -> Rope:

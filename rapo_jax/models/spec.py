@@ -198,6 +198,7 @@ def spec_from_config(config: Mapping[str, Any]) -> Spec:
     if missing:
         raise UserError(f"config.json lacks {', '.join(missing)}.")
     config = DEFAULTS | dict(family.defaults) | dict(config)
+    check_types(config)  # also of what the defaults add: heads must divide what they share
     D, N = config["hidden_size"], config["num_attention_heads"]
     H = config.get("head_dim") or family.defaults.get("head_dim") or D // N
     partial = "partial_rotary_factor" in family.keys

@@ -44,6 +44,10 @@ MULTIMODAL = {
         frozenset("vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index".split()),
     )
 }
+# Where the whole model and its language model differ in these, the whole's are meant.
+DECLARED_FOR_BOTH = frozenset(
+    "bos_token_id dtype eos_token_id pad_token_id torch_dtype transformers_version use_cache".split()
+)
 OF_THE_WHOLE = frozenset({"model_type", "architectures", "text_config", "initializer_range"})
 
 
@@ -51,7 +55,8 @@ def is_multimodal(directory: Path) -> bool:
     """Whether a model directory holds more than a language model."""
     path = Path(directory) / "config.json"
     return (
-        path.is_file() and read_object(path, remedy="it must be a model's config.json").get("model_type") in MULTIMODAL
+        path.is_file()
+        and str(read_object(path, remedy="it must be a model's config.json").get("model_type")) in MULTIMODAL
     )
 
 
@@ -66,14 +71,20 @@ def text_config(config: Json) -> dict[str, Any]:
     text = config.get("text_config")
     if not isinstance(text, dict):
         raise UserError(f"config.json: text_config={shown(text)} must be an object; download it again.")
-    tied = [each["tie_word_embeddings"] for each in (config, text) if each.get("tie_word_embeddings") is not None]
-    if len(set(tied)) > 1:
+    if text.get("model_type") not in (None, known.text_type):
         raise UserError(
-            f"config.json: tie_word_embeddings={shown(tied[0])}, and {shown(tied[1])} in text_config; remove the one that "
-            "is not meant."
+            f"config.json: model_type={shown(text['model_type'])} in text_config must be {known.text_type!r}; download it again."
         )
     whole = {key: value for key, value in config.items() if key not in OF_THE_WHOLE | known.left_out}
-    scored = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    for key, value in whole.items():
+        if key not in DECLARED_FOR_BOTH and None not in (value, text.get(key)) and value != text[key]:
+            raise UserError(
+                f"config.json: {key}={shown(value)}, and {shown(text[key])} in text_config; remove the one that is not meant."
+            )
+    architectures = config.get("architectures")
+    scored = isinstance(architectures, list) and any(
+        str(name).endswith("ForSequenceClassification") for name in architectures
+    )
     named = {"architectures": [known.classifier if scored else known.causal]}
     return {"model_type": known.text_type} | text | whole | named
 

@@ -45,7 +45,7 @@ def adamw(config: Optimizer, spec: Spec) -> optax.GradientTransformation:
     for path, letters in trained_letters(spec).items():
         is_head = path == ("score_head",)  # decays: in transformers it is a matrix with one row
         is_matrix = len(letters.removeprefix("L")) > 1 or is_head
-        place(decays, path, is_matrix and not path[-1].endswith("bias"))
+        place(decays, path, is_matrix and not path[-1].endswith(("bias", "norm")))
     return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))
 
 

@@ -62,7 +62,7 @@ def test_greedy_decoding_with_a_cache_is_the_argmax_of_the_full_forward_pass(fam
             tokens[0, end] = token
 
 
-@pytest.mark.parametrize("family", ["mistral-v0.1-window", "gemma2", "olmo3-yarn"])
+@pytest.mark.parametrize("family", ["mistral-v0.1-window", "gemma2", "olmo3-yarn", "qwen3", "smollm3"])
 def test_hidden_states_through_the_cache_are_those_without_it(family):
     """When this fails, decoding differs from the forward pass, perhaps by less than an argmax shows."""
     spec = tiny.tiny_spec(family)

@@ -13,7 +13,7 @@ from rapo_jax.models.files import Checkpoint, check
 from rapo_jax.models.spec import FULL_ATTENTION, read_config, spec_from_config
 from rapo_jax.models.table import table
 from tests.models.published import GEMMA2_9B
-from tests.tiny.families import FAMILIES, GEMMA2, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2
+from tests.tiny.families import FAMILIES, GEMMA2, GEMMA3, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2, SMOLLM3
 
 SPEC = spec_from_config(LLAMA)
 
@@ -199,6 +199,33 @@ def test_an_absent_key_has_the_default_of_transformers():
     assert not spec_from_config({k: v for k, v in LLAMA.items() if k != "tie_word_embeddings"}).tied
     assert set(spec_from_config({k: v for k, v in MISTRAL.items() if k != "sliding_window"}).windows) == {4096}
     assert spec_from_config(QWEN2).qkv_bias and not spec_from_config(QWEN2).out_bias
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rope_parameters": {"full_attention": 5}}, "rope_parameters={'full_attention': 5} must be an object"),
+        ({"rope_parameters": {"sliding_attention": "default"}}, "must be an object"),
+        (
+            {
+                "rope_parameters": {"sliding_attention": {"rope_type": "dynamic", "factor": 2.0}},
+                "max_position_embeddings": 64,
+            },
+            "rope_type='dynamic' of sliding_attention is not computed",
+        ),
+        ({"num_attention_heads": 6, "num_key_value_heads": 4}, "is not a multiple of num_key_value_heads=4"),
+    ],
+)
+def test_ropes_by_kind_of_layer_are_checked(change, said):
+    assert said in refusal(GEMMA3 | change)
+
+
+def test_heads_that_do_not_divide_the_families_default_are_refused():
+    """When this fails, a config.json without num_key_value_heads is a shape error in attention."""
+    config = {key: value for key, value in SMOLLM3.items() if key != "num_key_value_heads"}
+    assert "num_attention_heads=6 is not a multiple of num_key_value_heads=4" in refusal(
+        config | {"num_attention_heads": 6}
+    )
 
 
 def test_a_config_json_that_is_missing_or_broken_is_named(tmp_path):

@@ -111,6 +111,11 @@ def test_the_text_part_declares_what_the_whole_model_does():
         spec_from_config(text)
     with pytest.raises(UserError, match=r"tie_word_embeddings=False, and True in text_config; remove the one"):
         text_config(config() | {"tie_word_embeddings": False})
+    with pytest.raises(UserError, match=r"query_pre_attn_scalar=7, and \d+ in text_config; remove the one"):
+        text_config(config() | {"query_pre_attn_scalar": 7})
+    other = config()["text_config"] | {"model_type": "llama"}
+    with pytest.raises(UserError, match=r"model_type='llama' in text_config must be 'gemma3_text'"):
+        text_config(config() | {"text_config": other})
     with pytest.raises(UserError, match=r"text_config=None must be an object"):
         text_config(config() | {"text_config": None})
 

@@ -12,7 +12,7 @@ from rapo_jax.config.tree import Optimizer
 from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
 from rapo_jax.models.spec import spec_from_config
 from rapo_jax.train.optim import adamw, clip, learning_rate
-from tests.tiny.families import QWEN2
+from tests.tiny.families import OLMO2, QWEN2
 
 SCHEDULES = {
     "cosine": transformers.get_cosine_schedule_with_warmup,
@@ -93,10 +93,12 @@ def parameters_like(spec, seed):
     return tree
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_three_steps_are_those_of_torchs_adamw_and_norms_and_biases_do_not_decay(weight_decay):
+@pytest.mark.parametrize(
+    ("family", "weight_decay"), [(QWEN2, 0.0), (QWEN2, 0.3), (OLMO2, 0.3)], ids=["0", "0.3", "olmo2"]
+)
+def test_three_steps_are_those_of_torchs_adamw_and_norms_and_biases_do_not_decay(family, weight_decay):
     """When this fails, decay shrinks norms towards zero, or another epsilon or bias correction changes every run."""
-    spec = spec_from_config(QWEN2)
+    spec = spec_from_config(family)  # OLMo 2's norms of queries and keys have two dimensions
     config = Optimizer(weight_decay=weight_decay, b1=0.8, b2=0.95, eps=1e-6)
     ours, transform = parameters_like(spec, 0), adamw(config, spec)
     paths = list(parameter_letters(spec))
