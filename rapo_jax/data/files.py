@@ -24,9 +24,14 @@ from rapo_jax.borders import (
 from rapo_jax.errors import UserError, nearest, shown
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-# A cell of CSV that is a number, and neither an id nor a date that looks like one: no plus, no leading zero, no more digits
-# than a float64 keeps.
-NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?")
+# A cell of CSV that is a number, and no id that looks like one: no zeros before it, no more digits than a float64 keeps, and
+# after a plus fewer than a telephone number has.
+NUMBER = re.compile(
+    r"""\s* (?=[+-]?\.?\d)                          # a digit somewhere before the exponent
+        (-? (0 | [1-9]\d{0,14})? | \+ (0 | [1-9]\d{0,5})?)
+        (\.\d*)? ([eE][+-]?\d{1,3})? \s*""",
+    re.VERBOSE,
+)
 SUFFIXES = (".jsonl", ".json", ".parquet", *SEPARATORS)
 
 
@@ -89,8 +94,8 @@ def _read_file(file: Path) -> Iterator[FileRow]:
 
 
 def _from_csv(file: Path, separator: str) -> Iterator[dict[str, Any]]:
-    """Rows by the names in the first line. A column whose every text is a finite number is one of numbers; an empty text
-    is null."""
+    """Rows by the names in the first line. A column whose every text is a number is one of floats, as runs have hashed it
+    from the first; an empty text is null."""
     csv.field_size_limit(2**31 - 1)
     with opened_bytes(file) as opened:
         text = io.TextIOWrapper(opened, encoding="utf-8-sig", newline="")
@@ -110,12 +115,8 @@ def _from_csv(file: Path, separator: str) -> Iterator[dict[str, Any]]:
             f"{file} is not CSV that can be read: its first line names {twice[0]!r} twice; rename one column."
         )
     numbers = {name for name in names if all(NUMBER.fullmatch(row[name]) for row in rows if row[name])}
-    whole = {name for name in numbers if all(row[name].lstrip("-").isdigit() for row in rows if row[name])}
     for row in rows:
-        yield {
-            name: None if not cell else int(cell) if name in whole else float(cell) if name in numbers else cell
-            for name, cell in row.items()
-        }
+        yield {name: float(cell) if cell and name in numbers else cell or None for name, cell in row.items()}
 
 
 def _read_parquet(file: Path) -> Iterator[FileRow]:

@@ -310,14 +310,27 @@ def test_csv_is_read_with_numbers_as_numbers(tmp_path):
 
 def test_ids_and_dates_of_a_csv_stay_as_they_are(tmp_path):
     """When this fails, "01234" comes back as 1234, and an id of twenty digits as another id."""
-    names = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "zip", "id", "count", "day", "share")
-    cells = ("Hi", "A", "B", "9", "2.5", "01234", "12345678901234567891", "2", "2026_01", "-0.50")
+    names = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "zip", "id", "phone", "day", "share")
+    cells = ("Hi", "A", "B", "9", "2.5", "01234", "12345678901234567891", "+4915112345678", "2026_01", "-0.50")
     with (tmp_path / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([names, cells])
     (row,) = read_rows(str(tmp_path / "pairs.csv"), split="", option="data.path")
     kept = [row.values[name] for name in names[3:]]
-    assert kept == [9, 2.5, "01234", "12345678901234567891", 2, "2026_01", -0.5]
-    assert [type(value) for value in kept] == [int, float, str, str, int, str, float]
+    assert kept == [9, 2.5, "01234", "12345678901234567891", "+4915112345678", "2026_01", -0.5]
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [("9", 9.0), (".5", 0.5), ("5.", 5.0), ("+1.5", 1.5), (" 4.5", 4.5), ("1e-300", 1e-300), ("-0", 0.0)],
+)
+def test_a_score_of_a_csv_is_a_float_however_it_is_written(cell, number, tmp_path):
+    """When this fails, one cell makes a text of a column of scores; or a run of such data no longer resumes, because its
+    fingerprint holds "9.0" and not "9"."""
+    rows = [("prompt", "chosen", "rejected", "score_chosen", "score_rejected"), ("Hi", "A", "B", cell, "-1")]
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    (record,) = read_file(str(tmp_path / "pairs.csv"), scores=True).records
+    assert record.rewards == (number, -1.0) and all(type(reward) is float for reward in record.rewards)
 
 
 def test_files_in_utf16_and_of_zstd_are_read(tmp_path):
