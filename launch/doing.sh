@@ -61,6 +61,44 @@ where_from() {
   esac
 }
 
+# The words of a command.
+
+# shellcheck disable=SC2034 # read by the scripts
+each_word() { # options of all scripts; `option WORDS` takes one of a script's own, and says how many words by `taken`
+  local taken
+  follow='' words=() places=()
+  while [ $# -gt 0 ]; do
+    taken=1
+    case $1 in
+      --follow) follow=--follow ;;
+      --dry-run) dry=1 ;;
+      --)
+        shift
+        words=("$@")
+        return
+        ;;
+      -*) option "$@" || no_option "$1" ;;
+      *) places+=("$1") ;;
+    esac
+    shift "$taken"
+  done
+}
+
+no_option() { fail "$1 is no option; the head of launch/${0##*/} lists them."; }
+
+# shellcheck disable=SC2034 # read by the scripts
+export_to_fetch() { # sets run_dir, local_dir, and of the newest step that `newest RUN_DIR` knows: step, out, and job, its name
+  [ ${#places[@]} = 2 ] || fail "fetch takes RUN_DIR and LOCAL_DIR."
+  run_dir=${places[0]%/} local_dir=${places[1]} step=STEP
+  [ ! -e "$local_dir" ] || fail "$local_dir exists; choose another place."
+  if [ -z "$dry" ]; then
+    step=$(newest "$run_dir") || step=''
+    [[ $step =~ ^[0-9]+$ ]] || fail "$run_dir cannot be read there, or has no checkpoint yet."
+  fi
+  out=$run_dir-$step-hf
+  job=export-$(printf %s "$run_dir" | cksum | cut -d ' ' -f 1)-${step,,}
+}
+
 # Each of these sets `value`, the value of an option, from the words that begin with the option.
 
 a_value() {

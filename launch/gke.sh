@@ -18,34 +18,31 @@ cd "$(dirname "$0")/.."
 . launch/doing.sh
 
 name='' topology='' image='' kept='' spot='' restarts=30 max_hours=168 account=default cluster='' zone='' project=''
-follow='' words=() kube=(kubectl)
+namespace='' kube=(kubectl)
+
+option() {
+  taken=2
+  case $1 in
+    --name) a_name "$@" && name=$value ;;
+    --topology) a_value "$@" && topology=$value ;;
+    --image) a_value "$@" && image=$value ;;
+    --storage) a_value "$@" && kept=$value ;;
+    --restarts) a_number "$@" && restarts=$value ;;
+    --max-hours) a_number "$@" && max_hours=$value ;;
+    --service-account) a_name "$@" && account=$value ;;
+    --namespace) a_name "$@" && namespace=$value ;;
+    --cluster) a_value "$@" && cluster=$value ;;
+    --zone) a_value "$@" && zone=$value ;;
+    --project) a_value "$@" && project=$value ;;
+    --spot) spot=1 && taken=1 ;;
+    *) return 1 ;;
+  esac
+}
 
 options() {
-  while [ $# -gt 0 ]; do
-    case $1 in
-      --name) a_name "$@" && name=$value && shift ;;
-      --topology) a_value "$@" && topology=$value && shift ;;
-      --image) a_value "$@" && image=$value && shift ;;
-      --storage) a_value "$@" && kept=$value && shift ;;
-      --restarts) a_number "$@" && restarts=$value && shift ;;
-      --max-hours) a_number "$@" && max_hours=$value && shift ;;
-      --service-account) a_name "$@" && account=$value && shift ;;
-      --namespace) a_name "$@" && kube+=(--namespace "$value") && shift ;;
-      --cluster) a_value "$@" && cluster=$value && shift ;;
-      --zone) a_value "$@" && zone=$value && shift ;;
-      --project) a_value "$@" && project=$value && shift ;;
-      --spot) spot=1 ;;
-      --follow) follow=--follow ;;
-      --dry-run) dry=1 ;;
-      --)
-        shift
-        words=("$@")
-        break
-        ;;
-      *) fail "$1 is no option; the head of launch/gke.sh lists them." ;;
-    esac
-    shift
-  done
+  each_word "$@"
+  [ ${#places[@]} = 0 ] || no_option "${places[0]}"
+  [ -z "$namespace" ] || kube+=(--namespace "$namespace")
   [ -n "$name" ] || fail "--name is missing: what the job is to be called."
 }
 
@@ -154,7 +151,8 @@ apply() {
   if [ -n "$dry" ]; then printf '%s\n' "$manifest"; fi
   show "${kube[@]}" apply --filename -
   [ -n "$dry" ] || "${kube[@]}" apply --filename - <<<"$manifest"
-  echo "Its nodes cost money until: bash launch/gke.sh delete --name $name"
+  echo "Its nodes cost money until:"
+  wrapped bash launch/gke.sh delete --name "$name" ${namespace:+--namespace "$namespace"} | sed 's/^+/ /'
 }
 
 through_xpk() {
@@ -177,7 +175,7 @@ through_xpk() {
 
 status() { doing "${kube[@]}" get jobset,pods --selector "jobset.sigs.k8s.io/jobset-name=$name" --output wide; }
 logs() { doing "${kube[@]}" logs "job/$name-worker-0" --container rapo --prefix --all-pods=true --tail 40 $follow; }
-delete() { doing "${kube[@]}" delete jobset "$name" --ignore-not-found; }
+delete() { doing "${kube[@]}" delete jobset "$name"; }
 
 verb=${1-}
 shift || true

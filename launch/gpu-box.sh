@@ -16,27 +16,21 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/doing.sh
 . launch/doing.sh
 
-host='' port=22 extra=cuda follow='' words=() places=()
+host='' port=22 extra=cuda
 poll=${RAPO_POLL:-30} # seconds between two looks
 
+option() {
+  taken=2
+  case $1 in
+    --host) a_value "$@" && host=$value ;;
+    --port) a_number "$@" && port=$value ;;
+    --extra) a_value "$@" && extra=$value ;;
+    *) return 1 ;;
+  esac
+}
+
 options() {
-  while [ $# -gt 0 ]; do
-    case $1 in
-      --host) a_value "$@" && host=$value && shift ;;
-      --port) a_number "$@" && port=$value && shift ;;
-      --extra) a_value "$@" && extra=$value && shift ;;
-      --follow) follow=--follow ;;
-      --dry-run) dry=1 ;;
-      --)
-        shift
-        words=("$@")
-        break
-        ;;
-      -*) fail "$1 is no option; the head of launch/gpu-box.sh lists them." ;;
-      *) places+=("$1") ;;
-    esac
-    shift
-  done
+  each_word "$@"
   [[ $host =~ ^([A-Za-z0-9_.-]+@)?[A-Za-z0-9][A-Za-z0-9.:-]*$ ]] || fail "--host=$host must be USER@ADDRESS."
   case $extra in cuda | cpu) ;; *) fail "--extra=$extra must be cuda or cpu." ;; esac
 }
@@ -74,26 +68,26 @@ status() {
 logs() { on log run $follow; }
 stop() { on stop run; }
 
+newest() { on newest "$1" 2>/dev/null | sed -n 's/^.* newest //p'; }
+
 fetch() {
-  local run_dir=${places[0]-} local_dir=${places[1]-} job state
-  [ ${#places[@]} = 2 ] || fail "fetch takes RUN_DIR and LOCAL_DIR."
-  [ ! -e "$local_dir" ] || fail "$local_dir exists; choose another place."
-  job=export-$(printf %s "$run_dir" | cksum | cut -d ' ' -f 1)
-  state=$([ -n "$dry" ] || on state "$job" 2>/dev/null | sed 's/^[^ ]* //')
-  [ "$state" = 'exit 0' ] || on start "$job" -- export "$run_dir" "${run_dir%/}-hf"
+  local run_dir local_dir step out job state
+  export_to_fetch
+  state=$([ -n "$dry" ] || on state "$job" 2>/dev/null | sed 's/^[^ ]* //') || state='' # '': a lost ssh
+  [ "$state" = 'exit 0' ] || on start "$job" -- export "$run_dir" "$out" --step "$step"
   while [ -z "$dry" ]; do
     state=$(on state "$job" 2>/dev/null | sed 's/^[^ ]* //') || state=''
     case $state in
       'exit 0') break ;;
-      running | '') sleep "$poll" ;; # '': a lost ssh
+      running | '') sleep "$poll" ;;
       *)
         on log "$job"
         fail "the export ended with: $state."
         ;;
     esac
   done
-  case $run_dir in /*) ;; *) run_dir=rapo_jax/$run_dir ;; esac
-  doing scp -q -r -P "$port" "$host:${run_dir%/}-hf" "$local_dir"
+  case $out in /*) ;; *) out=rapo_jax/$out ;; esac
+  doing scp -q -r -P "$port" "$host:$out" "$local_dir"
 }
 
 verb=${1-}

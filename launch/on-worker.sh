@@ -7,6 +7,7 @@
 #   bash launch/on-worker.sh state NAME               running, exit N, stopped (by stop), lost (with its host) or none
 #   bash launch/on-worker.sh log NAME [--follow]
 #   bash launch/on-worker.sh stop NAME                it saves a checkpoint and exits with 75
+#   bash launch/on-worker.sh newest RUN_DIR           its newest step
 #   bash launch/on-worker.sh expire HOURS COMMAND     does the command after so many hours
 #
 # --dry-run before the verb shows the commands and does nothing.
@@ -26,7 +27,7 @@ install() {
     tpu | cuda) ;;
     *) fail "install $extra must be install tpu, cuda or cpu." ;;
   esac
-  stamp=$(cd "$here/.." && cat pyproject.toml rapo_jax/*.py rapo_jax/*/*.py | sha256sum | cut -c 1-16)-$extra
+  stamp=$(cd "$here/.." && all_code | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16)-$extra
   if [ "$(cat "$venv/installed" 2>/dev/null)" = "$stamp" ]; then
     echo "$(hostname): installed already"
     return
@@ -47,6 +48,8 @@ install() {
   doing "$venv/bin/rapo" --version
   if [ -z "$dry" ]; then echo "$stamp" >"$venv/installed"; fi
 }
+
+all_code() { find pyproject.toml rapo_jax -type f \( -name '*.py' -o -name '*.toml' \) -print0; }
 
 requirement() {
   local clone
@@ -98,9 +101,11 @@ install_gcsfuse() {
   doing sudo apt-get install --yes --quiet gcsfuse
 }
 
-alive() { # NAME: whether its process runs, and since this boot
+alive() { runs "$kept/$1/pid"; } # NAME
+
+runs() { # FILE: whether the process that it names runs, and since this boot
   local pid boot
-  [ -e "$kept/$1/pid" ] && read -r pid boot <"$kept/$1/pid" || return 1
+  [ -e "$1" ] && read -r pid boot <"$1" || return 1
   [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ] && kill -0 "$pid" 2>/dev/null
 }
 
@@ -175,6 +180,13 @@ stop() {
   fi
 }
 
+newest() {
+  local step
+  cd "$here/.."
+  step=$(find "$1/checkpoints" -mindepth 1 -maxdepth 1 -type d -printf '%f\n' | grep -xE '[0-9]+' | sort -n | tail -n 1)
+  echo "$(hostname) newest $step"
+}
+
 expire() { # a guard: the slice deletes itself, if its service account may
   local hours
   a_number hours "$1"
@@ -183,10 +195,10 @@ expire() { # a guard: the slice deletes itself, if its service account may
   show sleep "${hours}h" '&&' "$@"
   [ -z "$dry" ] || return 0
   mkdir -p "$kept"
-  if [ -e "$kept/expires" ] && kill -0 "$(cat "$kept/expires")" 2>/dev/null; then return; fi
+  if runs "$kept/expires"; then return; fi
   # shellcheck disable=SC2016 # expanded by the inner shell
   setsid nohup bash -c 'sleep "$0"; "$@"' "${hours}h" "$@" >"$kept/expires.log" 2>&1 </dev/null &
-  echo $! >"$kept/expires"
+  echo "$! $(cat /proc/sys/kernel/random/boot_id)" >"$kept/expires"
 }
 
 if [ "${1-}" = --dry-run ]; then
@@ -198,6 +210,7 @@ shift || true
 case $verb in
   install) [ $# = 1 ] || fail "install takes tpu, cuda or cpu." && install "$1" ;;
   mount) [ $# = 1 ] || fail "mount takes gs://BUCKET or HOST:/SHARE." && mount_storage "$1" ;;
+  newest) [ $# = 1 ] || fail "newest takes RUN_DIR." && newest "$1" ;;
   expire) [ $# -ge 2 ] || fail "expire takes hours and a command." && expire "$@" ;;
   start | state | log | stop)
     [ $# -ge 1 ] || fail "$verb takes the name of a run."
@@ -211,5 +224,5 @@ case $verb in
     fi
     "$verb" "$name" "$@"
     ;;
-  *) fail "${verb:-no verb} must be install, mount, start, state, log, stop or expire; the head of the file says more." ;;
+  *) fail "${verb:-no verb} must be install, mount, start, state, log, stop, newest or expire; the head of the file says more." ;;
 esac

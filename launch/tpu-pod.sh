@@ -9,7 +9,7 @@
 #   bash launch/tpu-pod.sh fetch   --name N --zone Z [--storage gs://BUCKET] RUN_DIR LOCAL_DIR    the export
 #
 #   --spot | --reserved | --flex | --on-demand   what is paid; create and watch need one
-#   --max-hours H      the slice is deleted after so many hours (default 24; 0: never)
+#   --max-hours H      the slice is deleted so many hours after it was installed, and watch ends (default 24; 0: never)
 #   --queue-hours H    how long the request may wait for chips (default 24)
 #   --storage S        gs://BUCKET (through gcsfuse) or HOST:/SHARE (NFS), at /mnt/rapo on every worker
 #   --restarts N       of watch (default 100); the run itself counts no restarts
@@ -19,38 +19,34 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/doing.sh
 . launch/doing.sh
 
-project='' name='' zone='' topology='' tier='' max_hours=24 queue_hours=24 storage='' restarts=100 runtime='' follow=''
+project='' name='' zone='' topology='' tier='' max_hours=24 queue_hours=24 storage='' restarts=100 runtime=''
 poll=${RAPO_POLL:-30} # seconds between two looks
-words=() places=() here=()
+hour=${RAPO_HOUR:-3600} # of --max-hours, in seconds
+here=()
+
+option() {
+  taken=2
+  case $1 in
+    --name) a_name "$@" && name=$value ;;
+    --zone) a_value "$@" && zone=$value ;;
+    --project) a_value "$@" && project=$value ;;
+    --topology) a_value "$@" && topology=$value ;;
+    --runtime-version) a_value "$@" && runtime=$value ;;
+    --storage) a_storage "$@" && storage=$value ;;
+    --max-hours) a_number "$@" && max_hours=$value ;;
+    --queue-hours) a_number "$@" && queue_hours=$value ;;
+    --restarts) a_number "$@" && restarts=$value ;;
+    --spot | --reserved | --flex | --on-demand)
+      [ -z "$tier" ] || fail "$1 and --$tier exclude each other."
+      tier=${1#--}
+      taken=1
+      ;;
+    *) return 1 ;;
+  esac
+}
 
 options() {
-  while [ $# -gt 0 ]; do
-    case $1 in
-      --name) a_name "$@" && name=$value && shift ;;
-      --zone) a_value "$@" && zone=$value && shift ;;
-      --project) a_value "$@" && project=$value && shift ;;
-      --topology) a_value "$@" && topology=$value && shift ;;
-      --runtime-version) a_value "$@" && runtime=$value && shift ;;
-      --storage) a_storage "$@" && storage=$value && shift ;;
-      --max-hours) a_number "$@" && max_hours=$value && shift ;;
-      --queue-hours) a_number "$@" && queue_hours=$value && shift ;;
-      --restarts) a_number "$@" && restarts=$value && shift ;;
-      --spot | --reserved | --flex | --on-demand)
-        [ -z "$tier" ] || fail "$1 and --$tier exclude each other."
-        tier=${1#--}
-        ;;
-      --follow) follow=--follow ;;
-      --dry-run) dry=1 ;;
-      --)
-        shift
-        words=("$@")
-        break
-        ;;
-      -*) fail "$1 is no option; the head of launch/tpu-pod.sh lists them." ;;
-      *) places+=("$1") ;;
-    esac
-    shift
-  done
+  each_word "$@"
   [ -n "$name" ] || fail "--name is missing: what the slice is to be called."
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] ||
     fail "--zone=$zone must be a zone that has TPUs, such as us-west4-a (gcloud compute tpus locations list)."
@@ -92,6 +88,14 @@ ask() { # DESCRIBED FORMAT: a state, or NONE; any other refusal of gcloud's ends
     fail "gcloud cannot look at $name in $zone: $answer"
   fi
   rm -f "$errors"
+}
+looked() { # as ask; a look that fails, as without a network, is repeated
+  local try
+  for try in $(seq 20); do
+    (ask "$@") && return
+    [ "$try" = 20 ] || sleep "$poll"
+  done
+  return 1
 }
 request_state() { ask queued-resources state.state; }
 node_state() { ask tpu-vm state; }
@@ -137,7 +141,7 @@ create() {
 until_active() {
   local state said=''
   while :; do
-    state=$(request_state) || exit
+    state=$(looked queued-resources state.state) || give_up "the request of $name is still there, and may still get chips."
     [ "$state" = "$said" ] || tell "$(date +%H:%M:%S) $name: $state"
     said=$state
     case $state in
@@ -157,6 +161,11 @@ is_lost() { # STATE: of a slice that does not come back
 paid() { # nobody shall forget a slice
   echo "It costs money until:"
   wrapped bash launch/tpu-pod.sh delete --name "$name" --zone "$zone" ${project:+--project "$project"} | sed 's/^+/ /'
+}
+
+give_up() { # of a slice that is, or may come to be, paid
+  paid >&2
+  fail "$@"
 }
 
 patiently() { # a command over ssh, which can be lost; what it calls can be repeated
@@ -235,22 +244,37 @@ finished() { # NAME: waits until nothing of that name runs; how it ended on the 
   while :; do
     answer=$(states "$1" | sed 's/^[^ ]* //' | sort -u | paste -s -d , -) || answer=''
     if [ -z "$answer" ]; then # a lost ssh ends nothing; a lost slice does
-      slice_is=$(node_state) || exit
+      slice_is=$(looked tpu-vm state) || give_up "gcloud cannot look at $name; its slice is still there, and the run goes on."
       if is_lost "$slice_is"; then
         echo gone
         return
       fi
       unanswered=$((unanswered + 1))
-      [ "$unanswered" -lt 20 ] || fail "no worker of $name answers, though the slice is $slice_is."
+      [ "$unanswered" -lt 20 ] || give_up "no worker of $name answers, though the slice is $slice_is."
     else
       unanswered=0
       case ,$answer, in *,running,*) ;; *) echo "$answer" && return ;; esac
     fi
     [ "$answer" = "$said" ] || tell "$(date +%H:%M:%S) $1: ${answer:-no answer; it goes on by itself}" >&2
     said=$answer
+    if is_over; then
+      echo over
+      return
+    fi
     sleep "$poll"
   done
 }
+
+until_stopped() { # a run that is asked to stop saves first
+  local try
+  for try in $(seq 20); do
+    states run | grep -q ' running$' || return 0
+    [ "$try" = 20 ] || sleep "$poll"
+  done
+}
+
+end='' # of the hours that watch pays for
+is_over() { [ -n "$end" ] && [ "$SECONDS" -ge "$end" ]; }
 
 meaning() { # HOW IT ENDED: done, mistake, stopped, restart or crash
   case ,$1, in
@@ -259,18 +283,19 @@ meaning() { # HOW IT ENDED: done, mistake, stopped, restart or crash
     ,exit\ 0,) echo "done" ;;
     *)
       # 75 saved, 76 lost another process, 134 and up were ended by a signal
-      if [[ ,$1 =~ ^(,(exit\ (0|75|76|134|137|143)|lost|none|gone))+$ ]]; then echo restart; else echo crash; fi
+      if [[ ,$1 =~ ^(,(exit\ (0|75|76|134|137|143)|lost|none|gone|over))+$ ]]; then echo restart; else echo crash; fi
       ;;
   esac
 }
 
 watch() {
-  local end=$((SECONDS + max_hours * 3600)) again=0 crashes=0 answer
+  local again=0 crashes=0 answer
   a_verb ${words[@]+"${words[@]}"}
   [ "$tier" != spot ] || [ -n "$storage" ] || fail "--spot needs --storage: a preemption takes the disks of the slice with it."
-  trap 'echo; echo "The run goes on without this watch."; paid; exit 130' INT
+  trap 'echo; echo "Nothing is deleted: a run goes on, a request may still get chips."; paid; exit 130' INT
   while :; do
     create
+    [ "$max_hours" = 0 ] || [ -n "$end" ] || end=$((SECONDS + max_hours * hour))
     if install && patiently on all start run -- "${words[@]}" --distributed; then
       if [ -n "$dry" ]; then
         echo "then looks every $poll s: exit codes 0 and 2 end the watch; after 75, 76"
@@ -286,17 +311,18 @@ watch() {
       stopped) tell "The run was stopped, and saved." && paid && return ;;
       mistake)
         on 0 log run
-        fail "the run stopped with a mistake (exit code 2), which a restart repeats. Mend it, or delete the slice."
+        give_up "the run stopped with a mistake (exit code 2), which a restart repeats. Mend it, or delete the slice."
         ;;
       crash)
         crashes=$((crashes + 1))
         on 0 log run || true
-        [ "$crashes" -lt 3 ] || fail "three crashes, the last one: $answer. The slice is still there, and paid."
+        [ "$crashes" -lt 3 ] || give_up "three crashes, the last one: $answer."
         ;;
     esac
     again=$((again + 1))
-    [ "$again" -le "$restarts" ] || fail "the run was restarted $restarts times; raise --restarts."
-    if [ "$max_hours" != 0 ] && [ "$SECONDS" -ge "$end" ]; then
+    [ "$again" -le "$restarts" ] || give_up "the run was restarted $restarts times; raise --restarts."
+    if is_over; then
+      stop && until_stopped || true
       delete
       fail "$max_hours hours are over (--max-hours), and the run is not done; what it saved is in its run_dir."
     fi
@@ -304,13 +330,13 @@ watch() {
   done
 }
 
+newest() { on 0 newest "$1" 2>/dev/null | sed -n 's/^.* newest //p'; }
+
 fetch() {
-  local run_dir=${places[0]-} local_dir=${places[1]-} out job answer
-  [ ${#places[@]} = 2 ] || fail "fetch takes RUN_DIR and LOCAL_DIR."
-  [ ! -e "$local_dir" ] || fail "$local_dir exists; choose another place."
-  out=${run_dir%/}-hf job=export-$(printf %s "$run_dir" | cksum | cut -d ' ' -f 1)
+  local run_dir local_dir step out job answer
+  export_to_fetch
   if [ -n "$dry" ] || [ "$(states "$job" | sed 's/^[^ ]* //' | sort -u)" != 'exit 0' ]; then
-    patiently on all start "$job" -- export "$run_dir" "$out" --distributed
+    patiently on all start "$job" -- export "$run_dir" "$out" --step "$step" --distributed
   fi
   if [ -z "$dry" ]; then
     answer=$(finished "$job") || exit

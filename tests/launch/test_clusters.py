@@ -96,9 +96,7 @@ def test_the_manifest_is_applied_and_shown_in_a_dry_run(cluster):
     assert dry.called == [] and ran.called == ["kubectl --namespace team apply --filename -"]
     applied = (cluster.directory / "applied").read_text()
     assert yaml.safe_load(applied)["kind"] == "JobSet" and dry.out.startswith(applied)
-    assert cluster.script("gke.sh", "delete", "--name", "mine").called == [
-        "kubectl delete jobset mine --ignore-not-found"
-    ]
+    assert cluster.script("gke.sh", "delete", "--name", "mine").called == ["kubectl delete jobset mine"]
 
 
 def test_xpk_is_called_with_the_codes_that_start_again(cluster):

@@ -122,9 +122,12 @@ def test_a_box_trains_and_gives_its_export(place, tmp_path):
         assert place.script("gpu-box.sh", "run", *BOX, *WORDS).code == 0
     assert len(place.heard("box")) == 1 and "running" in place.script("gpu-box.sh", "status", *BOX).out
     assert place.script("gpu-box.sh", "stop", *BOX).code == 0
+    for step in (2, 10, "12.tmp"):
+        (place.directory / "box/rapo_jax/runs/mine/checkpoints" / str(step)).mkdir(parents=True)
     ran = place.script("gpu-box.sh", "fetch", *BOX, "runs/mine", str(tmp_path / "out"))
     assert ran.code == 0, ran.errors
-    assert (tmp_path / "out").is_dir() and place.heard("box")[-1] == "<export><runs/mine><runs/mine-hf>"
+    assert (tmp_path / "out").is_dir()
+    assert place.heard("box")[-1] == "<export><runs/mine><runs/mine-10-hf><--step><10>"
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,46 @@ def test_the_export_is_made_there_and_copied(pod):
     pod.plans(0, 0)
     pod.script("tpu-pod.sh", "create", *SLICE)
     pod.script("tpu-pod.sh", "install", *HERE)
-    ran = pod.script("tpu-pod.sh", "fetch", *HERE, "--storage", "gs://my-bucket", "/mnt/rapo/runs/a", "out-hf")
-    assert ran.code == 0, ran.errors
-    assert pod.heard("worker-1") == ["<export></mnt/rapo/runs/a></mnt/rapo/runs/a-hf><--distributed>"]
-    assert ran.called[-1] == "gcloud storage cp --recursive gs://my-bucket/runs/a-hf out-hf"
+    fetch = ("tpu-pod.sh", "fetch", *HERE, "--storage", "gs://my-bucket", "/mnt/rapo/runs/a", "out-hf")
+    nothing = pod.script(*fetch)
+    assert nothing.code == 2 and "has no checkpoint yet" in nothing.errors
+    (pod.directory / "newest").write_text("40")
+    for _ in range(2):  # the second is copied once more, not made
+        ran = pod.script(*fetch)
+        assert ran.code == 0, ran.errors
+        assert ran.called[-1] == "gcloud storage cp --recursive gs://my-bucket/runs/a-40-hf out-hf"
+    first = "<export></mnt/rapo/runs/a></mnt/rapo/runs/a-40-hf><--step><40><--distributed>"
+    assert pod.heard("worker-1") == [first]
+    (pod.directory / "newest").write_text("60")
+    assert pod.script(*fetch).called[-1].endswith("a-60-hf out-hf")
+    assert pod.heard("worker-1") == [first, first.replace("40", "60")]
+
+
+@pytest.mark.slow
+def test_a_network_that_is_away_ends_no_watch_and_one_that_stays_away_says_what_is_paid(pod):
+    """When this fails, a laptop that sleeps leaves a slice that nobody remembers."""
+    pod.plans("lose-ssh", 0)
+    created = pod.script("tpu-pod.sh", "create", *SLICE)
+    assert created.code == 0
+    (pod.directory / "request").write_text("WAITING_FOR_RESOURCES")
+    threading.Timer(1.0, lambda: (pod.directory / "request").write_text("ACTIVE")).start()
+    threading.Timer(0.5, lambda: (pod.directory / "looks-that-fail").write_text("3")).start()
+    ran = watch(pod)
+    assert ran.code == 0 and ran.errors.count("refreshing your credentials") == 3, ran.errors[-2000:]
+    (pod.directory / "request").write_text("WAITING_FOR_RESOURCES")
+    threading.Timer(0.5, lambda: (pod.directory / "looks-that-fail").write_text("1000")).start()
+    ran = watch(pod)
+    assert ran.code == 2 and "may still get chips" in " ".join(ran.errors.split())
+    assert "launch/tpu-pod.sh delete --name mine" in ran.errors
+
+
+@pytest.mark.slow
+def test_a_run_that_outlasts_its_hours_is_stopped_and_its_slice_deleted(pod):
+    """When this fails, a run that hangs is paid for as long as it hangs."""
+    pod.plans("wait")
+    ran = pod.script("tpu-pod.sh", "watch", *SLICE, "--max-hours", "1", "--", *WORDS, RAPO_HOUR="3")
+    assert ran.code == 2 and "1 hours are over" in ran.errors and ran.count("queued-resources delete") == 1, ran
+    assert not (pod.directory / "request").exists()
 
 
 def test_a_zone_that_gcloud_refuses_is_said_in_its_words(pod):
