@@ -219,6 +219,8 @@ class Store:
         `accept(identity, step)` is called before arrays are read, and may raise. Raises UserError when there are
         checkpoints and none is sound.
         """
+        if not self.writes:  # the run may have gone on
+            self._checkpointer.reload()
         steps = self.steps()
         if step is not None and step not in steps:
             raise UserError(f"{self.directory} has no step {step}; it has: {', '.join(map(str, steps)) or 'none'}.")
@@ -229,6 +231,10 @@ class Store:
             except (UserError, TypeError, AttributeError, NameError, jax.errors.JaxRuntimeError):
                 raise  # the files are not damaged: no memory, or another process is gone
             except Exception as error:  # Orbax and TensorStore raise bare Exceptions for damaged files
+                if not (
+                    self.directory / str(candidate)
+                ).exists():  # the run has removed it meanwhile, and has newer ones
+                    return self.restore(abstract, step=step, accept=accept)
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 log.warning("checkpoint %d is damaged (%s)", candidate, reason)
                 damaged.append(candidate)

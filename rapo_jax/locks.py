@@ -78,6 +78,7 @@ def locked(path: Path, *, wait: bool = False) -> BinaryIO | None:
             return None
         except OSError:
             return file
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
         file.close()

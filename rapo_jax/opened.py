@@ -66,6 +66,25 @@ class OpenedModel:
     has_own_goal_prompt: bool
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """How texts are rendered, where it is not as the model's directory says.
+
+    chat_template: a preset or a .jinja file in place of the directory's own template and the goal baked into it; `option` is
+        its name for the user.
+    template_options: values of the template's variables.
+    raw: texts are continued as they are: no chat template is needed, and the end of a turn does not stop them.
+    """
+
+    chat_template: str | None = None
+    template_options: Options | None = None
+    option: str = "data.chat_template"
+    raw: bool = False
+
+
+AS_RECORDED = Rendering()
+
+
 @runtime_checkable
 class ClosedModel(Protocol):
     """A model whose tokenizer and weights can be read: a directory, or a checkpoint of a run (rapo_jax/runs/trained.py)."""
@@ -81,14 +100,7 @@ class ClosedModel(Protocol):
     @property
     def mesh(self) -> Mesh: ...
 
-    def open_tokenizer(
-        self,
-        *,
-        chat_template: str | None = None,
-        template_options: Options | None = None,
-        option: str = "data.chat_template",
-        raw: bool = False,
-    ) -> OpenedTokenizer:
+    def open_tokenizer(self, how: Rendering = AS_RECORDED) -> OpenedTokenizer:
         """As the function `open_tokenizer`."""
         ...
 
@@ -113,16 +125,8 @@ class ModelDirectory:
     def spec(self) -> Spec:
         return spec_from_config(read_config(self.directory))
 
-    def open_tokenizer(
-        self,
-        *,
-        chat_template: str | None = None,
-        template_options: Options | None = None,
-        option: str = "data.chat_template",
-        raw: bool = False,
-    ) -> OpenedTokenizer:
-        how = {"chat_template": chat_template, "template_options": template_options, "option": option, "raw": raw}
-        return open_tokenizer(self.directory, **how)
+    def open_tokenizer(self, how: Rendering = AS_RECORDED) -> OpenedTokenizer:
+        return open_tokenizer(self.directory, how)
 
     def identity(self) -> dict[str, str | int]:
         """The beginning of a SHA-256 of configuration and weights."""
@@ -137,22 +141,14 @@ class ModelDirectory:
 
 
 def open_tokenizer(
-    directory: Path,
-    *,
-    chat_template: str | None = None,
-    template_options: Options | None = None,
-    option: str = "data.chat_template",
-    raw: bool = False,
-    trained_with: GoalPrompt | None = None,
+    directory: Path, how: Rendering = AS_RECORDED, *, trained_with: GoalPrompt | None = None
 ) -> OpenedTokenizer:
     """The tokenizer of a model directory and the goal prompt that the directory records, or else the paper's.
 
-    `chat_template` (a preset or a .jinja file; `option` is its name for the user) replaces the directory's own template
-    and the goal baked into it; `template_options` are values of its variables. With `raw`, texts are continued as they are:
-    no chat template is needed, and the end of a turn does not stop them. `trained_with` is in place of what the directory
-    records, for a run that started from it. Raises UserError where there is no tokenizer or no template, for options that the
-    template does not read, and for a damaged rapo.json.
+    `trained_with` is in place of what the directory records, for a run that started from it. Raises UserError where there is
+    no tokenizer or no template, for options that the template does not read, and for a damaged rapo.json.
     """
+    chat_template, raw, option = how.chat_template, how.raw, how.option
     directory = Path(directory)
     at = tokenizer_directory(directory)
     own = trained_with or read_goal_prompt(at)
@@ -165,13 +161,13 @@ def open_tokenizer(
         tokenizer.chat_template = tokenizer.chat_template["default"]
     if own and chat_template is None and not raw:
         tokenizer.chat_template = own.chat_template
-    if template_options and not raw:
+    if how.template_options and not raw:
         of_tokenizer = tokenizer.special_tokens_map
         said = option.replace("chat-template", "template-options").replace("chat_template", "template_options")
         every = [tokenizer.chat_template, *named.values()] if chat_template is None else [tokenizer.chat_template]
-        refuse_unread(every, template_options, given=of_tokenizer, option=said)
-        tokenizer.chat_template = with_options(tokenizer.chat_template, template_options)
-        named = {name: with_options(template, template_options) for name, template in named.items()}
+        refuse_unread(every, how.template_options, given=of_tokenizer, option=said)
+        tokenizer.chat_template = with_options(tokenizer.chat_template, how.template_options)
+        named = {name: with_options(template, how.template_options) for name, template in named.items()}
     stops = declared_stop_tokens(directory)
     end_of_text = tokenizer.eos_token_id
     if not stops and isinstance(end_of_text, int):
@@ -193,7 +189,7 @@ def open_for_training(directory: Path, config: Config) -> OpenedTokenizer:
     Without data.date a template that writes a date writes the one that it is pinned to, else today's.
     """
     data = config.data
-    opened = open_tokenizer(directory, chat_template=data.chat_template, template_options=data.template_options)
+    opened = open_tokenizer(directory, Rendering(data.chat_template, data.template_options))
     own = opened.goal_prompt.chat_template
     pinned = functools.partial(pin, day=config.data.date or pinned_day(own) or today())
     opened.tokenizer.chat_template = pinned(own)
@@ -274,4 +270,4 @@ def open_model(
     weights are slow to read.
     """
     model = ModelDirectory(str(path), model_directory(str(path), option=option), mesh or make_mesh(fsdp=-1))
-    return load_model(model, model.open_tokenizer(chat_template=chat_template, raw=raw), dtype=dtype)
+    return load_model(model, model.open_tokenizer(Rendering(chat_template, raw=raw)), dtype=dtype)

@@ -66,3 +66,39 @@ def test_memory_that_ran_out_or_a_lost_process_is_not_a_damaged_checkpoint(store
     with pytest.raises(jax.errors.JaxRuntimeError):
         store.restore({"weights": jax.ShapeDtypeStruct((250,), jnp.float32)})
     assert store.steps() == [2]
+
+
+def abstract():
+    return {
+        "weights": jax.ShapeDtypeStruct(
+            (250,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        )
+    }
+
+
+def test_who_reads_a_run_that_goes_on_gets_the_newest_step_of_then(store, tmp_path, monkeypatch):
+    """When this fails, a run that trains on well is called damaged, because the steps that it had when it was opened are
+    gone, the last of them while it was read."""
+    reader = Store(tmp_path, writes=False)
+    assert reader.steps() == [2]
+
+    def goes_on(*steps):
+        for step in steps:
+            store.save(step, STATE, identity={}, config={})
+            store.wait()
+
+    goes_on(4, 6)
+    load, gone = reader._load, []
+
+    def gone_while_read(step, *more):
+        if not gone:
+            gone.append(step)
+            goes_on(8, 10)
+        return load(step, *more)
+
+    monkeypatch.setattr(reader, "_load", gone_while_read)
+    restored = reader.restore(abstract())
+    assert gone == [6] and not (tmp_path / "checkpoints" / "6").exists() and restored.step == 10
+    with pytest.raises(UserError, match=r"has no step 2; it has: "):
+        reader.restore(abstract(), step=2)
+    reader.close()

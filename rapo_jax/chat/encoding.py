@@ -6,7 +6,7 @@ goal is written and where a response begins is decided in rapo_jax/chat/template
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
@@ -193,6 +193,13 @@ def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> l
         result = lost or _truncated(form, item, _split(form, item, text, own), limits)
         results.append(replace(result, not_written=keys) if isinstance(result, Encoded) else result)
     return results
+
+
+def notes_on_unwritten(not_written: Mapping[str, int], noun: str) -> Iterator[str]:
+    """A sentence for each key, or kind of text, that rows hold and the chat template leaves out."""
+    for key, number in not_written.items():
+        said = key if " " in key else repr(key)
+        yield f"{counted(number, f'{noun} holds', f'{noun}s hold')} {said}, which the chat template does not write"
 
 
 def _not_written(form: ChatFormat, item: Item, texts: list[str]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
 from rapo_jax.generate.store import Sample, SampleStore, day_of, open_store
 from rapo_jax.models.spec import require_vocabulary
-from rapo_jax.opened import ClosedModel, OpenedTokenizer, answer_text, load_model, require_ids_fit
+from rapo_jax.opened import ClosedModel, OpenedTokenizer, Rendering, answer_text, load_model, require_ids_fit
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
         raise UserError(
             "--template-options is about the chat template, which --raw does without; leave out one of them."
         )
-    how = {"chat_template": request.chat_template, "template_options": request.template_options, "raw": request.raw}
-    opened = model.open_tokenizer(option="--chat-template", **how)
+    how = Rendering(request.chat_template, request.template_options, option="--chat-template", raw=request.raw)
+    opened = model.open_tokenizer(how)
     template = opened.tokenizer.chat_template
     assert isinstance(template, str)
     if not pinned_day(template):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
-from rapo_jax.chat.encoding import Item, encode_all
+from rapo_jax.chat.encoding import Item, encode_all, notes_on_unwritten
 from rapo_jax.config.tree import Columns
 from rapo_jax.data.files import FileRow, read_rows
 from rapo_jax.data.sources import unread
@@ -90,8 +90,8 @@ def chat_tokens(
         max_length=max_length,
         max_prompt_length=max_length - 1,
     )
-    for key, number in report.not_written.items():
-        say(f"note: {counted(number, 'prompt holds', 'prompts hold')} {key!r}, which the chat template does not write")
+    for note in notes_on_unwritten(report.not_written, "prompt"):
+        say(f"note: {note}")
     unfit = [prompt.row.place for prompt, each in zip(prompts, encoded, strict=True) if each is None]
     if unfit:
         raise UserError(

@@ -12,6 +12,7 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan
 from rapo_jax.borders import whole_file, write_json, write_text
 from rapo_jax.chat.dates import pinned_day
+from rapo_jax.chat.encoding import notes_on_unwritten
 from rapo_jax.chat.goal_prompt import read_goal_prompt
 from rapo_jax.chat.jinja import variables
 from rapo_jax.chat.options import options_of
@@ -125,9 +126,7 @@ def notes_on(setup: Setup, data: pipeline.Dataset) -> Iterator[str]:
     yield from notes_on_rows(report)
     if lost := report["cut"]["dropped"]:
         yield f"{sum(lost.values()):,} of {counted(report['cut']['num_items'], 'preference')} were dropped as tokens: {counts_in_words(lost)}"
-    for key, number in report["cut"]["not_written"].items():
-        said = key if " " in key else repr(key)
-        yield f"{counted(number, 'row holds', 'rows hold')} {said}, which the chat template does not write"
+    yield from notes_on_unwritten(report["cut"]["not_written"], "row")
     yield from notes_on_template(setup)
     yield from notes_on_goals(report["goals"], relabel)
     own = read_goal_prompt(setup.model_dir)

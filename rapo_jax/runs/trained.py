@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rapo_jax.borders import path_of
-from rapo_jax.chat.options import Options
 from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config, MeshSizes
@@ -25,7 +24,7 @@ from rapo_jax.errors import UserError
 from rapo_jax.models.directory import is_run_directory, model_directory
 from rapo_jax.models.lora import merged
 from rapo_jax.models.spec import Spec, read_config
-from rapo_jax.opened import ClosedModel, ModelDirectory, OpenedTokenizer, open_tokenizer
+from rapo_jax.opened import AS_RECORDED, ClosedModel, ModelDirectory, OpenedTokenizer, Rendering, open_tokenizer
 from rapo_jax.runs.identity import LENGTH, model_identity
 from rapo_jax.runs.settings import changes
 from rapo_jax.runs.setup import Setup, model_weights, open_run_dir, set_up
@@ -51,7 +50,7 @@ class TrainedRun:
         restored = self.store.restore(abstract, step=self.step)
         if restored is None:
             raise UserError(f"{self.run_dir} has no checkpoint yet; train it first.")
-        if self.step is None and trained_config(self.edited, self.store, step=restored.step) != self.config:
+        if self.step is None and trained_config(self.edited, self.store, step=restored.step)[0] != self.config:
             raise UserError(
                 f"{self.run_dir}: its newest checkpoint is damaged, and that of step {restored.step} was trained with "
                 f"another configuration; take that one with --step {restored.step}."
@@ -65,26 +64,27 @@ def open_trained(run_dir: Path, *, step: int | None = None) -> TrainedRun:
     """A run directory, opened to be read. Raises UserError where it holds no run, or not this step."""
     edited = replace(open_run_dir(run_dir), run_dir=str(run_dir))
     store = Store(run_dir, writes=False)
-    return TrainedRun(run_dir, store, edited, trained_config(edited, store, step=step), step)
+    config, changed = trained_config(edited, store, step=step)
+    if changed:
+        say(f"note: config.yaml is not what trained the checkpoint, which counts here: {changed}")
+    return TrainedRun(run_dir, store, edited, config, step)
 
 
-def trained_config(edited: Config, store: Store, *, step: int | None) -> Config:
-    """The configuration that trained a checkpoint, which config.yaml tells only until somebody edits it.
+def trained_config(edited: Config, store: Store, *, step: int | None) -> tuple[Config, str]:
+    """The configuration that trained a checkpoint, which config.yaml tells only until somebody edits it, and what was edited.
 
     Where model and run are now, and the mesh, come from config.yaml all the same.
     """
     recorded = store.recorded_config(step)
     if recorded is None:
-        return edited
+        return edited, ""
     # A run that is being extended has a longer one in config.yaml before its first checkpoint.
     changed = [one for one in changes(recorded, as_dict(edited), given=None) if one.key not in LENGTH]
     if not changed:
-        return edited
-    said = "; ".join(map(str, changed))
-    say(f"note: config.yaml is not what trained the checkpoint, which counts here: {said}")
+        return edited, ""
     trained = from_dict(recorded)
     model = replace(trained.model, path=edited.model.path)
-    return replace(trained, run_dir=edited.run_dir, mesh=edited.mesh, model=model)
+    return replace(trained, run_dir=edited.run_dir, mesh=edited.mesh, model=model), "; ".join(map(str, changed))
 
 
 # Weights.
@@ -146,18 +146,10 @@ class RunModel:
     def spec(self) -> Spec:
         return self.setup.spec.base
 
-    def open_tokenizer(
-        self,
-        *,
-        chat_template: str | None = None,
-        template_options: Options | None = None,
-        option: str = "data.chat_template",
-        raw: bool = False,
-    ) -> OpenedTokenizer:
+    def open_tokenizer(self, how: Rendering = AS_RECORDED) -> OpenedTokenizer:
         setup, relabel = self.setup, self.setup.config.relabel
         asks = replace(setup.goal_prompt, baked=relabel.goal_max if relabel.has_highest_goal else None)
-        how = {"chat_template": chat_template, "template_options": template_options, "option": option, "raw": raw}
-        opened = open_tokenizer(setup.model_dir, trained_with=asks, **how)
+        opened = open_tokenizer(setup.model_dir, how, trained_with=asks)
         stops = tuple(sorted({*opened.stop_tokens, *setup.stop_tokens}))
         return replace(opened, directory=self.run.run_dir, stop_tokens=stops)
 

@@ -15,7 +15,7 @@ from rapo_jax.data.row_needs import RowNeeds
 from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
-from rapo_jax.opened import ClosedModel, require_ids_fit
+from rapo_jax.opened import ClosedModel, Rendering, require_ids_fit
 
 Encode = Callable[[list[Item]], list[Encoded | None]]
 
@@ -40,7 +40,7 @@ def groups_to_score(records: list[Record], config: Config, model: ClosedModel) -
     Raises UserError for rows that do not fit data.max_length, and for token ids beyond the vocabulary.
     """
     data = config.data
-    opened = model.open_tokenizer(chat_template=data.chat_template, template_options=data.template_options)
+    opened = model.open_tokenizer(Rendering(data.chat_template, data.template_options))
     tokenizer = opened.tokenizer
     if data.date:
         tokenizer.chat_template = pin(opened.goal_prompt.chat_template, data.date)

@@ -30,7 +30,7 @@ from rapo_jax.errors import UserError
 from rapo_jax.locks import claimed
 from rapo_jax.messages import Record
 from rapo_jax.models.spec import require_vocabulary
-from rapo_jax.opened import ClosedModel, ModelDirectory
+from rapo_jax.opened import ClosedModel, ModelDirectory, Rendering
 from rapo_jax.parallel import make_mesh
 from rapo_jax.passes.column import Column, Mismatch
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
@@ -95,6 +95,8 @@ def score_source(
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
     scorer = open_scorer(config, model, reference=reference, step=step)
     records = read_all(config)
+    if each_process(on_first(lambda: out.exists() and kept.exists()))[0]:
+        _ = scorer.origin  # of a run: its checkpoint is read by all processes together
     if each_process(on_first(lambda: is_finished(out, kept, scorer, records)))[0]:
         rewards = [tuple(map(float, line["rewards"])) for _, line in read_json_lines(out)] if is_first() else []
         on_first(lambda: shutil.rmtree(kept))
@@ -196,7 +198,9 @@ def refuse_strangers(policy: ClosedModel, reference: ClosedModel) -> None:
     if spec.family != other.family:
         differs.insert(0, f"{spec.family} and {other.family}")
     if not differs:
-        vocabularies = [model.open_tokenizer(raw=True).tokenizer.get_vocab() for model in (policy, reference)]
+        vocabularies = [
+            model.open_tokenizer(Rendering(raw=True)).tokenizer.get_vocab() for model in (policy, reference)
+        ]
         differs = ["another vocabulary"] if vocabularies[0] != vocabularies[1] else []
     if differs:
         raise UserError(

@@ -16,7 +16,7 @@ from rapo_jax.chat.rendering import render
 from rapo_jax.config.files import from_dict, load_config, read_mapping, to_yaml
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
-from rapo_jax.opened import open_for_training, open_tokenizer
+from rapo_jax.opened import Rendering, open_for_training, open_tokenizer
 from rapo_jax.runs.settings import changes, settings_of
 from tests import tiny
 from tests.chat.test_baking import CONVERSATIONS, as_transformers_4
@@ -162,7 +162,7 @@ def test_a_run_opens_its_template_with_the_options_of_its_configuration(model):
     ):
         open_for_training(model, config_of(template_options={"enable_thought": False}))
     with pytest.raises(UserError, match=r"--template-options: the chat template reads no variable 'eos_token'"):
-        open_tokenizer(model, template_options={"eos_token": "x"}, option="--chat-template")
+        open_tokenizer(model, Rendering(template_options={"eos_token": "x"}, option="--chat-template"))
 
 
 # The key.

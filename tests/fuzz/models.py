@@ -18,7 +18,7 @@ from rapo_jax.models.files import load_parameters
 from rapo_jax.models.lora import adapted_spec
 from rapo_jax.models.spec import read_config, spec_from_config
 from rapo_jax.models.table import table
-from rapo_jax.opened import OpenedTokenizer, open_tokenizer
+from rapo_jax.opened import OpenedTokenizer, Rendering, open_tokenizer
 from tests.fuzz.hostile import VALUES, altered, as_json, damaged
 from tests.fuzz.place import Border, Place, lines_of
 from tests.fuzz.rows import PROMPTS
@@ -194,7 +194,7 @@ TEMPLATE_PARTS = (
 
 def read_template(place: Place, content: bytes) -> object:
     path = place.write({"mine.jinja": content}) / "mine.jinja"
-    return read_with(open_tokenizer(place.model, chat_template=str(path)), place)
+    return read_with(open_tokenizer(place.model, Rendering(chat_template=str(path))), place)
 
 
 @st.composite

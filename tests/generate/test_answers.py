@@ -14,7 +14,7 @@ from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.generate.prompts import read_prompts
 from rapo_jax.messages import Message
-from rapo_jax.opened import open_model, open_tokenizer
+from rapo_jax.opened import Rendering, open_model, open_tokenizer
 from tests import tiny
 from tests.opened.exports import as_export, closed
 
@@ -60,7 +60,7 @@ def test_the_prompt_asks_for_one_goal_or_for_none(exported, tmp_path, options, g
 
 
 def test_raw_texts_are_continued_without_template_or_goal(exported, tmp_path):
-    tokenizer = open_tokenizer(exported, raw=True).tokenizer
+    tokenizer = open_tokenizer(exported, Rendering(raw=True)).tokenizer
     tokens = [np.array(tokenizer(prompt).input_ids, np.int32) for prompt in PROMPTS]
     expected = answer_tokens(open_model(exported, raw=True), tokens, sampling=Sampling(max_new_tokens=6))
     rows = answers(exported, tmp_path, raw=True)

@@ -13,7 +13,7 @@ from rapo_jax.chat.templates import render
 from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
 from rapo_jax.messages import Message
-from rapo_jax.opened import open_for_training, open_model, open_tokenizer, with_weights
+from rapo_jax.opened import Rendering, open_for_training, open_model, open_tokenizer, with_weights
 from tests import tiny
 from tests.opened.exports import OWN, as_export
 
@@ -49,7 +49,7 @@ def test_an_exports_template_is_opened_without_the_goal_that_was_baked_into_it(e
 
 
 def test_another_template_replaces_the_baked_goal_too(exported):
-    opened = open_tokenizer(exported, chat_template="chatml")
+    opened = open_tokenizer(exported, Rendering(chat_template="chatml"))
     assert render(opened.tokenizer, HI).startswith("<|im_start|>user\nHi")
     assert opened.goal_prompt == replace(OWN, baked=None, chat_template=opened.tokenizer.chat_template)
 
@@ -98,7 +98,7 @@ def test_the_end_of_a_turn_is_always_a_stop_token_except_for_raw_texts(model, tm
     before = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(before | {"eos_token_id": [7, 9]}))
     assert open_tokenizer(directory).stop_tokens == tuple(sorted({7, 9, eos}))
-    assert open_tokenizer(directory, raw=True).stop_tokens == (7, 9)
+    assert open_tokenizer(directory, Rendering(raw=True)).stop_tokens == (7, 9)
 
 
 def test_without_a_declaration_the_tokenizers_eos_is_a_stop_token(model, tmp_path):
@@ -106,7 +106,7 @@ def test_without_a_declaration_the_tokenizers_eos_is_a_stop_token(model, tmp_pat
     config = json.loads((directory / "config.json").read_text())
     eos = config.pop("eos_token_id")
     (directory / "config.json").write_text(json.dumps(config))
-    assert open_tokenizer(directory, raw=True).stop_tokens == (eos,)
+    assert open_tokenizer(directory, Rendering(raw=True)).stop_tokens == (eos,)
 
 
 def test_training_uses_the_configured_goal_prompt_on_the_template_without_a_goal(exported):
