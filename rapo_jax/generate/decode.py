@@ -257,9 +257,9 @@ def run_batch(
         return
     room = {index: point + 1 - len(prompts[index]) for index in batch.members if len(prompts[index]) <= point}
     crossing = {index: room[index] for index in room if room[index] < samplings[index].max_new_tokens}
-    first = [
-        replace(each, max_new_tokens=crossing.get(index, each.max_new_tokens)) for index, each in enumerate(samplings)
-    ]
+    first = list(samplings)
+    for index, number in crossing.items():
+        first[index] = replace(first[index], max_new_tokens=number)
     begun: dict[int, list[int]] = {}
     for segment in programs.run(parameters, prompts, batch, samplings=first, earlier={}):
         ended = dict(segment.finished)

@@ -55,6 +55,7 @@ class Family:
     switches: fields of `Spec` that are the same for every model of the family.
     fields: fields of `Spec` that are read from `keys`.
     slides: which layers attend within `sliding_window`, where config.json has no `layer_types`.
+    layer_types: whether transformers reads that key in models of this family.
     window_switch: the key that must be true for any layer to have a window; "" if there is none.
     local_theta: the key with the rope_theta of layers that attend within a window, where these have a rotary embedding of
         their own; "" if all layers have the same.
@@ -72,6 +73,7 @@ class Family:
     switches: Json = field(default_factory=dict)
     fields: Callable[[Json], dict[str, Any]] = no_fields
     slides: Callable[[Json, int], list[bool]] = no_layers
+    layer_types: bool = False
     window_switch: str = ""
     activation_key: str = "hidden_act"
     activation: str = "silu"  # where the key is absent
@@ -171,6 +173,7 @@ QWEN2 = Family(
     keys=frozenset({"use_sliding_window", "max_window_layers"}),
     defaults={"max_window_layers": 28},
     switches={"qkv_bias": True},
+    layer_types=True,
     slides=layers_from_max_window_layers,
     window_switch="use_sliding_window",
 )
@@ -190,6 +193,7 @@ GEMMA2 = Family(
     },
     switches={"norms": "around", "zero_centered_norms": True, "scaled_embeddings": True},
     fields=gemma2_fields,
+    layer_types=True,
     slides=even_layers,
     activation_key="hidden_activation",
     activation="gelu_pytorch_tanh",
@@ -218,6 +222,7 @@ QWEN3 = Family(
     defaults={"head_dim": 128, "max_window_layers": 28},
     switches={"qk_norm": "head"},
     fields=attention_bias,
+    layer_types=True,
     slides=layers_from_max_window_layers,
     window_switch="use_sliding_window",
 )
@@ -236,6 +241,7 @@ OLMO3 = replace(
     class_prefix="Olmo3",
     defaults={"rms_norm_eps": 1e-5, "rope_theta": OLMO3_THETA},
     fields=olmo3_fields,
+    layer_types=True,
     slides=every_nth_is_global(4),
     local_theta="rope_theta",
 )
@@ -271,6 +277,7 @@ GEMMA3 = Family(
     },
     switches={"norms": "around", "qk_norm": "head", "zero_centered_norms": True, "scaled_embeddings": True},
     fields=gemma3_fields,
+    layer_types=True,
     slides=every_nth_is_global(6, key="sliding_window_pattern"),
     activation_key="hidden_activation",
     activation="gelu_pytorch_tanh",
@@ -300,10 +307,11 @@ SMOLLM3 = Family(
     ),
     defaults={"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True, "sliding_window": None},
     fields=smollm3_fields,
+    layer_types=True,
     slides=unturned_layers,
     window_switch="use_sliding_window",
 )
-MINISTRAL = replace(MISTRAL, model_type="ministral", class_prefix="Ministral")
+MINISTRAL = replace(MISTRAL, model_type="ministral", class_prefix="Ministral", layer_types=True)
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, PHI3, GRANITE, SMOLLM3)

@@ -325,6 +325,11 @@ def windows_from_config(config: Mapping[str, Any], family: Family) -> tuple[int,
                 f"config.json: layer_types has {len(types)} entries for {num_layers} layers, unknown {listed(unknown)}."
             )
         slides = [kind == "sliding_attention" for kind in types]
+        if not family.layer_types and window and slides != family.slides(config, num_layers):
+            raise UserError(
+                f"config.json: layer_types asks for other windows than a {family.model_type} model has, and transformers does not "
+                "read it there; remove it if it is not meant."
+            )
     else:
         slides = family.slides(config, num_layers)
     if family.local_theta and any(slides) and not window:

@@ -72,9 +72,10 @@ def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, 
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
 
 
-def test_remat_changes_no_gradient_and_keeps_what_it_promises():
+@pytest.mark.parametrize("family", ["llama3", "qwen3"])
+def test_remat_changes_no_gradient_and_keeps_what_it_promises(family):
     """When this fails, a memory setting changes the result, or a level of remat recomputes what it promises to keep."""
-    spec, length = tiny.tiny_spec("llama3"), 256
+    spec, length = tiny.tiny_spec(family), 256
     graph, _ = abstract_decoder(spec)
     tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, tiny.V, (1, length)), jnp.int32)
     parameters = tiny.random_parameters(spec)

@@ -181,6 +181,16 @@ def test_a_value_of_another_type_or_range_is_one_sentence(key, value, must):
     assert refusal(LLAMA | {key: value}) == f"config.json: {key}={value!r} must be {must}."
 
 
+def test_layer_types_count_where_transformers_reads_them():
+    """When this fails, a model is trained with windows that nobody else gives it."""
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    assert "layer_types asks for other windows than a llama model has" in refusal(
+        LLAMA | {"layer_types": types, "sliding_window": 8}
+    )
+    assert spec_from_config(LLAMA | {"layer_types": ["full_attention"] * 3}) == spec_from_config(LLAMA)
+    assert "other windows than a mistral model has" in refusal(MISTRAL | {"layer_types": types, "sliding_window": 8})
+
+
 def test_heads_that_do_not_divide_are_named():
     message = refusal(LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 3})
     assert message == "config.json: num_attention_heads=4 is not a multiple of num_key_value_heads=3."
