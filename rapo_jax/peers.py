@@ -57,6 +57,7 @@ class Record:
     pid: int
     at: str = "start"
     kind: Kind = "works"
+    within: str = ""  # where it was when it came to wait at `at`: "step 3" of "comparing flags"
     beat: int = 0
     code: int | None = None
     words: str = ""
@@ -66,9 +67,10 @@ class Record:
 
     @property
     def where(self) -> str:
-        """Where it is, as a part of a sentence: "at step 3", "while reading the data"."""
-        is_verb = self.at.partition(" ")[0].endswith("ing")
-        return f"while {self.at}" if is_verb else f"at {self.at}"
+        """Where it is, as a part of a sentence: "at step 3", "while reading the data", "at step 3, comparing flags"."""
+        place, *waits = [self.within, self.at] if self.within else [self.at]
+        is_verb = place.partition(" ")[0].endswith("ing")
+        return ", ".join([f"while {place}" if is_verb else f"at {place}", *waits])
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,11 @@ class Peers:
         with self.changing:
             self.mine = dataclasses.replace(self.mine, **changes)
 
-    def go(self, place: str, kind: Kind) -> None:
-        """Notes that this process came to a place."""
+    def go(self, place: str, kind: Kind, *, within: str = "") -> None:
+        """Notes that this process came to a place, `within` another."""
         with self.changing:
-            self.since, self.mine = time.monotonic(), dataclasses.replace(self.mine, at=place, kind=kind)
+            self.since = time.monotonic()
+            self.mine = dataclasses.replace(self.mine, at=place, kind=kind, within=within)
 
     def publish(self, **changes: Any) -> None:
         """Changes the own record, here and in the store."""
@@ -330,11 +333,11 @@ def waiting(what: str) -> Iterator[None]:
         yield
         return
     before = _peers.mine
-    at(what, "waits")
+    _peers.go(what, "waits", within=before.within or before.at)
     try:
         yield
     finally:
-        at(before.at, before.kind)
+        _peers.go(before.at, before.kind, within=before.within)
 
 
 @contextmanager

@@ -92,12 +92,25 @@ def test_an_error_of_one_process_is_told_by_the_other(failed, tmp_path):
     assert last.endswith(" stopped at step 30, and with it this one: model.path=x does not exist.")
 
 
+def test_a_process_that_waits_is_still_at_its_step(two):
+    """When this fails, whoever reads of a host that was killed does not learn how far the run came."""
+    mine = two(other("step 3"))
+    assert mine.mine.where == "at start"
+    peers.at("reading the data")
+    with peers.waiting("comparing settings"):
+        assert mine.mine.where == "while reading the data, comparing settings"
+        with peers.waiting("gathering an array"):
+            assert mine.mine.where == "while reading the data, gathering an array"
+        assert (mine.mine.at, mine.mine.kind) == ("comparing settings", "waits")
+    assert mine.mine.where == "while reading the data" and mine.mine.kind == "works"
+
+
 @pytest.mark.slow
 def test_a_process_that_is_waited_for_in_vain_is_named(tmp_path):
     """When this fails, a host whose storage hangs keeps a pod, and its bill, for ever."""
     (code, last), (other, _) = fails(1, 'peers.at("reading its data"); time.sleep(1000)', tmp_path, patience=6)
     assert code == other == peers.LOST
-    assert "process 0 has waited 0 minutes for the others while comparing flags: process 1 (host " in last
+    assert "process 0 has waited 0 minutes for the others at step 30, comparing flags: process 1 (host " in last
     assert ") is reading its data. All processes stop;" in last
 
 
