@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.chat import templates as chat
 from rapo_jax.chat.bounds import bounded
+from rapo_jax.chat.fences import Fences, fences_of, tokenize_parts
 from rapo_jax.chat.rendering import CannotRender
 from rapo_jax.chat.templates import ChatFormat, Placement
 from rapo_jax.errors import UserError, counted
@@ -143,13 +144,15 @@ def encode_all(
             "lower the second."
         )
     form = chat.chat_format(tokenizer, placement)
+    fences = fences_of(tokenizer, chat.probe_text(tokenizer) + form.ending.kept)
+    limits = _Limits(max_length, max_prompt_length)
     results: list[Encoded | Unfaithful | str] = []
     ends_removed = 0
     with tqdm(total=len(items), desc="tokenize", disable=None if progress else True) as bar:
         for start in range(0, len(items), TOKENIZED_AT_ONCE):
             batch = [_without_ends(form, item) for item in items[start : start + TOKENIZED_AT_ONCE]]
             ends_removed += sum(removed for _, removed in batch)
-            results += _encode_batch(form, [item for item, _ in batch], _Limits(max_length, max_prompt_length))
+            results += _encode_batch(form, fences, [item for item, _ in batch], limits=limits)
             bar.update(len(batch))
     unfaithful = [result for result in results if isinstance(result, Unfaithful)]
     if unfaithful and not drop_unfaithful:
@@ -181,11 +184,13 @@ def _not_reproduced(unfaithful: Sequence[Unfaithful], num_items: int) -> UserErr
     )
 
 
-def _encode_batch(form: ChatFormat, items: Sequence[Item], limits: _Limits) -> list[Encoded | Unfaithful | str]:
+def _encode_batch(
+    form: ChatFormat, fences: Fences | None, items: Sequence[Item], *, limits: _Limits
+) -> list[Encoded | Unfaithful | str]:
     with bounded(BATCH_SECONDS):
         texts = [_texts(form, item, item.prompt) for item in items]
         not_written = [_not_written(form, item, text) for item, text in zip(items, texts, strict=True)]
-    ids = iter(chat.tokenize(form.tokenizer, list(chain.from_iterable(texts))))
+    ids = iter(tokenize_parts(form.tokenizer, list(chain.from_iterable(texts)), fences))
     results: list[Encoded | Unfaithful | str] = []
     for item, text, keys in zip(items, texts, not_written, strict=True):
         own = [next(ids) for _ in text]

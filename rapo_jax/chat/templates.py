@@ -235,8 +235,8 @@ def padding_token(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> int:
     return cast(int, free[0])
 
 
-def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
-    """Renders a probe response. The first special token after it ends the turn; without one the eos token does."""
+def probe_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short conversation whose response is PROBE, as the template writes it. Raises UserError where it does not."""
     try:
         with bounded():
             text = render(tokenizer, (Message("user", "Hi"), Message("assistant", PROBE)))
@@ -244,6 +244,12 @@ def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
         raise _unusable(error) from error
     if PROBE not in text:
         raise UserError(f"the chat template does not show the assistant's turn; supply another with {TEMPLATE_KNOB}.")
+    return text
+
+
+def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
+    """The first special token after a probe response ends the turn; without one the eos token does."""
+    text = probe_text(tokenizer)
     suffix = text.rpartition(PROBE)[2]
     added = cast(dict[str, int], tokenizer.added_tokens_encoder)
     tokens = {token: number for token, number in added.items() if token.strip()}
