@@ -43,7 +43,7 @@ OWN |= {"run_dir", "out_dir", "model_dir", "model", "reference", "prompts", "out
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a verb and exits: 0 done, 1 a plan that does not fit, 2 the user's mistake, 13 a crash, 75 interrupted and saved,
-    76 another process was killed or lost, 130 interrupted with nothing to save. One of several processes that stops because
+    76 another process was killed or lost, or a run hung, 130 interrupted with nothing to save. One of several processes that stops because
     another one failed has the exit code of that one."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows what it can
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):

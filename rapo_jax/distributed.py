@@ -25,7 +25,8 @@ from jaxtyping import Shaped
 
 from rapo_jax import __version__
 from rapo_jax.errors import Lost, UserError, masked
-from rapo_jax.peers import LOST, aborting_says, answers, waiting, watch
+from rapo_jax.failures import aborting_says
+from rapo_jax.peers import LOST, answers, waiting, watch
 from rapo_jax.terminal import for_stream
 
 HEARTBEAT_SECONDS = 40  # a process that is silent for so long is dead, and the others stop

@@ -3,91 +3,59 @@
 Each process keeps a record (who it is, where it is in its work, how it ended) in the key-value store of JAX's coordinator,
 which lives in process 0, and reads the records of the others every few seconds. A process stops all others by ending its
 record with its exit code and its last words. One that stops without a word is noticed by a failed exchange or by JAX's
-heartbeats, and named from its last record. With a single process, everything here does nothing.
+heartbeats, and named from its last record. While a run makes steps, a single process watches itself as well, and one that
+hangs ends with its stacks (rapo_jax/hangs.py); otherwise, with a single process, everything here does nothing.
 """
 
-import ctypes
 import dataclasses
 import faulthandler
 import json
 import os
-import re
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 
 from rapo_jax.errors import UserError, masked
+from rapo_jax.failures import has_error, is_exchange, on_abort
+from rapo_jax.hangs import (
+    Pace,
+    dump_stacks,
+    is_debugged,
+    line_of_ours,
+    said_of_hang,
+    said_of_slow,
+    said_of_wait,
+    slow_ones,
+)
+from rapo_jax.places import Kind, Record, Seen, record_of
+from rapo_jax.terminal import for_stream
 
 INTERRUPTED = 75  # exit code: all processes were told to stop, and saved
-LOST = 76  # exit code: another process was killed or lost, or was waited for in vain
+LOST = 76  # exit code: another process was killed or lost, or was waited for in vain, or the run hangs
 SILENT = 10.0  # seconds without a new record, after which a failed exchange is that process's death
 PATIENCE = 1800.0  # seconds that a process waits for the others in one place
 STUCK = 6 * 3600.0  # seconds that no compilation and no save takes
 GRACE = 3.0  # seconds in which a process that was told to stop may come to the same end by itself
 CLOSING = 60.0  # the same, where it has an error of its own and closes what is open
+LATE = 5.0  # seconds by which the watcher may come late; more, and the whole process was stopped meanwhile
+ALL_STOP = "All processes stop; run the same command on all of them to go on."
+IT_STOPS = "Run the same command to go on; train.hang_factor=null waits for as long as it takes."
 PLACE = "rapo_jax/peers/"  # of the records in the key-value store
-
-# How the text of a failed exchange begins: JAX raises ValueError, too, with the text of a status.
-STATUS = "UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION"
-EXCHANGE = re.compile(rf"(?:{STATUS}): |(?:Barrier|Gloo)\b")
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's error about it, which is this process's own
 
 FROM_JAX = (jax.errors.JaxRuntimeError, ValueError)  # what its client raises
 
-# long: compiles or saves, for which the others wait longer; elsewhere: in the hands of another run or of the hub, for as long as
-# that takes.
-Kind = Literal["works", "waits", "long", "elsewhere"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One process: who it is, where it is in its work and, when it ends, its exit code and last words."""
-
-    process: int
-    host: str
-    pid: int
-    at: str = "start"
-    kind: Kind = "works"
-    within: str = ""  # where it was when it came to wait at `at`: "step 3" of "comparing flags"
-    beat: int = 0
-    code: int | None = None
-    words: str = ""
-
-    def __str__(self) -> str:
-        return f"process {self.process} (host {self.host}, pid {self.pid})"
-
-    @property
-    def where(self) -> str:
-        """Where it is, as a part of a sentence: "at step 3", "while reading the data", "at step 3, comparing flags"."""
-        place, *waits = [self.within, self.at] if self.within else [self.at]
-        is_verb = place.partition(" ")[0].endswith("ing")
-        return ", ".join([f"while {place}" if is_verb else f"at {place}", *waits])
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A record, and when it last changed, on this process's clock."""
-
-    record: Record
-    since: float
-
-    @property
-    def age(self) -> float:
-        """Seconds since it last changed."""
-        return time.monotonic() - self.since
-
 
 class Peers:
-    """This process's view of the others, kept by a thread. `client` is that of JAX's coordinator."""
+    """This process's view of the others, kept by a thread. `client` is that of JAX's coordinator; None: there are no others."""
 
     def __init__(self, client: Any, *, process: int, num_processes: int, coordinator: str):
         self.client, self.num_processes, self.coordinator = client, num_processes, coordinator
@@ -96,6 +64,10 @@ class Peers:
         self.period = max(2.0, num_processes / 32)  # each process reads the records of all
         self.seen: dict[int, Seen] = {}
         self.words = ""  # of the error that ends this process
+        self.pace: Pace | None = None  # while the steps of a run are watched
+        self.run_dir: Path | None = None  # from then on; the stacks are written there
+        self.debugged = False
+        self.named: set[int] = set()  # processes that were said to be slow
         self.client_usable = True
         self.changing = threading.Lock()  # held while `mine` and `since` change
         self.writing = threading.Lock()  # held while `mine` is written, so that no older text is stored last
@@ -107,24 +79,54 @@ class Peers:
         """The thread: writes the own record and reads the others', until this process leaves."""
         try:
             while not self.leaving.is_set():
-                faulthandler.dump_traceback_later(PATIENCE + 60, exit=True)  # ends a process whose interpreter hangs
+                if self.client is not None:  # of a single one, this would end a process that was stopped for long
+                    faulthandler.dump_traceback_later(PATIENCE + 60, exit=True)  # ends one whose interpreter hangs
                 try:
                     self.turn()
                 except Exception:  # a process that does not watch would hang with the others, or seem dead to them
                     print(masked(f"while watching the others: {traceback.format_exc()}"), file=sys.stderr, flush=True)
-                self.leaving.wait(self.period)
+                self.rest()
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            if self.client is not None:
+                faulthandler.cancel_dump_traceback_later()
+
+    def rest(self) -> None:
+        """Waits for the next turn. Time in which nothing of this process ran, because it was stopped, or its machine
+        suspended, is no time in which it could have gone on."""
+        started = time.monotonic()
+        self.leaving.wait(self.period)
+        stopped = time.monotonic() - started - self.period
+        if stopped > LATE:
+            with self.changing:
+                self.since += stopped
 
     def turn(self) -> None:
         """Writes and reads the records once, and ends the process where they say so."""
-        self.publish(beat=self.mine.beat + 1)
+        self.debugged = self.pace is not None and is_debugged()
+        self.publish(beat=self.mine.beat + 1, **self.at_this_pace())
         self.look()
         told = self.that_ended()
         # All processes are interrupted at the same step: this one comes to it by itself, or fails without the others.
         if told and told.record.code != INTERRUPTED and told.age >= (CLOSING if has_error() else GRACE):
             self.follow(told.record)
+        self.name_slow_ones()
         self.give_up()
+
+    def pace_at(self, pace: Pace | None) -> None:
+        """From here on, steps are watched, or no more."""
+        self.go("the first batch" if pace else self.mine.at, "works")
+        with self.changing:
+            self.pace = pace
+            self.mine = dataclasses.replace(self.mine, allowed=0.0, own_seconds=0.0, step_seconds=0.0)
+
+    def at_this_pace(self) -> dict[str, float]:
+        """What the record says of how long the process may stay where it is, and of its speed."""
+        with self.changing:
+            if self.pace is None:
+                return {}
+            own, step = self.pace.speed()
+            allowed = self.pace.allowed(self.mine.at, self.mine.kind)
+        return {"allowed": allowed, "own_seconds": own, "step_seconds": step}
 
     def change(self, **changes: Any) -> None:
         """Changes the own record, here alone."""
@@ -134,18 +136,26 @@ class Peers:
     def go(self, place: str, kind: Kind, *, within: str = "") -> None:
         """Notes that this process came to a place, `within` another."""
         with self.changing:
-            self.since = time.monotonic()
+            now = time.monotonic()
+            if self.pace is not None:
+                self.pace.left(self.mine, now - self.since)
+            self.since = now
             self.mine = dataclasses.replace(self.mine, at=place, kind=kind, within=within)
 
     def publish(self, **changes: Any) -> None:
         """Changes the own record, here and in the store."""
         self.change(**changes)
+        if self.client is None:
+            return
         with self.writing, suppress(*FROM_JAX):  # process 0 is gone; whoever waits for it finds out
-            text = json.dumps(dataclasses.asdict(self.mine))
+            told = dataclasses.replace(self.mine, kind="elsewhere") if self.debugged else self.mine
+            text = json.dumps(dataclasses.asdict(told))
             self.client.key_value_set(f"{PLACE}{self.mine.process}", text, allow_overwrite=True)
 
     def look(self) -> None:
         """Reads the records of the others."""
+        if self.client is None:
+            return
         try:
             texts = [text for _, text in self.client.key_value_dir_get(PLACE)]
         except FROM_JAX:
@@ -168,7 +178,10 @@ class Peers:
     def follow(self, other: Record) -> NoReturn:
         """Ends this process because another one ended, with its exit code."""
         assert other.code is not None
-        self.end(other.code, f"{other} stopped {other.where}, and with it this one: {other.words}")
+        said = f"{other} stopped {other.where}, and with it this one: {other.words}"
+        if other.hung:
+            said += f" Stacks of process {self.mine.process}: {self.dump(said)}."
+        self.end(other.code, said)
 
     def mourn(self, lost: list[Seen]) -> NoReturn:
         """Ends this process because others are gone."""
@@ -181,24 +194,47 @@ class Peers:
 
     def give_up(self) -> None:
         """Ends this process where it has waited too long for others that do something else, or has been in one place, with or
-        without the others, for longer than anything takes."""
+        without the others, for longer than anything takes, or than this takes in a run whose steps are watched."""
         with self.changing:
-            mine, waited = self.mine, time.monotonic() - self.since
-        others = [seen.record for seen in list(self.seen.values())]
-        kinds = {mine.kind, *(other.kind for other in others)}
-        missing = [other for other in others if other.kind != "waits"] or [o for o in others if o.at != mine.at]
-        bound = PATIENCE if mine.kind == "waits" and missing and "long" not in kinds else STUCK
-        if waited < bound or "elsewhere" in kinds:
+            mine, waited, pace = self.mine, time.monotonic() - self.since, self.pace
+            usual = pace.usual(mine.at, mine.kind) if pace else None
+        others = list(self.seen.values())
+        if self.debugged or "elsewhere" in {mine.kind, *(seen.record.kind for seen in others)}:
             return
-        missing = missing or others  # all hang in the same place
-        said = "; ".join(f"{other} is {other.where.removeprefix('while ')}" for other in missing[:5])
-        more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
-        self.end(
-            LOST,
-            f"process {mine.process} has waited {waited / 60:.0f} minutes for the others {mine.where}: {said}{more}. "
-            "All processes stop; run the same command on all of them to go on.",
-            tell=True,
-        )
+        missing = [s for s in others if s.record.kind != "waits"] or [s for s in others if s.record.at != mine.at]
+        if waited < self.bound(mine, missing, others):
+            return
+        if pace is None or (mine.kind == "waits" and missing):
+            said = said_of_wait(mine, missing or others, waited=waited)
+        else:
+            said = said_of_hang(mine, others, waited=waited, usual=usual)
+        if pace is not None:
+            said += f" Stacks of process {mine.process}{line_of_ours()}: {self.dump(said)}."
+        self.end(LOST, f"{said} {ALL_STOP if others else IT_STOPS}", tell=True, hung=pace is not None)
+
+    def bound(self, mine: Record, missing: list[Seen], others: list[Seen]) -> float:
+        """Seconds that this process may be where it is. Who is to blame speaks first, and of several that are not, process 0."""
+        allowed = [mine.allowed, *(seen.record.allowed for seen in others)]
+        if self.pace is not None and len(allowed) == self.num_processes and all(allowed):
+            innocent = mine.kind == "waits" and (missing or mine.process)
+            return max(allowed) + (4 * self.period if innocent else 0.0)
+        kinds = {mine.kind, *(seen.record.kind for seen in others)}
+        return PATIENCE if mine.kind == "waits" and missing and "long" not in kinds else STUCK
+
+    def dump(self, heading: str) -> str:
+        """Writes the stacks of this process; returns where."""
+        file = self.run_dir / f"stacks-{self.mine.process}.txt" if self.run_dir else None
+        return dump_stacks(file, masked(heading))
+
+    def name_slow_ones(self) -> None:
+        """On process 0: names a process that slows the others down, once."""
+        records = [self.mine, *(seen.record for seen in list(self.seen.values()))]
+        if self.mine.process or self.pace is None or len(records) < self.num_processes:
+            return
+        for record, others in slow_ones(records):
+            if record.process not in self.named:
+                self.named.add(record.process)
+                print(for_stream(said_of_slow(record, others), sys.stdout), flush=True)
 
     def explain(self) -> None:
         """After a failed exchange: ends this process as soon as it is known which other one is to blame.
@@ -234,14 +270,14 @@ class Peers:
         telling.start()
         telling.join(GRACE)
 
-    def end(self, code: int, sentence: str, *, tell: bool = False) -> NoReturn:
+    def end(self, code: int, sentence: str, *, tell: bool = False, hung: bool = False) -> NoReturn:
         """Prints a sentence, and ends the process at once: the shutdown of JAX would wait for the others."""
         self.ending.acquire()  # never released: the first that comes here speaks
         sentence = masked(sentence)
         if tell:
-            self.publish(code=code, words=sentence)
+            self.publish(code=code, words=sentence, hung=hung)
         sys.stdout.flush()
-        print(sentence, file=sys.stderr, flush=True)
+        print(for_stream(sentence, sys.stderr), file=sys.stderr, flush=True)
         self.leave(code)
 
     def leave(self, code: int) -> NoReturn:
@@ -261,18 +297,6 @@ class Peers:
         os._exit(code)
 
 
-def record_of(text: str) -> Record:
-    """A record as its process wrote it. What only another version knows is left out."""
-    known = {field.name for field in dataclasses.fields(Record)}
-    return Record(**{name: value for name, value in json.loads(text).items() if name in known})
-
-
-def has_error() -> bool:
-    """Whether the main thread has an error or an interruption, which is on its way out or being handled."""
-    current: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
-    return current not in (None, (None, None, None))  # a tuple in Python 3.11
-
-
 def answers(address: str) -> bool:
     """Whether something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
@@ -284,7 +308,6 @@ def answers(address: str) -> bool:
 
 
 _peers: Peers | None = None  # like JAX's own state of the processes, one per process
-_on_abort: Any = None  # kept alive for the system, which calls it
 
 
 def watch(client: Any, *, process: int, num_processes: int, coordinator: str) -> None:
@@ -295,31 +318,6 @@ def watch(client: Any, *, process: int, num_processes: int, coordinator: str) ->
     _peers.thread.start()
 
 
-def on_abort(act: Callable[[int], None] | None) -> None:
-    """Has a function called when a library aborts, which Python's own signal handlers are not; None: nothing is called."""
-    global _on_abort
-    set_handler = ctypes.CDLL(None).signal
-    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(act) if act else None
-    set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p) if handler else None)
-    _on_abort = handler
-
-
-@contextmanager
-def aborting_says(sentence: str, *, code: int) -> Iterator[None]:
-    """Where a library aborts in the block, the last line is the sentence, and the exit code is `code`."""
-
-    def speak(_signal: int) -> None:
-        print(sentence, file=sys.stderr, flush=True)
-        os._exit(code)
-
-    on_abort(speak)
-    try:
-        yield
-    finally:
-        on_abort(None)
-
-
 def at(place: str, kind: Kind = "works") -> None:
     """Notes where this process is in its work. Where it waits for others, they have half an hour to come, or STUCK."""
     if _peers is not None:
@@ -327,17 +325,48 @@ def at(place: str, kind: Kind = "works") -> None:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Notes that this process waits for all others, at `what`, while the block runs."""
+def waiting(what: str, kind: Kind = "waits") -> Iterator[None]:
+    """Notes that this process waits for all others, at `what`, while the block runs; or of another kind, that it does that
+    within the place where it is."""
     if _peers is None:
         yield
         return
     before = _peers.mine
-    _peers.go(what, "waits", within=before.within or before.at)
+    _peers.go(what, kind, within=before.within or before.at)
     try:
         yield
     finally:
         _peers.go(before.at, before.kind, within=before.within)
+
+
+@contextmanager
+def steps_watched(run_dir: Path, factor: float | None) -> Iterator[None]:
+    """While the block runs, a place that takes `factor` times as long as it usually does is a hang, which ends the process, and
+    all others, with the stacks of each in run_dir; None: only the waits for others are bounded."""
+    global _peers
+    if factor is None:
+        yield
+        return
+    alone, mine = _peers is None, _peers or Peers(None, process=0, num_processes=1, coordinator="")
+    mine.run_dir = run_dir
+    mine.pace_at(Pace(factor))
+    if alone:
+        _peers = mine
+        mine.thread.start()
+    try:
+        yield
+    finally:
+        mine.pace_at(None)
+        if alone:
+            mine.leaving.set()
+            _peers = None
+
+
+def stepped(*, plain: bool) -> None:
+    """Notes the end of a step; `plain`: nothing was compiled, evaluated or saved in it."""
+    if _peers is not None and _peers.pace is not None:
+        with _peers.changing:
+            _peers.pace.stepped(plain=plain)
 
 
 @contextmanager
@@ -353,19 +382,6 @@ def told_to_others() -> Iterator[None]:
             if is_exchange(error):
                 _peers.explain()
         raise
-
-
-def is_exchange(error: BaseException | None) -> bool:
-    """Whether an error came of a computation or a wait that several processes take part in."""
-    while error is not None:
-        if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
-            found = OUT_OF_MEMORY not in str(error)
-        else:
-            found = not isinstance(error, (UserError, OSError)) and bool(EXCHANGE.match(str(error)))
-        if found:
-            return True
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return False
 
 
 def leave(code: int) -> None:

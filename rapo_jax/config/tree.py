@@ -289,6 +289,12 @@ class Train:
     max_skipped_steps: int = key(
         5, "consecutive steps with a non-finite gradient before the run stops", affects="nothing", allowed=POSITIVE
     )
+    hang_factor: float | None = key(
+        20.0,
+        "what takes so many times as long as usual (a step 5 minutes or more) hangs; ends with 76; null: never",
+        affects="nothing",
+        allowed=Interval(1),
+    )
     profile_steps: int | None = key(
         None, "steps to trace into run_dir/profile, after the first two", affects="nothing", allowed=POSITIVE
     )

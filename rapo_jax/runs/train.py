@@ -23,7 +23,7 @@ from rapo_jax.errors import UserError
 from rapo_jax.locks import IN_USE, claimed
 from rapo_jax.opened import require_ids_fit
 from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
-from rapo_jax.peers import at
+from rapo_jax.peers import at, steps_watched
 from rapo_jax.runs.agreement import require_same_configuration, require_same_inputs, require_same_model
 from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify
@@ -221,9 +221,10 @@ def finish(run: Run, start: Start, *, reference: dict, store: Store) -> Finished
     first_step = start.resuming_after or 0
     if is_first():
         store.require_space(start.state)
-    journal = Journal(Path(run.config.run_dir), run.config, num_steps=run.num_steps, first_step=first_step)
+    run_dir = Path(run.config.run_dir)
+    journal = Journal(run_dir, run.config, num_steps=run.num_steps, first_step=first_step)
     try:
-        with matmul_precision(run.config.model.dtype):
+        with matmul_precision(run.config.model.dtype), steps_watched(run_dir, run.config.train.hang_factor):
             more = {"reference": reference, "store": store, "journal": journal, "skipped": start.skipped}
             return run_loop(run, start.state, **more)
     finally:

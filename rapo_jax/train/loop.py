@@ -22,7 +22,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.distributed import interruptible
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.parallel import to_device
-from rapo_jax.peers import at, waiting
+from rapo_jax.peers import at, stepped, waiting
 from rapo_jax.train.journal import Journal
 from rapo_jax.train.metrics import GroupSums
 from rapo_jax.train.profile import Profile
@@ -118,10 +118,12 @@ def run_loop(
             progress.pending = (step, metrics)
             last, stop = step == run.num_steps, interrupted(step)
             evaluates = run.evaluations and (last or due(step, config.train.eval_every))
+            saves = last or stop or due(step, config.train.save_every)
             if evaluates:
-                jax.block_until_ready(metrics)
+                with waiting("finishing the step"):
+                    jax.block_until_ready(metrics)
                 progress.evaluation = evaluate(run, state, reference=reference, progress=progress)
-            if last or stop or due(step, config.train.save_every):
+            if saves:
                 eval_loss = progress.evaluation.get("eval_loss")
                 write_metrics(run, progress, journal=journal)
                 if last:
@@ -134,7 +136,9 @@ def run_loop(
             if stop and not last:
                 store.wait()
                 raise Interrupted(f"step {step} is saved")
+            stepped(plain=not (step == first + 1 or evaluates or saves))
             at(f"the batch after step {step}")
+    at("the end of the last save", "long")
     store.wait()
     return Finished(state, progress.written, progress.skipped)
 
@@ -166,7 +170,8 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
         return
     (step, metrics), evaluation = progress.pending, progress.evaluation
     progress.pending, progress.evaluation = None, {}
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    with waiting(f"fetching the metrics of step {step}"):
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     watch_skipped(run, progress, values.pop("skipped"), step=step, journal=journal)
     values["skipped_steps"] = float(progress.skipped.total)
     train = run.config.train
@@ -179,10 +184,11 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
     values |= speed(run, range(progress.clock_step, step), seconds, waited=progress.waited_for_data)
     progress.clock, progress.clock_step, progress.waited_for_data = now, step, 0.0
     progress.written = values | evaluation
-    journal.write(step, progress.written)
-    journal.progress(step, values, pauses=pauses_after(step, run, progress))
-    if evaluation:
-        journal.evaluation(step, evaluation)
+    with waiting(f"writing the metrics of step {step}", "works"):
+        journal.write(step, progress.written)
+        journal.progress(step, values, pauses=pauses_after(step, run, progress))
+        if evaluation:
+            journal.evaluation(step, evaluation)
 
 
 def speed(run: Run, steps: range, seconds: float, *, waited: float) -> dict[str, float]:
@@ -253,7 +259,7 @@ def evaluate(run: Run, state: State, *, reference: dict, progress: Progress) -> 
     for prefix, evaluation in run.evaluations.items():
         total = None
         for batch in evaluation.batches():
-            with waiting("an evaluation"):
+            with waiting(f"evaluating a batch of {prefix}"):
                 batch = to_device(batch, run.mesh, evaluation.num_rows)
                 sums = jax.device_get(evaluation.step(state.parameters, reference, batch, share_done))
             total = sums if total is None else jax.tree.map(np.add, total, sums)

@@ -299,6 +299,7 @@ def test_a_first_step_and_a_save_may_take_long_and_other_steps_wait(monkeypatch)
         ("step 2", "waits"),
         ("the checkpoint of step 2", "long"),
         ("the batch after step 2", "works"),
+        ("the end of the last save", "long"),
     ]
 
 
