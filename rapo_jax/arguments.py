@@ -72,8 +72,9 @@ command goes on, also after a crash, and gives the answers it would have given.
 SCORE_MORE = """\
 A sequence classifier with one label gives its scores; a language model gives
 its implicit rewards, objective.beta * (log pi - log pi_ref). Responses are
-scored without a goal. Ctrl-C saves the scores so far and exits with 75; the
-same command continues.
+scored without a goal, in the chat template of CONFIG or else of the reward or
+reference model; where the scored model has another one, a line says so. Ctrl-C
+saves the scores so far and exits with 75; the same command continues.
 """
 PLAN_MORE = """
 Compiles the training step from shapes alone. It reads no weights, and the data

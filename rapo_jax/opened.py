@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from rapo_jax.chat.dates import pin, pinned_day, today
 from rapo_jax.chat.goal_prompt import PAPER_GOAL_PROMPT, GoalPrompt, configured_goal_prompt, read_goal_prompt
 from rapo_jax.chat.options import Options, refuse_unread, with_options
-from rapo_jax.chat.templates import end_of_turn, load_tokenizer, resolve_placement
+from rapo_jax.chat.templates import end_of_turn, load_tokenizer, own_template, resolve_placement
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError, counted
 from rapo_jax.models.directory import declared_stop_tokens, model_directory, model_files, tokenizer_directory
@@ -104,6 +104,10 @@ class ClosedModel(Protocol):
         """As the function `open_tokenizer`."""
         ...
 
+    def own_goal_prompt(self) -> GoalPrompt | None:
+        """How the model is prompted by its own records, chat template included; None where it has no chat template."""
+        ...
+
     def identity(self) -> dict[str, str | int]:
         """What its numbers belong to, by the names that a user knows."""
         ...
@@ -127,6 +131,13 @@ class ModelDirectory:
 
     def open_tokenizer(self, how: Rendering = AS_RECORDED) -> OpenedTokenizer:
         return open_tokenizer(self.directory, how)
+
+    def own_goal_prompt(self) -> GoalPrompt | None:
+        at = tokenizer_directory(self.directory)
+        if recorded := read_goal_prompt(at):
+            return recorded
+        template = own_template(str(at))
+        return replace(PAPER_GOAL_PROMPT, chat_template=template) if template else None
 
     def identity(self) -> dict[str, str | int]:
         """The beginning of a SHA-256 of configuration and weights."""

@@ -67,14 +67,7 @@ def load_tokenizer(
     Its own may be several by name (a dict); "default" is among them. `option` is what the user calls `chat_template`. No
     code from the checkpoint is run. Raises UserError if there is no fast tokenizer or no template.
     """
-    local = path_of(path, said=f"the tokenizer's directory {path}")
-    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"{path}: no such directory; a tokenizer is read from a checkpoint's directory or a hub id.")
-    with read_by_library(f"{path} has no tokenizer (tokenizer.json) that can be read"):
-        tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else path, trust_remote_code=False)
-        is_fast = tokenizer.is_fast and tokenizer(PROBE, add_special_tokens=False).input_ids
-    if not is_fast:
-        raise UserError(f"{path} has no tokenizer.json; a fast tokenizer is needed, which maps tokens to characters.")
+    tokenizer = _fast_tokenizer(path)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template, option)
     if not tokenizer.chat_template:
@@ -84,6 +77,24 @@ def load_tokenizer(
             f"{path}: its tokenizer has the chat templates {', '.join(sorted(tokenizer.chat_template))}, none of which is called "
             f"default; choose one with {option}={TEMPLATE_CHOICES}."
         )
+    return tokenizer
+
+
+def own_template(path: str) -> str | None:
+    """The chat template of a tokenizer, the default of several; None where it has none. Raises UserError for no fast tokenizer."""
+    template = _fast_tokenizer(path).chat_template
+    return template.get("default") if isinstance(template, dict) else template or None
+
+
+def _fast_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    local = path_of(path, said=f"the tokenizer's directory {path}")
+    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"{path}: no such directory; a tokenizer is read from a checkpoint's directory or a hub id.")
+    with read_by_library(f"{path} has no tokenizer (tokenizer.json) that can be read"):
+        tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else path, trust_remote_code=False)
+        is_fast = tokenizer.is_fast and tokenizer(PROBE, add_special_tokens=False).input_ids
+    if not is_fast:
+        raise UserError(f"{path} has no tokenizer.json; a fast tokenizer is needed, which maps tokens to characters.")
     return tokenizer
 
 

@@ -291,7 +291,7 @@ class Train:
     )
     hang_factor: float | None = key(
         20.0,
-        "what takes so many times as long as usual (a step 5 minutes or more) hangs; ends with 76; null: never",
+        "a step of so many times the median, and over 5 minutes, is a hang: the run ends with 76; null: never",
         affects="nothing",
         allowed=Interval(1),
     )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rapo_jax.borders import path_of
+from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.checkpoint import Restored, Store, fingerprint
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config, MeshSizes
@@ -147,11 +148,14 @@ class RunModel:
         return self.setup.spec.base
 
     def open_tokenizer(self, how: Rendering = AS_RECORDED) -> OpenedTokenizer:
-        setup, relabel = self.setup, self.setup.config.relabel
-        asks = replace(setup.goal_prompt, baked=relabel.goal_max if relabel.has_highest_goal else None)
-        opened = open_tokenizer(setup.model_dir, how, trained_with=asks)
+        setup = self.setup
+        opened = open_tokenizer(setup.model_dir, how, trained_with=self.own_goal_prompt())
         stops = tuple(sorted({*opened.stop_tokens, *setup.stop_tokens}))
         return replace(opened, directory=self.run.run_dir, stop_tokens=stops)
+
+    def own_goal_prompt(self) -> GoalPrompt:
+        relabel = self.setup.config.relabel
+        return replace(self.setup.goal_prompt, baked=relabel.goal_max if relabel.has_highest_goal else None)
 
     @functools.cached_property
     def step_and_digest(self) -> tuple[int, str]:

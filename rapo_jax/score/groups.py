@@ -1,4 +1,5 @@
-"""Rows of a source as groups of tokens to score: every usable row, without goals, in the model's own chat template."""
+"""Rows of a source as groups of tokens to score: every usable row, without goals, in the chat template of the configuration, or
+else in the model's own."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from rapo_jax.distributed import is_first, say
 from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 from rapo_jax.opened import ClosedModel, Rendering, require_ids_fit
+from rapo_jax.score.prompting import notes_of
 
 Encode = Callable[[list[Item]], list[Encoded | None]]
 
@@ -34,8 +36,9 @@ def read_all(config: Config) -> list[Record]:
     return read_source(plain, source, RowNeeds("each")).records
 
 
-def groups_to_score(records: list[Record], config: Config, model: ClosedModel) -> list[Group]:
-    """The records as groups of equally many responses, in the tokens of `model`.
+def groups_to_score(records: list[Record], config: Config, model: ClosedModel, *, scored: ClosedModel) -> list[Group]:
+    """The records as groups of equally many responses, in the tokens of `model`. Says where `scored`, the model that gives the
+    scores, was prompted in another way.
 
     Raises UserError for rows that do not fit data.max_length, and for token ids beyond the vocabulary.
     """
@@ -44,6 +47,9 @@ def groups_to_score(records: list[Record], config: Config, model: ClosedModel) -
     tokenizer = opened.tokenizer
     if data.date:
         tokenizer.chat_template = pin(opened.goal_prompt.chat_template, data.date)
+    assert isinstance(tokenizer.chat_template, str)
+    for note in notes_of(scored, written=tokenizer.chat_template, reader=model, config=config):
+        say(f"  note   {note}")
 
     def encode(items: list[Item], *, progress: bool = False) -> list[Encoded | None]:
         return encode_all(

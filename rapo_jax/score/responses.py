@@ -101,7 +101,7 @@ def score_source(
         rewards = [tuple(map(float, line["rewards"])) for _, line in read_json_lines(out)] if is_first() else []
         on_first(lambda: shutil.rmtree(kept))
         return SourceScores(rewards, scorer.origin)
-    groups = groups_to_score(records, config, scorer.tokenizer_of)
+    groups = groups_to_score(records, config, scorer.tokenizer_of, scored=scorer.policy)
     require_same({"the rows to score, in tokens": fingerprint_of_groups(groups)[:12]})
     for closed in (scorer.policy, scorer.reference):
         if isinstance(closed, ModelDirectory):  # the checkpoint of a run is read by all processes together
