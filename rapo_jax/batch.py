@@ -10,6 +10,10 @@ only scored positions are multiplied by the vocabulary matrix.
     group     [1 1 1 1 1 1 0 0]    branch [0 0 0 1 1 2 0 0]    position [0 1 2 3 4 3 0 0]
     source    [2 3 2 . ]           hidden state at p2 predicts a0, a0 predicts a1, p2 predicts b0
     slot      [1 1 2 Z ]           group 0 branch 1, branch 1, branch 2; Z = none
+
+Where rows are shorter than the longest group, a group may be split over rows of its microbatch: some of its branches stand
+in another row, after a copy of the prompt. All that belongs to the group is at its home, one of these rows, and `summed_at`
+says at which place of which row each branch is summed.
 """
 
 from dataclasses import dataclass, fields
@@ -38,8 +42,8 @@ class Batch(Generic[Leaf]):
 
     Branches of a group: 0 is the prompt, 1 to C its responses, branch 1 preferred under the group's goal, and C + 1,
     if there is one, an unrelated response: one that answers another prompt. Missing branches are not scored.
-    `side` is -1 where a row has fewer than P groups: such a place is padding. Of the M microbatches the first
-    `num_microbatches` are in use; the others are padding and never computed.
+    `side` is -1 where no group is at home: such a place is padding, or holds branches that were moved there. Of the M
+    microbatches the first `num_microbatches` are in use; the others are padding and never computed.
     """
 
     tokens: Leaf  # M B T
@@ -53,6 +57,7 @@ class Batch(Generic[Leaf]):
     weight: Leaf  # M B P, factor of the group's loss
     reward: Leaf  # M B P C, under the group's goal; NaN without rewards
     reference: Leaf  # M B P A, cached log-probability of each branch under the reference; NaN without
+    summed_at: Leaf  # M B P E, row * P + place where each branch is summed, B * P if nowhere; E is A if any group is split, else 0
     num_microbatches: Leaf  # scalar
 
     @property
@@ -75,6 +80,11 @@ class Batch(Generic[Leaf]):
         """Whether groups carry a response to another prompt, as their last branch."""
         return self.num_branches > self.num_responses + 1
 
+    @property
+    def is_split(self: "Batch[Array | np.ndarray]") -> bool:
+        """Whether groups may have branches in other rows."""
+        return self.summed_at.shape[-1] > 0
+
 
 LETTERS = {
     "tokens": "MBT",
@@ -88,6 +98,7 @@ LETTERS = {
     "weight": "MBP",
     "reward": "MBPC",
     "reference": "MBPA",
+    "summed_at": "MBPE",
     "num_microbatches": "",
 }
 FLOATS = ("weight", "reward", "reference")  # float32; all others are int32
@@ -106,6 +117,12 @@ class Shape:
     C: int
     scored: Scored = "responses"
     unrelated: bool = False  # a response to another prompt is a branch of every group
+    split: bool = False  # some groups have branches in other rows
+
+    @property
+    def E(self) -> int:
+        """A where some groups are split, else 0."""
+        return self.A * self.split
 
     @property
     def A(self) -> int:

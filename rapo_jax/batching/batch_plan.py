@@ -1,7 +1,8 @@
 """The batch plan: how the groups of every optimizer step are packed into rows. steps.py says which groups those are.
 
 It is a function of the steps and of token lengths alone. Every host derives the same plan, the position in the data is one
-integer (the step), and all steps have one shape, so that nothing recompiles.
+integer (the step), and all steps have one shape, so that nothing recompiles. Where rows that hold whole groups would be
+mostly padding, groups are split between their responses: splitting.py.
 
     step 0 takes groups 5 0 3 2 of the shuffled groups; with rows of 10 tokens and sizes 6 3 4 5 they fit two rows:
 
@@ -10,21 +11,32 @@ integer (the step), and all steps have one shape, so that nothing recompiles.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rapo_jax.batch import Batch, Scored, Shape
+from rapo_jax.batching.splitting import (
+    MICROBATCH_TOKENS,
+    NUM_SAMPLED_STEPS,
+    WORTH,
+    Lengths,
+    Moved,
+    Packed,
+    choose_split_rows,
+    pack_split,
+    round_up,
+)
+from rapo_jax.config.tree import Split
 from rapo_jax.errors import UserError, counted
 
 StepRows = list[list[int]]  # group indices of one step, row by row
 
 ROW_MULTIPLE = 128  # row lengths are multiples of the tile width of accelerators
-MICROBATCH_TOKENS = 4096  # most tokens of an automatic microbatch on each row shard, unless a group is longer
-NUM_SAMPLED_STEPS = 16  # steps on which row lengths are compared
-WORTH = 0.01  # additional padding, as a share, that a larger microbatch may cost
+ENOUGH = 0.9  # share of real tokens above which no group is split of itself
+CLEARLY = 0.05  # share of the positions that splitting groups must save to be chosen
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,11 @@ class Group:
             return sum(len(response) > 0 for response in self.responses)
         return sum(map(len, self.continuations)) + (len(self.prompt) - 1) * (scored == "prompt_too")
 
+    def num_scored_of(self, branches: Sequence[int], scored: Scored) -> int:
+        """Of some branches, the prompt not among them."""
+        lengths = [len(self.continuations[branch - 1]) for branch in branches]
+        return sum(length > 0 for length in lengths) if scored == "last" else sum(lengths)
+
 
 def group_lengths(groups: Sequence[Group]) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G _"]]:
     """Lengths in tokens of the prompts, and of the A - 1 branches that follow each."""
@@ -73,17 +90,24 @@ def num_branches(groups: Sequence[Group]) -> int:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`steps[s]` are the rows of optimizer step s; `shape` fits them all."""
+    """`steps[s]` are the rows of optimizer step s, each group in one of them; `shape` fits them all. `moved[s]`, where a group
+    of step s is split, says which of its branches stand in other rows."""
 
     steps: list[StepRows]
     shape: Shape
     real_tokens: int
+    moved: Mapping[int, Sequence[Moved]] = field(default_factory=dict)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of the computed rows, over all steps."""
+        B, T = self.shape.B, self.shape.T
+        return sum(-(-len(rows) // B) * B * T for rows in self.steps)
 
     @property
     def real_token_fraction(self) -> float:
-        """Share of the computed row positions that hold a token."""
-        B, T = self.shape.B, self.shape.T
-        return self.real_tokens / sum(-(-len(rows) // B) * B * T for rows in self.steps)
+        """Share of the computed row positions that hold a token; of a split group's prompt only one copy counts."""
+        return self.real_tokens / self.num_positions
 
 
 def pack(sizes: Sequence[int], *, capacity: int) -> StepRows:
@@ -112,28 +136,68 @@ def make_plan(
     rows_per_shard: int | None,
     num_row_shards: int,
     scored: Scored = "responses",
+    split: Split = "never",
 ) -> BatchPlan:
-    """Packs every step into rows of one shape. Raises UserError when a group does not fit a row."""
-    sizes = np.array([group.num_tokens for group in groups])
-    T, rows_per_shard = choose_rows(sizes, steps, row_length, rows_per_shard, num_row_shards=num_row_shards)
-    refuse_oversized(groups, sizes, T)
-    packed = []
-    for members in steps:
-        rows = pack(sizes[members].tolist(), capacity=T)
-        packed.append([[int(members[item]) for item in row] for row in rows])
-    most_rows, B = max(map(len, packed)), rows_per_shard * num_row_shards
-    num_scored = np.array([group.num_scored(scored) for group in groups])
+    """Packs every step into rows of one shape. Raises UserError when a group does not fit a row or, split, a response with its
+    prompt.
+
+    split="auto" splits groups where at most ENOUGH of the positions would be real and splitting saves CLEARLY of them.
+    """
+    lengths, limits = Lengths(*group_lengths(groups)), (row_length, rows_per_shard)
+    sizes, whole = lengths.groups, None
+    if split != "always":
+        refuse_oversized(groups, sizes, row_length)
+        T, per_shard = choose_rows(sizes, steps, *limits, num_row_shards=num_row_shards)
+        packed = [Packed(pack(sizes[members].tolist(), capacity=T)) for members in steps]
+        whole = as_plan(groups, steps, packed, T=T, B=per_shard * num_row_shards, scored=scored)
+        if split == "never" or whole.real_token_fraction > ENOUGH:
+            return whole
+    refuse_oversized(groups, lengths.parts, row_length, said=PART)
+    T, per_shard = choose_split_rows(lengths, steps, *limits, num_row_shards=num_row_shards)
+    B = per_shard * num_row_shards
+    packed = [pack_split(lengths.of(members), capacity=T, rows_per_block=B) for members in steps]
+    parts = as_plan(groups, steps, packed, T=T, B=B, scored=scored)
+    return whole if whole and parts.num_positions > (1 - CLEARLY) * whole.num_positions else parts
+
+
+def as_plan(
+    groups: Sequence[Group],
+    steps: Sequence[Int[np.ndarray, "_"]],
+    packed: Sequence[Packed],
+    *,
+    T: int,
+    B: int,
+    scored: Scored,
+) -> BatchPlan:
+    """The plan of packed steps, whose rows hold indices into `members` of the step instead of groups."""
+    rows = [
+        [[int(members[item]) for item in row] for row in each.rows] for members, each in zip(steps, packed, strict=True)
+    ]
+    num_scored = [group.num_scored(scored) for group in groups]
+    most_scored = most_groups = 0
+    for step, each in zip(rows, packed, strict=True):
+        scored_by_row = [sum(num_scored[member] for member in row) for row in step]
+        groups_by_row = [len(row) for row in step]
+        for part in each.moved:
+            number = groups[step[part.row][part.place]].num_scored_of(part.branches, scored)
+            scored_by_row[part.row] -= number
+            scored_by_row[part.to] += number
+            groups_by_row[part.to] += 1
+        most_scored, most_groups = max(most_scored, *scored_by_row), max(most_groups, *groups_by_row)
+    moved = {number: each.moved for number, each in enumerate(packed) if each.moved}
     shape = Shape(
-        M=-(-most_rows // B),
+        M=-(-max(map(len, rows)) // B),
         B=B,
         T=T,
-        S=round_up(max(int(num_scored[row].sum()) for rows in packed for row in rows), 8),
-        P=max(len(row) for rows in packed for row in rows),
+        S=round_up(most_scored, 8),
+        P=most_groups,
         C=len(groups[0].responses),
         scored=scored,
         unrelated=groups[0].unrelated is not None,
+        split=bool(moved),
     )
-    return BatchPlan(packed, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)))
+    sizes = np.array([group.num_tokens for group in groups])
+    return BatchPlan(rows, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)), moved=moved)
 
 
 def choose_rows(
@@ -163,19 +227,22 @@ def choose_rows(
     return max(good, key=lambda choice: (choice[0] * choice[1], -choice[0]))
 
 
-def refuse_oversized(groups: Sequence[Group], sizes: Int[np.ndarray, "G"], T: int) -> None:
-    oversized = np.flatnonzero(sizes > T)
+GROUP = ("group of a prompt and its responses does", "groups of a prompt and its responses do")
+PART = ("prompt with one response does", "prompts with one response do")
+
+
+def refuse_oversized(
+    groups: Sequence[Group], sizes: Int[np.ndarray, "G"], T: int | None, *, said: tuple[str, str] = GROUP
+) -> None:
+    """Raises UserError where something of the groups, `said` so, is longer than a row of T tokens."""
+    oversized = np.flatnonzero(sizes > T) if T else ()
     if len(oversized):
         worst = oversized[np.argmax(sizes[oversized])]
         raise UserError(
-            f"{counted(len(oversized), 'group of a prompt and its responses does', 'groups of a prompt and its responses do')} not fit rows of {T} tokens; the longest, from "
+            f"{counted(len(oversized), *said)} not fit rows of {T} tokens; the longest, from "
             f"row {groups[worst].row}, has {sizes[worst]}. Raise rows.length to {round_up(int(sizes[worst]), 8)}, "
             f"or lower data.max_length."
         )
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def materialise(
@@ -185,26 +252,83 @@ def materialise(
     *,
     mine: Sequence[int],
     reference: Float[np.ndarray, "G A"] | None = None,
+    moved: Sequence[Moved] = (),
 ) -> Batch[np.ndarray]:
     """The arrays of one step, only for the rows `mine` (of B) of each microbatch; see rapo_jax/batch.py.
 
-    Row r of the step is row r % B of microbatch r // B. `reference` are cached log-probabilities of all groups.
+    `reference` are cached log-probabilities of all groups; `moved` are the branches that stand in other rows than their
+    groups.
     """
     batch = blank(shape, len(mine), num_microbatches=-(-len(rows) // shape.B))
     place = {b: i for i, b in enumerate(mine)}
+    contents = parts_of_rows(groups, rows, moved)
     for r, members in enumerate(rows):
         m, b = divmod(r, shape.B)
         if b in place:
-            fill_row(batch, (m, place[b]), [groups[member] for member in members], shape.scored)
+            fill_row(batch, (m, place[b]), contents[r], shape.scored)
             if reference is not None:
                 batch.reference[m, place[b], : len(members)] = reference[members]
+    if shape.split:
+        tell_places(batch.summed_at, rows, moved, shape=shape, place=place)
     return batch
+
+
+@dataclass(frozen=True)
+class PartOfGroup:
+    """What a row holds of a group: its prompt and these branches. `at_home`: the prompt is scored here, and the loss is
+    computed."""
+
+    group: Group
+    branches: Sequence[int]
+    at_home: bool = True
+
+
+def parts_of_rows(groups: Sequence[Group], rows: StepRows, moved: Sequence[Moved]) -> list[list[PartOfGroup]]:
+    """The contents of every row: the groups at home there, then what was moved to it, in the order of `moved`."""
+    away: dict[tuple[int, int], set[int]] = {}
+    for part in moved:
+        away.setdefault((part.row, part.place), set()).update(part.branches)
+    every = range(1, num_branches(groups))
+    contents = [
+        [
+            PartOfGroup(groups[member], [branch for branch in every if branch not in away.get((r, p), ())])
+            for p, member in enumerate(members)
+        ]
+        for r, members in enumerate(rows)
+    ]
+    for part in moved:
+        group = groups[rows[part.row][part.place]]
+        contents[part.to].append(PartOfGroup(group, part.branches, at_home=False))
+    return contents
+
+
+def tell_places(
+    summed_at: Int[np.ndarray, "M rows P E"],
+    rows: StepRows,
+    moved: Sequence[Moved],
+    *,
+    shape: Shape,
+    place: Mapping[int, int],
+) -> None:
+    """Writes where in its microbatch each branch of a group at home in one of the rows `place` is summed, in place."""
+    for r, members in enumerate(rows):
+        m, b = divmod(r, shape.B)
+        if b in place:
+            here = b * shape.P + np.arange(len(members))
+            summed_at[m, place[b], : len(members)] = here[:, None]
+    next_place = [len(members) for members in rows]
+    for part in moved:
+        m, b = divmod(part.row, shape.B)
+        if b in place:
+            there = part.to % shape.B * shape.P + next_place[part.to]
+            summed_at[m, place[b], part.place, list(part.branches)] = there
+        next_place[part.to] += 1
 
 
 def blank(shape: Shape, num_rows: int, *, num_microbatches: int) -> Batch[np.ndarray]:
     lead = (shape.M, num_rows)
     tokens = [np.zeros((*lead, shape.T), np.int32) for _ in range(4)]
-    nothing = shape.P * shape.A
+    nothing, nowhere = shape.P * shape.A, shape.B * shape.P
     return Batch(
         *tokens,
         source=np.zeros((*lead, shape.S), np.int32),
@@ -214,30 +338,34 @@ def blank(shape: Shape, num_rows: int, *, num_microbatches: int) -> Batch[np.nda
         weight=np.zeros((*lead, shape.P), np.float32),
         reward=np.full((*lead, shape.P, shape.C), np.nan, np.float32),
         reference=np.full((*lead, shape.P, shape.A), np.nan, np.float32),
+        summed_at=np.full((*lead, shape.P, shape.E), nowhere, np.int32),
         num_microbatches=np.asarray(num_microbatches, np.int32),
     )
 
 
-def fill_row(batch: Batch[np.ndarray], at: tuple[int, int], groups: Sequence[Group], scored: Scored) -> None:
-    """Lays the groups out one after another in row `at` of the arrays, in place."""
+def fill_row(batch: Batch[np.ndarray], at: tuple[int, int], parts: Sequence[PartOfGroup], scored: Scored) -> None:
+    """Lays the parts out one after another in row `at` of the arrays, in place."""
     t = s = 0
-    for p, group in enumerate(groups):
-        start, length = t, len(group.prompt)
-        branches = [(0, group.prompt, 0), *((c + 1, y, length) for c, y in enumerate(group.continuations))]
+    for p, part in enumerate(parts):
+        group, start, length = part.group, t, len(part.group.prompt)
+        branches = [(0, group.prompt, 0), *((c, group.continuations[c - 1], length) for c in part.branches)]
         for branch, tokens, position in branches:
             end = t + len(tokens)
             batch.tokens[at][t:end] = tokens
             batch.position[at][t:end] = np.arange(position, position + len(tokens))
             batch.group[at][t:end] = p + 1
             batch.branch[at][t:end] = branch
-            sources, targets = scored_positions(tokens, t, branch=branch, before=start + length - 1, scored=scored)
-            places = slice(s, s + len(targets))
-            batch.source[at][places], batch.target[at][places] = sources, targets
-            batch.slot[at][places] = p * batch.num_branches + branch
-            t, s = end, places.stop
-        batch.side[at][p] = group.side
-        batch.weight[at][p] = group.weight
-        batch.reward[at][p] = group.rewards
+            if branch or part.at_home:
+                sources, targets = scored_positions(tokens, t, branch=branch, before=start + length - 1, scored=scored)
+                places = slice(s, s + len(targets))
+                batch.source[at][places], batch.target[at][places] = sources, targets
+                batch.slot[at][places] = p * batch.num_branches + branch
+                s = places.stop
+            t = end
+        if part.at_home:
+            batch.side[at][p] = group.side
+            batch.weight[at][p] = group.weight
+            batch.reward[at][p] = group.rewards
 
 
 def scored_positions(

@@ -231,6 +231,7 @@ def pack_steps(
         rows_per_shard=config.rows.per_shard,
         num_row_shards=num_row_shards,
         scored=what_is_scored(config),
+        split=config.rows.split or "auto",
     )
 
 
@@ -246,9 +247,12 @@ def batches(
     `mine` are the rows of a microbatch that this process supplies; `reference` is as in `materialise`.
     """
 
+    def made_of(step: int) -> Batch[np.ndarray]:
+        moved = plan.moved.get(step, ())
+        return materialise(groups, plan.steps[step], plan.shape, mine=mine, reference=reference, moved=moved)
+
     def start(first: int = 0) -> Iterator[Batch[np.ndarray]]:
-        steps = grain.MapDataset.source(plan.steps[first:])
-        made = steps.map(lambda rows: materialise(groups, rows, plan.shape, mine=mine, reference=reference))
-        return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        steps = grain.MapDataset.source(range(first, len(plan.steps)))
+        return iter(steps.map(made_of).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     return start

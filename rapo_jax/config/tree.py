@@ -14,6 +14,7 @@ from rapo_jax.matrices import MATRICES
 from rapo_jax.relabel import SIDES, Side
 
 Remat = Literal["none", "mlp", "attention", "full"]
+Split = Literal["auto", "never", "always"]
 Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
 LORA_TARGETS = tuple(MATRICES)
 # Beyond them lie slips of the keyboard, for which arrays without end would be filled.
@@ -323,6 +324,12 @@ class Rows:
         "apart",
         "together: both goals of a pair in one step; apart: each in a step of its own, as in the paper",
         affects="order",
+    )
+    split: Split | None = key(
+        None,
+        "whether responses to one prompt may stand in several rows, each after a copy of the prompt; auto: where most chips would "
+        "compute padding; null: auto, and in an existing run what it began with",
+        affects="nothing",
     )
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from rapo_jax.batch import Scored
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, num_branches
+from rapo_jax.batching.splitting import Moved
 from rapo_jax.config.tree import Config, Rows
 from rapo_jax.distributed import from_first, interruptible, say
 from rapo_jax.errors import Interrupted, UserError
@@ -98,10 +99,14 @@ def plan_pass(
         rows_per_shard=options.rows.per_shard,
         num_row_shards=num_row_shards,
         scored=options.scored,
+        split=options.rows.split or "auto",
     )
     (rows,), B = whole.steps, whole.shape.B
     steps = [rows[start : start + B] for start in range(0, len(rows), B)]
-    return replace(whole, steps=steps, shape=replace(whole.shape, M=1))
+    moved: dict[int, list[Moved]] = {}
+    for part in whole.moved.get(0, ()):
+        moved.setdefault(part.row // B, []).append(replace(part, row=part.row % B, to=part.to % B))
+    return replace(whole, steps=steps, shape=replace(whole.shape, M=1), moved=moved)
 
 
 @dataclass

@@ -67,7 +67,8 @@ def mean_visible_tiles(spec: Spec, groups: Sequence[Group], *, plan: BatchPlan, 
     """Visible tiles of `height` x `width` pairs in a row, averaged over layers and the first rows of the batch plan."""
     rows = plan.steps[0][:NUM_SAMPLED_ROWS]
     shape = replace(plan.shape, M=1, B=len(rows))
-    batch = materialise(groups, rows, shape, mine=range(len(rows)))
+    moved = [part for part in plan.moved.get(0, ()) if part.row < len(rows) and part.to < len(rows)]
+    batch = materialise(groups, rows, shape, mine=range(len(rows)), moved=moved)
     index, total = jnp.arange(shape.T)[None], 0.0
     for b in range(len(rows)):
         arrays = (jnp.asarray(x[0, b : b + 1]) for x in (batch.position, batch.group, batch.branch))

@@ -17,7 +17,7 @@ from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.chat.options import options_of
 from rapo_jax.config.files import load_config
-from rapo_jax.config.tree import Config
+from rapo_jax.config.tree import Config, Split
 from rapo_jax.distributed import each_process
 from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
@@ -56,6 +56,9 @@ def set_up(config: Config) -> Setup:
     if day and config.data.date is None:
         config = replace(config, data=replace(config.data, date=day))
         opened = open_for_training(model_dir, config)
+    if config.rows.split is None:
+        split = each_process(begun_with(Path(config.run_dir)))[0]
+        config = replace(config, rows=replace(config.rows, split=split))
     options = {**options_of(opened.goal_prompt.chat_template), **config.data.template_options}
     config = replace(config, data=replace(config.data, template_options=options))
     return Setup(
@@ -73,6 +76,13 @@ def set_up(config: Config) -> Setup:
 def recorded_day(run_dir: Path) -> str | None:
     """The day that the chat template of an existing run writes."""
     return open_run_dir(run_dir).data.date if (run_dir / "config.yaml").is_file() else None
+
+
+def begun_with(run_dir: Path) -> Split:
+    """rows.split of an existing run, whose rows stay the same bit for bit: earlier versions split no group; auto for a new run."""
+    if not (run_dir / "config.yaml").is_file():
+        return "auto"
+    return open_run_dir(run_dir).rows.split or "never"
 
 
 def spec_of(config: Config, model_dir: Path) -> Spec:

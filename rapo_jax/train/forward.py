@@ -73,7 +73,8 @@ def response_logps(
     else:
         hidden_BTD = decoder.accumulating(rows.tokens, layout, totals=layer_totals, options=options)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
-    return sums_by_branch(scored_values(decoder, hidden_BSD, rows, forward=forward, remat=remat), rows)
+    sums_BPA, numbers_BPA = sums_by_branch(scored_values(decoder, hidden_BSD, rows, forward=forward, remat=remat), rows)
+    return at_home(sums_BPA, rows), at_home(numbers_BPA, rows)
 
 
 def scored_values(
@@ -101,3 +102,12 @@ def sums_by_branch(
     shape = (*rows.side.shape, rows.num_branches)
     sums_BPA = jnp.where(in_slot_BSZ, values_BS[..., None], 0.0).sum(1).reshape(shape)
     return sums_BPA, in_slot_BSZ.sum(1).astype(jnp.float32).reshape(shape)
+
+
+def at_home(sums_BPA: Float[Array, "B P A"], rows: Batch[Array]) -> Float[Array, "B P A"]:
+    """The sums of each group's branches at its own place, from whichever rows of the microbatch hold them; 0 elsewhere."""
+    if not rows.is_split:
+        return sums_BPA
+    A = rows.num_branches
+    sums_ZA, places_ZA = sums_BPA.reshape(-1, A), rows.summed_at.reshape(-1, A)
+    return jnp.take_along_axis(sums_ZA, places_ZA, axis=0, mode="fill", fill_value=0.0).reshape(sums_BPA.shape)

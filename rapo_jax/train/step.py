@@ -143,7 +143,7 @@ def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
 
 def batch_shardings(mesh: Mesh, shape: Shape) -> Batch[NamedSharding]:
     """Shardings of a batch: rows over (data, fsdp), all else replicated."""
-    sizes = {letter: getattr(shape, letter) for letter in "MBTSPCA"}
+    sizes = {letter: getattr(shape, letter) for letter in "MBTSPCAE"}
     return Batch(
         **{name: sharding(mesh, letters, tuple(sizes[c] for c in letters)) for name, letters in LETTERS.items()}
     )

@@ -23,7 +23,7 @@ def temporary_bytes(*, V: int, T: int) -> int:
     config, mesh = tiny.tiny_config(), tiny.mesh_of(1, 1, 1)
     shape = Shape(M=2, B=2, T=T, S=T, P=4, C=2)
     step = make_train_step(config, spec, mesh, shape, num_steps=10)
-    sizes = {letter: getattr(shape, letter) for letter in "MBTSPCA"}
+    sizes = {letter: getattr(shape, letter) for letter in "MBTSPCAE"}
     where = batch_shardings(mesh, shape)
     batch = Batch(**{
         name: jax.ShapeDtypeStruct(

@@ -94,8 +94,9 @@ def train_steps(
     step = make_train_step(config, spec, mesh, plan.shape, num_steps=num_steps)
     metrics = []
     with jax.set_mesh(mesh):
-        for rows in plan.steps:
-            batch = materialise(groups, rows, plan.shape, mine=my_rows(mesh, plan.shape.B))
+        for number, rows in enumerate(plan.steps):
+            moved = plan.moved.get(number, ())
+            batch = materialise(groups, rows, plan.shape, mine=my_rows(mesh, plan.shape.B), moved=moved)
             state, values = step(state, reference, to_device(batch, mesh, plan.shape.B))
             metrics.append({name: float(value) for name, value in values.items()})
     return Trained(metrics, state, step)
