@@ -44,6 +44,10 @@ from tests.tiny.chat_templates import build_tokenizer, sentencepiece_like, token
 from tests.tiny.shared_steps import share_steps  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption("--every-family", action="store_true", help="whole steps and answers of all families")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_steps():
     with pytest.MonkeyPatch.context() as patch:

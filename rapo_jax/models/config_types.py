@@ -83,7 +83,8 @@ OPTIONAL: dict[str, Kind] = {
     **dict.fromkeys(("sliding_window_pattern", "no_rope_layer_interval"), SIZE),
     "no_rope_layers": ("a list of 0 and 1", flags),
     **dict.fromkeys(MULTIPLIERS, POSITIVE),
-    "original_max_position_embeddings": SIZE,
+    **dict.fromkeys(("original_max_position_embeddings", "shared_intermediate_size"), SIZE),
+    "num_local_experts": ("a whole number", lambda value: isinstance(value, int) and 0 <= value <= MOST),
     "rms_norm_eps": ("a number from 0 to 1", lambda value: number(value) and 0 <= value <= 1),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), POSITIVE),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), FLAG),
@@ -100,6 +101,8 @@ NULLABLE = {"model_type", *OPTIONAL} - {
     "query_pre_attn_scalar",
     *MULTIPLIERS,
     "max_window_layers",
+    "shared_intermediate_size",
+    "num_local_experts",
     "initializer_range",
 }
 

@@ -141,6 +141,29 @@ def granite_fields(config: Json) -> dict[str, Any]:
     }
 
 
+def granite4_fields(config: Json) -> dict[str, Any]:
+    """Granite 4's dense models: the files call the MLP a shared expert, beside experts and Mamba layers that they have not."""
+    problems = []
+    if config["num_local_experts"]:
+        problems.append(f"num_local_experts={config['num_local_experts']} (only 0, a dense model, is supported)")
+    if not config.get("layer_types"):
+        problems.append("no layer_types, so that every layer would be a Mamba layer")
+    if config.get("position_embedding_type") not in (None, "rope"):
+        problems.append(f"position_embedding_type={config['position_embedding_type']!r} (rope or null)")
+    if config.get("normalization_function") not in (None, "rmsnorm"):
+        problems.append(f"normalization_function={config['normalization_function']!r} (only rmsnorm)")
+    if problems:
+        raise UserError(
+            f"config.json (granitemoehybrid) asks for what this decoder does not compute: {'; '.join(problems)}."
+        )
+    turns = config.get("position_embedding_type") == "rope"
+    return granite_fields(config) | {
+        "F": config["shared_intermediate_size"],
+        "mlp_bias": False,
+        "unturned": () if turns else tuple(range(config["num_hidden_layers"])),
+    }
+
+
 def smollm3_turned(config: Json, num_layers: int) -> list[bool]:
     """Which layers have a rotary embedding."""
     flags = config.get("no_rope_layers")  # despite its name, 1 where a layer has one
@@ -297,6 +320,26 @@ GRANITE = Family(
     fields=granite_fields,
     classifier=False,
 )
+GRANITE4 = Family(
+    "granitemoehybrid",
+    "GraniteMoeHybrid",
+    # Of experts and Mamba layers, which a dense model has not, and what initial weights and a router's loss would depend on.
+    keys=GRANITE.keys
+    | frozenset(
+        "init_method mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_state mamba_expand "
+        "mamba_n_groups mamba_n_heads mamba_proj_bias normalization_function num_experts_per_tok num_local_experts "
+        "output_router_logits position_embedding_type router_aux_loss_coef shared_intermediate_size time_step_limit".split()
+    )
+    - {"mlp_bias"},
+    defaults=GRANITE.defaults | {"num_local_experts": 8, "shared_intermediate_size": 1024, "sliding_window": None},
+    fields=granite4_fields,
+    layer_types=True,
+    classifier=False,
+    tensors={
+        **dict.fromkeys(("gate", "up"), "shared_mlp.input_linear.weight"),
+        "down": "shared_mlp.output_linear.weight",
+    },
+)
 SMOLLM3 = Family(
     "smollm3",
     "SmolLM3",
@@ -314,5 +357,20 @@ SMOLLM3 = Family(
 MINISTRAL = replace(MISTRAL, model_type="ministral", class_prefix="Ministral", layer_types=True)
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, PHI3, GRANITE, SMOLLM3)
+    for family in (
+        LLAMA,
+        MISTRAL,
+        MINISTRAL,
+        QWEN2,
+        QWEN3,
+        GEMMA,
+        GEMMA2,
+        GEMMA3,
+        OLMO2,
+        OLMO3,
+        PHI3,
+        GRANITE,
+        GRANITE4,
+        SMOLLM3,
+    )
 }

@@ -319,6 +319,7 @@ def windows_from_config(config: Mapping[str, Any], family: Family) -> tuple[int,
     """The attention window of each layer in positions, the query's own included; FULL_ATTENTION if it has none."""
     num_layers, window, types = config["num_hidden_layers"], config["sliding_window"], config.get("layer_types")
     if types:
+        types = ["full_attention" if kind == "attention" else kind for kind in types]  # as Granite 4's files say it
         unknown = set(types) - {"full_attention", "sliding_attention"}
         if unknown or len(types) != num_layers:
             raise UserError(

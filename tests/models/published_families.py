@@ -75,6 +75,20 @@ GRANITE31_8B = {
     "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.47.0", "use_cache": True,
     "vocab_size": 49155,
 }  # fmt: skip
+GRANITE4_MICRO = {
+    "architectures": ["GraniteMoeHybridForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attention_multiplier": 0.015625, "bos_token_id": 100257, "embedding_multiplier": 12, "eos_token_id": 100257,
+    "hidden_act": "silu", "hidden_size": 2560, "init_method": "mup", "initializer_range": 0.1,
+    "intermediate_size": 8192, "layer_types": ["attention"] * 40, "logits_scaling": 10, "mamba_chunk_size": 256,
+    "mamba_conv_bias": True, "mamba_d_conv": 4, "mamba_d_head": 64, "mamba_d_state": 256, "mamba_expand": 2,
+    "mamba_n_groups": 1, "mamba_n_heads": 80, "mamba_proj_bias": False, "max_position_embeddings": 131072,
+    "model_type": "granitemoehybrid", "normalization_function": "rmsnorm", "num_attention_heads": 40,
+    "num_experts_per_tok": 0, "num_hidden_layers": 40, "num_key_value_heads": 8, "num_local_experts": 0,
+    "output_router_logits": False, "pad_token_id": 100256, "position_embedding_type": "rope",
+    "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000000,
+    "router_aux_loss_coef": 0.01, "shared_intermediate_size": 8192, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers_version": "4.56.0", "use_cache": True, "vocab_size": 100352,
+}  # fmt: skip
 SMOLLM3_3B = {
     "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": None,
     "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
@@ -103,6 +117,9 @@ CONFIGS = {
     "Qwen/Qwen3-4B-Instruct-2507": QWEN3_8B | {
         "hidden_size": 2560, "intermediate_size": 9728, "max_position_embeddings": 262144, "rope_theta": 5000000,
         "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3-8B, as its card extends it": QWEN3_8B | {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
     },
     "allenai/OLMo-2-1124-7B-Instruct": OLMO2_7B,
     "allenai/OLMo-2-1124-13B-Instruct": OLMO2_7B | {
@@ -143,6 +160,16 @@ CONFIGS = {
     },
     "ibm-granite/granite-3.1-8b-instruct": GRANITE31_8B,
     "ibm-granite/granite-3.3-8b-instruct": GRANITE31_8B | {"transformers_version": "4.49.0", "vocab_size": 49159},
+    "ibm-granite/granite-4.0-micro": GRANITE4_MICRO,
+    "ibm-granite/granite-4.0-350m": GRANITE4_MICRO | {
+        "attention_multiplier": 0.015625, "hidden_size": 1024, "intermediate_size": 2048, "layer_types": ["attention"] * 28,
+        "logits_scaling": 4, "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 4,
+        "shared_intermediate_size": 2048,
+    },
+    "ibm-granite/granite-4.0-1b": GRANITE4_MICRO | {
+        "attention_multiplier": 0.0078125, "hidden_size": 2048, "intermediate_size": 4096, "logits_scaling": 8,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "shared_intermediate_size": 4096,
+    },
     "HuggingFaceTB/SmolLM3-3B": SMOLLM3_3B,
     "HuggingFaceTB/SmolLM3-3B-Base": SMOLLM3_3B | {"eos_token_id": 128001, "use_cache": True},
     "unsloth/SmolLM3-3B": SMOLLM3_3B | {"bos_token_id": 128000, "unsloth_fixed": True},

@@ -48,6 +48,10 @@ GRANITE31_8B = Spec(
     "granite", 49155, 4096, 40, 32, 8, 128, 12800, 1e-5, Rope(1e7), everywhere(40), True, query_scale=1 / 128,
     embedding_multiplier=12.0, residual_multiplier=0.22, logits_divisor=16.0,
 )  # fmt: skip
+GRANITE4_MICRO = Spec(
+    "granitemoehybrid", 100352, 2560, 40, 40, 8, 64, 8192, 1e-5, Rope(1e7), everywhere(40), True, query_scale=1 / 64,
+    embedding_multiplier=12.0, residual_multiplier=0.22, logits_divisor=10.0, initial_sigma=0.1,
+)  # fmt: skip
 SMOLLM3_3B = Spec(
     "smollm3", 128256, 2048, 36, 16, 4, 128, 11008, 1e-6, Rope(5e6), everywhere(36), True, query_scale=128**-0.5,
     unturned=tuple(range(3, 36, 4)),
@@ -59,6 +63,9 @@ SPECS = {
     "Qwen/Qwen3-8B": QWEN3_8B,
     "Qwen/Qwen3-0.6B": replace(QWEN3_8B, D=1024, F=3072, N=16, L=28, windows=everywhere(28), tied=True),
     "Qwen/Qwen3-4B-Instruct-2507": replace(QWEN3_8B, D=2560, F=9728, tied=True, rope=Rope(5e6)),
+    "Qwen/Qwen3-8B, as its card extends it": replace(
+        QWEN3_8B, rope=Rope(1e6, "yarn", 4.0, original_max_positions=32768, attention_factor=1.138629436111989)
+    ),
     "allenai/OLMo-2-1124-7B-Instruct": OLMO2_7B,
     "allenai/OLMo-2-1124-13B-Instruct": replace(OLMO2_7B, D=5120, F=13824, N=40, K=40, L=40, windows=everywhere(40)),
     "allenai/OLMo-2-0425-1B-Instruct": replace(OLMO2_7B, D=2048, F=8192, N=16, K=16, L=16, windows=everywhere(16)),
@@ -77,6 +84,13 @@ SPECS = {
     ),
     "ibm-granite/granite-3.1-8b-instruct": GRANITE31_8B,
     "ibm-granite/granite-3.3-8b-instruct": replace(GRANITE31_8B, V=49159),
+    "ibm-granite/granite-4.0-micro": GRANITE4_MICRO,
+    "ibm-granite/granite-4.0-350m": replace(
+        GRANITE4_MICRO, D=1024, F=2048, L=28, N=16, K=4, windows=everywhere(28), logits_divisor=4.0
+    ),
+    "ibm-granite/granite-4.0-1b": replace(
+        GRANITE4_MICRO, D=2048, F=4096, N=16, K=4, H=128, query_scale=1 / 128, logits_divisor=8.0
+    ),
     "HuggingFaceTB/SmolLM3-3B": SMOLLM3_3B,
     "HuggingFaceTB/SmolLM3-3B-Base": SMOLLM3_3B,
     "unsloth/SmolLM3-3B": SMOLLM3_3B,

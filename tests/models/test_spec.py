@@ -13,7 +13,7 @@ from rapo_jax.models.files import Checkpoint, check
 from rapo_jax.models.spec import FULL_ATTENTION, read_config, spec_from_config
 from rapo_jax.models.table import table
 from tests.models.published import GEMMA2_9B
-from tests.tiny.families import FAMILIES, GEMMA2, GEMMA3, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2, SMOLLM3
+from tests.tiny.families import FAMILIES, GEMMA2, GEMMA3, GRANITE4, LLAMA, LLAMA31_ROPE, MISTRAL, QWEN2, SMOLLM3
 
 SPEC = spec_from_config(LLAMA)
 
@@ -81,11 +81,27 @@ def test_everything_that_is_wrong_is_reported_at_once():
     )
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt2", "granitemoehybrid", None])
+@pytest.mark.parametrize("family", ["mixtral", "gpt2", "qwen3_moe", None])
 def test_an_unknown_family_is_refused_with_the_known_ones(family):
     assert refusal(LLAMA | {"model_type": family}) == (
         f"config.json: model_type={family!r} is not supported; supported: {', '.join(SUPPORTED)}."
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_local_experts": 62}, "num_local_experts=62 (only 0, a dense model, is supported)"),
+        ({"layer_types": None}, "no layer_types, so that every layer would be a Mamba layer"),
+        ({"layer_types": ["mamba", "attention", "mamba"]}, "unknown mamba"),
+        ({"position_embedding_type": "nope"}, "position_embedding_type='nope' (rope or null)"),
+        ({"normalization_function": "layernorm"}, "normalization_function='layernorm' (only rmsnorm)"),
+        ({"num_local_experts": None}, "num_local_experts=None must be a whole number"),
+    ],
+)
+def test_granite_4_is_read_where_it_is_dense_and_refused_where_it_is_not(changed, message):
+    """When this fails, a model with experts or Mamba layers is computed without them, or refused for a wrong reason."""
+    assert message in refusal(GRANITE4 | changed)
 
 
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])

@@ -31,6 +31,7 @@ class Recipe:
     schedule: str = "cosine"
     max_grad_norm: float | None = None
     weight_decay: float = 0.0
+    eps: float = 1e-8  # of Adam
 
 
 def summed_logps(model, prompts, responses) -> torch.Tensor:
@@ -73,7 +74,7 @@ def train(model, steps: list[list[Pair]], recipe: Recipe) -> list[dict[str, floa
     """Trains `model` in place, one optimizer step per list of pairs; the metrics of each step."""
     model.eval()  # there is no dropout to speak of
     reference = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate, eps=recipe.eps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, recipe=recipe, num_steps=len(steps))
     )

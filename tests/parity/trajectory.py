@@ -26,7 +26,7 @@ from rapo_jax.train.state import first_state, trainable
 from rapo_jax.train.step import make_train_step
 from tests.parity.test_transformers import random_checkpoint
 from tests.tiny.chat_templates import SHAPES, build
-from tests.tiny.families import GEMMA2, LLAMA, MISTRAL, QWEN2
+from tests.tiny.families import FAMILIES, GEMMA2, LLAMA, MISTRAL, QWEN2
 
 WORDS = "ash birch cedar elm fir gum hazel larch maple oak pine rowan spruce teak willow yew".split()
 # Llama-3's template without line feeds: the simple tokenizer here merges them with what follows, as Llama-3's does not,
@@ -57,9 +57,9 @@ WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}  # they move by 1e-3 and more
 
 
 def write_model(directory: Path, name: str, *, dtype: torch.dtype = torch.float32, loudness: float = 1.0) -> Path:
-    """A random model of MODELS with its tokenizer; deterministic. `loudness` multiplies the matrices of its layers: at 2
+    """A random model of MODELS or, with Qwen's template, of FAMILIES, and its tokenizer; deterministic. `loudness` multiplies the matrices of its layers: at 2
     they outweigh the embedding, so that greedy continuations do not just repeat their last token."""
-    config, shape = MODELS[name]
+    config, shape = MODELS.get(name) or (FAMILIES[name], SHAPES["qwen"])
     directory.mkdir(parents=True)
     tokenizer = build(*shape)
     config = config | {"vocab_size": 384, "max_position_embeddings": 1024}

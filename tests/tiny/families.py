@@ -118,6 +118,17 @@ GRANITE = LLAMA | {
     "logits_scaling": 0.5,
     "tie_word_embeddings": True,
 }
+GRANITE4 = {key: value for key, value in GRANITE.items() if key != "mlp_bias"} | {
+    "model_type": "granitemoehybrid",
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "layer_types": ["attention"] * 3,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "intermediate_size": 64,
+    "shared_intermediate_size": 48,
+    "position_embedding_type": "rope",
+    "mamba_n_heads": 8,
+}
 SMOLLM3 = LLAMA | {
     "model_type": "smollm3",
     "architectures": ["SmolLM3ForCausalLM"],
@@ -180,6 +191,8 @@ FAMILIES = {
     "gemma3": GEMMA3,
     "gemma3-linear-rope": GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "granite": GRANITE,
+    "granite4": GRANITE4,
+    "granite4-unturned": GRANITE4 | {"position_embedding_type": None},
     "smollm3": SMOLLM3,
     "smollm3-listed": SMOLLM3 | {"no_rope_layers": [0, 1, 0]},
 }
