@@ -30,12 +30,14 @@ HASHES = ("model", "tokenizer", "data")
 # keys that affect tokens (columns, schemas, sources) are covered by the hash of the tokens.
 OF_REFERENCES = ("data.max_", "data.chat_template", "data.template_options", "data.date")
 OF_REFERENCES += ("relabel.", "model.dtype", "scored")
+OF_ROWS = ("data.", "seed")  # which rows there are: data.eval_fraction holds others out under another seed
 
 
 @dataclass(frozen=True)
 class Identity:
     """SHA-256 of the starting weights, of the tokenizer, of rows and scores as read, and of all that the step sees;
-    settings by dotted key. `given` names those that are not at their defaults; None where a record does not say."""
+    settings by dotted key. `given` names those that are not at their defaults; None where a record does not say.
+    `explains` are settings that count only through the tokens, kept to say why those differ."""
 
     model: str
     tokenizer: str
@@ -43,6 +45,7 @@ class Identity:
     tokens: str
     settings: dict[str, Any]
     given: list[str] | None = None
+    explains: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """The identity as it is stored with checkpoints and caches."""
@@ -86,7 +89,8 @@ def reference_identity(run: Identity, data: pipeline.Dataset, config: Config) ->
     The settings serve to explain why the tokens differ.
     """
     kept = of_references(run.settings | {"scored": what_is_scored(config)})
-    return replace(run, data=data.source_fingerprint, tokens=data.fingerprint, settings=kept)
+    explains = {key: value for key, value in run.settings.items() if key.startswith(OF_ROWS) and key not in kept}
+    return replace(run, data=data.source_fingerprint, tokens=data.fingerprint, settings=kept, explains=explains)
 
 
 def of_references(settings: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +142,8 @@ def in_words(before: Identity, now: Identity, changed: list[Change], places: dic
     """The differences between two identities; `places` are where model, tokenizer and data come from."""
     said = [f"the {name} ({places[name]})" for name in HASHES if getattr(before, name) != getattr(now, name)]
     said += [str(change) for change in changed]
+    if not said and before.tokens != now.tokens and before.explains and now.explains:
+        said = [str(change) for change in changes(before.explains, now.explains, given=None)]
     if not said and before.tokens != now.tokens:
         day = now.settings.get("data.date")
         another = (

@@ -149,3 +149,6 @@ def test_cached_log_probabilities_belong_to_weights_tokens_and_arithmetic_alone(
     )
     assert "scored ('responses' -> 'prompt_too')" in differences(prompts_too)
     assert differences(config, tokens="other")[0].startswith("the tokenization (another version")
+    assert differences(from_dict({"data": DATA, "seed": 3}), tokens="other") == ["seed (0 -> 3)"], "other rows held out"
+    best = from_dict({"data": DATA | {"pairs": "best_worst"}})
+    assert differences(best, tokens="other") == ["data.pairs ('auto' -> 'best_worst')"]
