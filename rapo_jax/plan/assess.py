@@ -38,7 +38,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Packing:
-    """The batch plan in numbers; `mean_microbatches` is a step's average, of at most M in `shape`."""
+    """The batch plan in numbers; `mean_microbatches` is a step's average, of at most M in `shape`, and `mean_moved` that of
+    the further rows that its split groups stand in."""
 
     shape: dict[str, int]
     num_groups: int
@@ -46,6 +47,7 @@ class Packing:
     batch_size: int
     real_token_fraction: float
     mean_microbatches: float
+    mean_moved: float
     seconds: float
 
 
@@ -155,6 +157,7 @@ def packing_of(plan: BatchPlan, config: Config, num_groups: int, seconds: float)
         batch_size=config.train.batch_size,
         real_token_fraction=plan.real_token_fraction,
         mean_microbatches=float(np.mean([-(-len(rows) // plan.shape.B) for rows in plan.steps])),
+        mean_moved=sum(map(len, plan.moved.values())) / len(plan.steps),
         seconds=seconds,
     )
 
@@ -180,7 +183,7 @@ def count_flops(
     useful = step_flops(spec, real, reference=reference)
     recomputed = recomputed_flops(spec, rows, remat=config.model.remat, scores_again=attention.scores_again)
     return Flops(
-        compiled=(program.matmul_flops + attention.kernel_flops(program, T=shape.T)) * num_devices,
+        compiled=(program.matmul_flops + attention.kernel_flops(program)) * num_devices,
         useful=useful,
         padding=step_flops(spec, rows, reference=reference) - useful,
         recomputed=recomputed,

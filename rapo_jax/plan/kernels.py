@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.batching.batch_plan import BatchPlan, Group, materialise
-from rapo_jax.models.attention.dispatch import KERNELS
+from rapo_jax.models.attention.dispatch import KERNELS, computed_length, with_padding
 from rapo_jax.models.attention.layout import Layout, in_window, sees
 from rapo_jax.models.spec import Spec
 from rapo_jax.plan.program import Program
@@ -29,6 +29,7 @@ class Attention:
     tiles_per_query_tile: visible key tiles of a query tile, on average: the trip count of loops in place of a kernel.
     scores_again: products of the scores' size that the backward pass recomputes (rapo_jax/accounting.py).
     products: matrix products per visible tile, by a substring of the compiled kernel's name.
+    length: of the rows that a kernel computes, which it may have padded.
     """
 
     name: str
@@ -36,14 +37,15 @@ class Attention:
     tiles_per_query_tile: float = 1.0
     scores_again: int = 0
     products: Mapping[str, int] = field(default_factory=dict)
+    length: int = 0
 
-    def kernel_flops(self, program: Program, *, T: int) -> float:
+    def kernel_flops(self, program: Program) -> float:
         """FLOPs of all attention kernels of a step on one device. Number and width of the heads are taken from a call's
         operands, because a kernel may have padded them."""
         total = 0.0
         for call in program.kernel_calls:
             products = next((number for name, number in self.products.items() if name in call.name), 0)
-            width = max((prod(shape) // T for shape in call.shapes if T in shape[:-1]), default=0)
+            width = max((prod(shape) // self.length for shape in call.shapes if self.length in shape[:-1]), default=0)
             total += call.number * width * self.pairs_per_row * 2 * products
         return total
 
@@ -51,20 +53,25 @@ class Attention:
 def attention_of(name: str, spec: Spec, *, groups: Sequence[Group], plan: BatchPlan, remat: str) -> Attention:
     """What the kernel `name` computes on the rows of a batch plan."""
     T = plan.shape.T
-    if not KERNELS[name].takes(T, T, spec.H):
-        name = "einsum"
+    length = computed_length(name, T=T, U=T, H=spec.H)
+    if length is None:
+        name, length = "einsum", T
     kernel = KERNELS[name]
     if kernel.tile is None:  # remat "mlp" and "full" recompute all of attention, which recomputed_flops counts already
         again = kernel.recomputed_scores if remat in ("none", "attention") else 0
-        return Attention(name, float(T**2), scores_again=again, products=kernel.products)
-    height, width = kernel.tile(T)
-    tiles = mean_visible_tiles(spec, groups, plan=plan, height=height, width=width)
-    pairs, per_query_tile = tiles * height * width, tiles / (T // height)
-    return Attention(name, pairs, per_query_tile, kernel.recomputed_scores, kernel.products)
+        return Attention(name, float(length**2), scores_again=again, products=kernel.products, length=length)
+    height, width = kernel.tile(length)
+    tiles = mean_visible_tiles(spec, groups, plan=plan, tile=(height, width), length=length)
+    pairs, per_query_tile = tiles * height * width, tiles / (length // height)
+    return Attention(name, pairs, per_query_tile, kernel.recomputed_scores, kernel.products, length)
 
 
-def mean_visible_tiles(spec: Spec, groups: Sequence[Group], *, plan: BatchPlan, height: int, width: int) -> float:
-    """Visible tiles of `height` x `width` pairs in a row, averaged over layers and the first rows of the batch plan."""
+def mean_visible_tiles(
+    spec: Spec, groups: Sequence[Group], *, plan: BatchPlan, tile: tuple[int, int], length: int
+) -> float:
+    """Visible tiles of this height and width in a row padded to `length`, averaged over layers and the first rows of the batch
+    plan."""
+    height, width = tile
     rows = plan.steps[0][:NUM_SAMPLED_ROWS]
     shape = replace(plan.shape, M=1, B=len(rows))
     moved = [part for part in plan.moved.get(0, ()) if part.row < len(rows) and part.to < len(rows)]
@@ -74,7 +81,7 @@ def mean_visible_tiles(spec: Spec, groups: Sequence[Group], *, plan: BatchPlan, 
         arrays = (jnp.asarray(x[0, b : b + 1]) for x in (batch.position, batch.group, batch.branch))
         layout = Layout(index, *arrays)
         for window in set(spec.windows):
-            mask = sees(layout, layout) & in_window(layout, layout, window)
-            visible = np.asarray(mask).reshape(shape.T // height, height, shape.T // width, width).any((1, 3)).sum()
+            mask = with_padding(sees(layout, layout) & in_window(layout, layout, window), length)
+            visible = np.asarray(mask).reshape(length // height, height, length // width, width).any((1, 3)).sum()
             total += visible * spec.windows.count(window) / spec.L
     return total / len(rows)

@@ -4,11 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from rapo_jax.errors import counted
-from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, changed
+from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, Packing, changed
 from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
 from rapo_jax.runs.announce import parameter_count, trained_count
 
+MOSTLY_REAL = 0.9  # share of real tokens below which the report says what would raise it
 SMALLEST_SHARE = 0.001  # kinds of collectives with less than this share of the largest kind's bytes are not shown
 
 
@@ -46,8 +47,24 @@ def heading(assessment: Assessment, name: str) -> str:
             f"  packed  {counted(packing.num_steps, 'step')} of {packing.batch_size}; {counted(shape['B'], 'row')} of {shape['T']} a microbatch, "
             f"{packing.mean_microbatches:.1f} of at most {shape['M']} microbatches a step; "
             f"{packing.real_token_fraction:.1%} real tokens; planned in {packing.seconds:.1f} s",
+            *splits(packing),
         ]
     )
+
+
+def splits(packing: Packing) -> list[str]:
+    """What was split so that rows can be short and, where they still are mostly padding, why."""
+    if not packing.mean_moved:
+        return []
+    said = [
+        f"          {packing.mean_moved:.1f} times a step responses stand apart, after a copy of their prompt (rows.split)"
+    ]
+    if packing.real_token_fraction < MOSTLY_REAL:
+        said.append(
+            f"          a row must hold the longest prompt with one response; fewer row shards (such as by mesh.tensor=2) "
+            f"or a larger train.batch_size than {packing.batch_size} leave less padding"
+        )
+    return said
 
 
 def parameters(assessment: Assessment) -> int:

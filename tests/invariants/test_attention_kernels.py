@@ -1,5 +1,6 @@
 """The fused kernels compute what the einsum computes, whatever the mask."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 
 from rapo_jax.errors import UserError
 from rapo_jax.models.attention.cpu import TILE, attend_tiles
-from rapo_jax.models.attention.dispatch import KERNELS, kernel_for, takes
+from rapo_jax.models.attention.dispatch import KERNELS, attend, computed_length, kernel_for, takes, visible
 from rapo_jax.models.attention.einsum import attend_einsum
 from rapo_jax.models.attention.gpu import attend_triton
 from rapo_jax.models.attention.kernel import Kernel
@@ -70,6 +71,32 @@ def test_kernels_agree_with_einsum_forward_and_backward_on_random_masks(kernel, 
     for name, a, b in zip(names, fused, einsum, strict=True):
         assert np.abs(b).max() > 0.5
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kernel", ["tiles", pytest.param("splash", marks=pytest.mark.slow), "triton"])
+def test_long_rows_that_no_tile_divides_are_padded_for_the_kernel(kernel, monkeypatch):
+    """When this fails, rows of 1,616 tokens hold [T, T] scores per head, or padding changes what real tokens see."""
+    monkeypatch.setitem(KERNELS, kernel, replace(KERNELS[kernel], attend=FUSED[kernel]))
+    T = 4 * KERNELS[kernel].multiple + 16
+    random = np.random.default_rng(T)
+    q, k, v, cotangent_BTNH = (random.normal(size=(1, T, heads, H)).astype(np.float32) for heads in (N, K, K, N))
+    mask_BTT = jnp.asarray((random.random((1, T, T)) < 0.05) | np.eye(T, dtype=bool))
+    assert computed_length(kernel, T=T, U=T, H=H) == 5 * KERNELS[kernel].multiple
+    assert computed_length(kernel, T=T // 2, U=T // 2, H=H) is None is computed_length(kernel, T=T, U=2 * T, H=H)
+
+    def value_and_gradients(name):
+        @jax.jit
+        def both(*inputs):
+            seen = visible(mask_BTT, kernel=name, H=H)
+            assert seen.kernel == name
+            out_BTNH, pull_back = jax.vjp(partial(attend, visible=seen, scale=0.5, softcap=None), *inputs)
+            return out_BTNH, *pull_back(cotangent_BTNH)
+
+        return both(q, k, v)
+
+    for a, b in zip(value_and_gradients(kernel), value_and_gradients("einsum"), strict=True):
+        assert a.shape == b.shape and np.abs(b).max() > 0.5
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen3"])

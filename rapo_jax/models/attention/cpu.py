@@ -174,4 +174,6 @@ def _tile_size(T: int) -> tuple[int, int]:
 
 # XLA compiles the tiles to ordinary products inside loops, so there is no custom call to count by name. The single
 # backward pass recomputes the scores once.
-TILES = Kernel(attend_tiles, tile_schedule, takes=_takes, platforms=("cpu",), tile=_tile_size, recomputed_scores=1)
+TILES = Kernel(
+    attend_tiles, tile_schedule, takes=_takes, multiple=TILE, platforms=("cpu",), tile=_tile_size, recomputed_scores=1
+)

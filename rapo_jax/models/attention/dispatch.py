@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,7 @@ from rapo_jax.models.spec import FULL_ATTENTION
 from rapo_jax.parallel import ROW_AXES
 
 KERNELS: dict[str, Kernel] = {"einsum": EINSUM, "tiles": TILES, "splash": SPLASH, "triton": TRITON}
+FEWEST_MULTIPLES = 4  # of a kernel's, in rows that are worth padding: this adds less than a fourth
 
 
 @jax.tree_util.register_dataclass
@@ -56,12 +58,36 @@ def takes(kernel: str, *, T: int, U: int, H: int) -> bool:
     return KERNELS[kernel].takes(T, U, H)
 
 
+def computed_length(kernel: str, *, T: int, U: int, H: int) -> int | None:
+    """The row length at which a kernel computes rows of T queries and U keys: T, or for self-attention the next length that it
+    takes, if that adds little. None if einsum computes them."""
+    if takes(kernel, T=T, U=U, H=H):
+        return T
+    multiple = KERNELS[kernel].multiple
+    if multiple is None or T != U or FEWEST_MULTIPLES * multiple > T:
+        return None
+    longer = -(-T // multiple) * multiple
+    return longer if takes(kernel, T=longer, U=longer, H=H) else None
+
+
+def with_padding(mask_BTU: Bool[Array, "B T U"], length: int) -> Bool[Array, "B X X"]:
+    """The mask of self-attention over rows padded to `length`; padding sees itself alone, so that its softmax stays finite."""
+    added = length - mask_BTU.shape[-1]
+    if not added:
+        return mask_BTU
+    is_added = jnp.arange(length) >= length - added
+    return jnp.pad(mask_BTU, ((0, 0), (0, added), (0, added))) | (jnp.eye(length, dtype=bool) & is_added)
+
+
 def visible(mask_BTU: Bool[Array, "B T U"], *, kernel: str, H: int) -> Visible:
     """A mask prepared for a kernel, or for einsum where the kernel does not accept the shape."""
     T, U = mask_BTU.shape[1:]
-    kernel = kernel if takes(kernel, T=T, U=U, H=H) else "einsum"
+    length = computed_length(kernel, T=T, U=U, H=H)
+    kernel = kernel if length else "einsum"
     schedule = KERNELS[kernel].schedule
-    return Visible(mask_BTU, () if schedule is None else schedule(mask_BTU), kernel)
+    if schedule is None or length is None:
+        return Visible(mask_BTU, (), kernel)
+    return Visible(mask_BTU, schedule(mask_BTU if length == T else with_padding(mask_BTU, length)), kernel)
 
 
 def visible_in_layer(
@@ -92,11 +118,16 @@ def attend(
 
     Every device computes the attention of its own rows and heads, without communication.
     """
-    N, K = q_BTNH.shape[2], k_BUKH.shape[2]
+    (T, N, H), (U, K) = q_BTNH.shape[1:], k_BUKH.shape[1:3]
+    added = (computed_length(visible.kernel, T=T, U=U, H=H) or T) - T
 
     def function(q: Array, k: Array, v: Array, seen: Visible) -> Array:
-        schedule = {"schedule": seen.schedule} if seen.schedule else {}
-        return KERNELS[seen.kernel].attend(q, k, v, mask_BTU=seen.mask_BTU, scale=scale, softcap=softcap, **schedule)
+        options = {"scale": scale, "softcap": softcap} | ({"schedule": seen.schedule} if seen.schedule else {})
+        kernel, mask_BTU = KERNELS[seen.kernel], seen.mask_BTU
+        if not added:
+            return kernel.attend(q, k, v, mask_BTU=mask_BTU, **options)
+        q, k, v = (jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0))) for x in (q, k, v))
+        return kernel.attend(q, k, v, mask_BTU=with_padding(mask_BTU, T + added), **options)[:, :T]
 
     mesh = jax.sharding.get_abstract_mesh()
     if visible.kernel == "einsum" or mesh.empty or mesh.size == 1:

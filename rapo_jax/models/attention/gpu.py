@@ -270,6 +270,7 @@ TRITON = Kernel(
     attend_triton,
     triton_schedule,
     takes=_takes,
+    multiple=GPU_MULTIPLE,
     platforms=("gpu", "cuda"),
     portable=False,
     tile=_tile_size,

@@ -26,6 +26,7 @@ class Kernel:
         checkpoint_name "attention_out".
     schedule: mask_BTU -> arrays with a leading dimension B, computed once per mask rather than once per layer.
     takes: (T, U, H) -> whether it accepts T queries and U keys per row, in heads of width H; if not, einsum is used.
+    multiple: long rows that it does not take are padded to a multiple of it, for attention alone; None pads nothing.
     platforms: where model.attention=auto picks it.
     portable: whether it also runs on other platforms.
 
@@ -41,6 +42,7 @@ class Kernel:
     attend: Callable[..., Array]
     schedule: Callable[[Array], Schedule] | None = None
     takes: Callable[[int, int, int], bool] = any_shape
+    multiple: int | None = None
     platforms: tuple[str, ...] = ()
     portable: bool = True
     tile: Callable[[int], tuple[int, int]] | None = None

@@ -87,6 +87,7 @@ def _tile_size(T: int) -> tuple[int, int]:
 SPLASH = Kernel(
     attend_splash,
     takes=_takes,
+    multiple=SPLASH_MULTIPLE,
     platforms=("tpu",),
     portable=False,
     tile=_tile_size,
