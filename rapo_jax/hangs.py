@@ -40,10 +40,15 @@ class Pace:
         self.own: deque[float] = deque(maxlen=STEPS)
         self.began: float | None = None  # this step
         self.own_now = 0.0  # seconds of this step on the host, without the others
+        self.so_far = 0.0  # seconds in the place where the process is, before it came to wait within it
 
-    def left(self, record: Record, seconds: float) -> None:
-        """Notes that the process was where the record says for so many seconds."""
-        self.stays[sort_of(record.at)].append(seconds)
+    def left(self, record: Record, seconds: float, *, returns: bool = False) -> None:
+        """Notes that the process was where the record says for so many seconds; `returns`: it comes back after a wait."""
+        if returns and not record.within:  # one stay, however often it is interrupted
+            self.so_far += seconds
+        else:
+            before, self.so_far = (self.so_far, 0.0) if not record.within else (0.0, self.so_far)
+            self.stays[sort_of(record.at)].append(before + seconds)
         waited = record.kind == "waits" and record.within
         if not waited and record.kind in ("works", "waits"):
             self.own_now += seconds
@@ -108,17 +113,21 @@ def said_of_wait(mine: Record, others: Sequence[Seen], *, waited: float) -> str:
     return f"process {mine.process} has waited {minutes(waited)} for the others {mine.where}: {said_of(others)}."
 
 
+def alike(mine: Record, others: Sequence[Seen]) -> bool:
+    """Whether all processes do the same in the same place."""
+    return all((seen.record.where, seen.record.kind) == (mine.where, mine.kind) for seen in others)
+
+
 def said_of_hang(mine: Record, others: Sequence[Seen], *, waited: float, usual: float | None) -> str:
     """The sentence about this process, or all, that made no step for so many seconds."""
-    alike = all((seen.record.where, seen.record.kind) == (mine.where, "waits") for seen in others)
     if not others:
         subject = "the run hangs"
-    elif alike and mine.kind == "waits":
+    elif alike(mine, others):
         subject = f"all {len(others) + 1} processes hang"
     else:
         subject = f"{mine} hangs"
     known = "how long that usually takes is not known yet" if usual is None else f"usually {duration(usual)}"
-    waiting = "" if alike else f"; meanwhile {said_of(others)}"
+    waiting = "" if alike(mine, others) else f"; meanwhile {said_of(others)}"
     return f"{subject} {mine.where}, for {duration(waited)} now ({known}){waiting}."
 
 

@@ -28,6 +28,7 @@ from rapo_jax.errors import UserError, masked
 from rapo_jax.failures import has_error, is_exchange, on_abort
 from rapo_jax.hangs import (
     Pace,
+    alike,
     dump_stacks,
     is_debugged,
     line_of_ours,
@@ -138,7 +139,7 @@ class Peers:
         with self.changing:
             now = time.monotonic()
             if self.pace is not None:
-                self.pace.left(self.mine, now - self.since)
+                self.pace.left(self.mine, now - self.since, returns=bool(within))
             self.since = now
             self.mine = dataclasses.replace(self.mine, at=place, kind=kind, within=within)
 
@@ -216,7 +217,7 @@ class Peers:
         """Seconds that this process may be where it is. Who is to blame speaks first, and of several that are not, process 0."""
         allowed = [mine.allowed, *(seen.record.allowed for seen in others)]
         if self.pace is not None and len(allowed) == self.num_processes and all(allowed):
-            innocent = mine.kind == "waits" and (missing or mine.process)
+            innocent = mine.process > 0 if alike(mine, others) else mine.kind == "waits"
             return max(allowed) + (4 * self.period if innocent else 0.0)
         kinds = {mine.kind, *(seen.record.kind for seen in others)}
         return PATIENCE if mine.kind == "waits" and missing and "long" not in kinds else STUCK

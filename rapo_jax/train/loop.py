@@ -112,7 +112,8 @@ def run_loop(
     with jax.set_mesh(run.mesh), interruptible() as interrupted, profile_of(run, first) as profile:
         for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
             at(f"step {step}", "waits" if step > first + 1 else "long")  # the first is compiled
-            profile.before(step, progress.pending)
+            with waiting("the profile", "long"):
+                profile.before(step, progress.pending)
             state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
             write_metrics(run, progress, journal=journal)
             progress.pending = (step, metrics)

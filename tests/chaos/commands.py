@@ -20,7 +20,7 @@ from tests.tiny.runs import free_port
 LIMIT = 600  # seconds for any command: what takes longer hangs
 # Processes wait five minutes for one that was killed before it joined; here, less than what the survivors are given.
 PROGRAM = runs.WITHOUT_TORCH.replace(
-    "main()\n", "from rapo_jax import distributed; distributed.JOIN_SECONDS = 40; main()\n"
+    "start()\n", "from rapo_jax import distributed; distributed.JOIN_SECONDS = 40\nstart()\n"
 )
 
 

@@ -142,16 +142,35 @@ def test_a_process_that_cannot_speak_is_named_by_the_others(pod, capsys):
     )
 
 
-def test_a_hang_of_all_processes_in_one_place_ends_and_process_0_says_so(pod, capsys):
-    """When this fails, a collective that never ends keeps a pod for six hours, or every process of a thousand tells of it."""
+@pytest.mark.parametrize(
+    ("at", "kind", "within", "ago", "expected"),
+    [
+        (
+            "fetching the metrics of step 6",
+            "waits",
+            "step 7",
+            301,
+            "at step 7, fetching the metrics of step 6, for 5 minutes now (usually 1.9 s)",
+        ),
+        (
+            "the checkpoint of step 6",
+            "long",
+            "",
+            7201,
+            "at the checkpoint of step 6, for 120 minutes now (how long that usually takes is not known yet)",
+        ),
+        ("the batch after step 6", "works", "", 901, "at the batch after step 6, for 15 minutes now (usually 0.05 s)"),
+    ],
+)
+def test_a_hang_of_all_processes_in_one_place_ends_and_process_0_says_so(at, kind, within, ago, expected, pod, capsys):
+    """When this fails, a collective or a file system that hangs keeps a pod for six hours, or every process of a thousand tells
+    of it."""
     first, second = pod(2)
-    waits(first, 6, ago=301)
-    waits(second, 6, ago=301)
+    for process in (first, second):
+        place(process, at, kind, within=within, ago=ago)
     first.publish(**first.at_this_pace())
     second.turn()  # leaves the word to the first
-    assert said(first, capsys).startswith(
-        "all 2 processes hang at step 7, fetching the metrics of step 6, for 5 minutes now (usually 1.9 s). Stacks of process 0 ("
-    )
+    assert said(first, capsys).startswith(f"all 2 processes hang {expected}. Stacks of process 0 (")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +186,19 @@ def test_a_hang_of_all_processes_in_one_place_ends_and_process_0_says_so(pod, ca
 def test_what_may_take_long_may_take_longer_and_what_is_unknown_longest(place, kind, expected):
     """When this fails, a compilation, a save or a slow disk ends a healthy run, which then never gets past it."""
     assert paced().allowed(place, kind) == expected
+
+
+def test_a_stay_that_is_interrupted_by_waits_is_one_stay(pod):
+    """When this fails, the seconds of a first step before its compilation pass for all of it, and the compilation for a hang."""
+    (alone,) = pod(1)
+    pace = alone.pace
+    place(alone, "the checkpoint of step 4", "long", ago=100)
+    place(alone, "comparing flags", "waits", within="the checkpoint of step 4", ago=1)
+    place(alone, "the checkpoint of step 4", "long", ago=200)
+    assert pace.usual("the checkpoint of step 4", "long") is None
+    place(alone, "the batch after step 4")
+    assert pace.usual("the checkpoint of step 8", "long") == pytest.approx(300, abs=1)
+    assert pace.stays["comparing flags"][-1] == pytest.approx(1, abs=0.1)
 
 
 def test_slow_steps_and_saves_have_larger_bounds_that_follow_the_median_and_the_longest():
@@ -290,6 +322,7 @@ def test_a_step_waits_within_places_that_are_known(world, tmp_path, monkeypatch)
     assert set(pace.stays) == {
         "the first batch",
         "step #",
+        "the profile",
         "fetching the metrics of step #",
         "writing the metrics of step #",
         "finishing the step",
