@@ -136,7 +136,7 @@ class Results:
                     "is not finite; use model.dtype=float32, or another model."
                 )
             self.known[row] = fetched_BPA[b, : len(row)]
-            self.unwritten.append(np.array(row))
+            self.unwritten.append(np.array(row, int))  # a row may hold moved responses alone
             self.done += len(row)
 
     def write(self) -> None:

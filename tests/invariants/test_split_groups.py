@@ -15,12 +15,15 @@ from rapo_jax.batching.steps import shuffled_steps
 from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
 from rapo_jax.objectives import OBJECTIVES
+from rapo_jax.passes.column import Column
+from rapo_jax.passes.forward_pass import Weights, fill, pass_options, plan_pass
 from rapo_jax.plan import lengths as plan_lengths
+from rapo_jax.runs.setup import begun_with
 from rapo_jax.train import losses as losses_module
 from rapo_jax.train.forward import at_home, sums_by_branch
 from rapo_jax.train.losses import make_losses
 from tests import tiny
-from tests.invariants.test_objectives_in_steps import CASES, config_of, groups_of
+from tests.invariants.test_objectives_in_steps import CASES, NUM_GROUPS, config_of, groups_of
 
 WHOLE, PARTS = {"row_length": 80, "split": "never"}, {"row_length": 38, "split": "always"}
 WIDTHS = {
@@ -99,6 +102,26 @@ def test_steps_of_split_groups_are_those_of_whole_groups(name, sizes):
     tiny.assert_same_trees(whole.state.parameters, parts.state.parameters, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_a_pass_over_split_groups_gives_the_numbers_of_whole_groups(tmp_path):
+    """When this fails, a cached reference or a score depends on the number of chips that computed it."""
+    _, groups = CASES["nca of three"]
+    spec, mesh = tiny.tiny_spec("llama3"), tiny.mesh_of(1, 2, 1)
+    weights = Weights(spec, tiny.on_mesh(tiny.random_parameters(spec), spec, mesh), mesh)
+    needed, known = np.arange(1, NUM_GROUPS), []
+    for length, split in ((80, "never"), (40, "always")):
+        config = config_of({"name": "nca", "temperature": 1.0}, length=length, per_shard=2, split=split)
+        options = pass_options(config, spec, mesh, scored="prompt_too")
+        plan = plan_pass(groups, needed, options, num_row_shards=2)
+        assert plan.shape.split == (len(plan.moved) > 1) == (split == "always")
+        column = Column(tmp_path, split, shape=(NUM_GROUPS, 4), identity={})
+        column.open()
+        known.append(fill(weights, groups, options, column=column, needed=needed, said=split, place=tmp_path)[1:])
+    whole, parts = known
+    assert (np.abs(whole) > 1).any(0).all()
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
+
+
 # The plan.
 
 
@@ -164,6 +187,14 @@ def test_groups_are_split_only_where_that_is_a_clear_gain(like_ultrafeedback):
     for num_row_shards in (1, 8, 32):
         limits = {"row_length": None, "rows_per_shard": None, "num_row_shards": num_row_shards}
         assert make_plan(*like_ultrafeedback, **limits, split="auto") == make_plan(*like_ultrafeedback, **limits)
+
+
+@pytest.mark.parametrize(("recorded", "split"), [(None, "auto"), ("{}", "never"), ("rows: {split: auto}", "auto")])
+def test_a_run_goes_on_with_the_rows_that_it_began_with(recorded, split, tmp_path):
+    """When this fails, a run that an earlier version began has other rows from its next start on."""
+    if recorded:
+        (tmp_path / "config.yaml").write_text(recorded)
+    assert begun_with(tmp_path) == split
 
 
 def test_a_microbatch_that_cannot_hold_the_parts_of_a_group_is_refused():
