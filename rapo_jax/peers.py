@@ -115,7 +115,8 @@ class Peers:
 
     def pace_at(self, pace: Pace | None) -> None:
         """From here on, steps are watched, or no more."""
-        self.go("the first batch" if pace else self.mine.at, "works")
+        if pace is not None:
+            self.go("the first batch", "works")
         with self.changing:
             self.pace = pace
             self.mine = dataclasses.replace(self.mine, allowed=0.0, own_seconds=0.0, step_seconds=0.0)
