@@ -31,6 +31,13 @@ def claimed(directory: Path, *, said: str, say: Callable[[str], None] | None = N
         say(f"{fact}; waiting for it ...")
         file = locked(path, wait=True)
         assert file is not None
+    with holding(file, path):
+        yield
+
+
+@contextmanager
+def holding(file: BinaryIO, path: Path) -> Iterator[None]:
+    """Keeps a locked file, in which the holder is named, while the block runs; then removes it."""
     with held(file):
         holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
         with on_disk(path):

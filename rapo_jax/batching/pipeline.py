@@ -4,8 +4,9 @@ Everything read, dropped, tied or truncated is counted in the report.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import grain
@@ -15,7 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.batch import Batch
 from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, materialise
+from rapo_jax.batching.dataset import Dataset
 from rapo_jax.batching.groups import as_groups, fingerprint_of_groups, what_is_scored
+from rapo_jax.batching.kept import Place, kept
+from rapo_jax.batching.origin import Kind, origin_of
 from rapo_jax.batching.steps import find_twins, sequential_steps, shuffled_steps
 from rapo_jax.chat.encoding import Item, encode_all
 from rapo_jax.chat.goal_prompt import GoalPrompt, refuse_twice
@@ -24,29 +28,12 @@ from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.data.files import NoSuchSource
 from rapo_jax.data.prepare import Prepared, prepare
 from rapo_jax.data.relabelled import relabel_records
-from rapo_jax.data.report import Distributions, distributions_of, report_of
+from rapo_jax.data.report import distributions_of, report_of
 from rapo_jax.data.scaling import Scales
 from rapo_jax.data.sources import counts_in_words
 from rapo_jax.errors import UserError, counted
 
 MOST_READ = 10**9  # pairs that a run reads, over all its steps
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Tokenized groups in source order, the data report, and fingerprints.
-
-    `source_fingerprint` is a hash of texts and scores as read, `fingerprint` of everything the training step sees.
-    `scales` map rewards onto the goal scale; evaluation data use those of the training data. `distributions` are what the
-    report's figure draws.
-    """
-
-    groups: list[Group]
-    report: dict[str, Any]
-    source_fingerprint: str
-    fingerprint: str
-    scales: Scales = field(default_factory=Scales)
-    distributions: Distributions | None = None
 
 
 def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Prepared:
@@ -58,10 +45,23 @@ def read_part(config: Config, part: Part, *, scales: Scales | None = None) -> Pr
 
 
 def load_training(
-    config: Config, tokenizer: PreTrainedTokenizerBase, *, goal_prompt: GoalPrompt, progress: bool = False
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    goal_prompt: GoalPrompt,
+    progress: bool = False,
+    place: Place | None = None,
 ) -> Dataset:
-    """The training data: data.path or data.sources, without the held-out prompts."""
-    return tokenize_records(config, tokenizer, read_part(config, "train"), goal_prompt=goal_prompt, progress=progress)
+    """The training data: data.path or data.sources, without the held-out prompts. In a `place` their tokens are kept."""
+    how = {"goal_prompt": goal_prompt, "progress": progress}
+
+    def make() -> Dataset:
+        return tokenize_records(config, tokenizer, read_part(config, "train"), **how)
+
+    if place is None:
+        return make()
+    what = {"goal_prompt": goal_prompt, "kind": "train", "least": place.least}
+    return kept(place, "train", functools.partial(origin_of, config, tokenizer, **what), make=make)
 
 
 def load_held_out(
@@ -72,24 +72,28 @@ def load_held_out(
     goal_prompt: GoalPrompt,
     plain: bool = False,
     progress: bool = False,
+    place: Place | None = None,
 ) -> Dataset | None:
     """The evaluation data: data.eval_path, or the prompts held out by data.eval_fraction; None without either.
 
     Relabelled like the training data or, with `plain`, in the source's own order of preference and without goals.
-    `scales` are those of the training data.
+    `scales` are those of the training data. In a `place` their tokens are kept. The error for a source that is nowhere says
+    how to do without: the file that was started from may name one of its own beside a data.path of the user's.
     """
     if not (config.data.eval_path or config.data.eval_fraction):
         return None
-    prepared = read_eval_part(config, scales=scales)
-    config = without_goals(config) if plain else config
-    return tokenize_records(config, tokenizer, prepared, goal_prompt=goal_prompt, progress=progress)
+    asked = without_goals(config) if plain else config
+    how = {"goal_prompt": goal_prompt, "progress": progress}
 
+    def make() -> Dataset:
+        return tokenize_records(asked, tokenizer, read_part(config, "eval", scales=scales), **how)
 
-def read_eval_part(config: Config, *, scales: Scales) -> Prepared:
-    """The records to evaluate on. The error for a source that is nowhere says how to do without: the file that was started
-    from may name one of its own beside a data.path of the user's."""
     try:
-        return read_part(config, "eval", scales=scales)
+        if place is None:
+            return make()
+        kind: Kind = "eval_plain" if plain else "eval"
+        what = {"goal_prompt": goal_prompt, "kind": kind, "scales": scales, "least": place.least}
+        return kept(place, kind, functools.partial(origin_of, config, tokenizer, **what), make=make)
     except NoSuchSource as error:
         if config.data.eval_path in ("", config.data.path):
             raise
@@ -144,7 +148,9 @@ def tokenize_records(
         "cut": dataclasses.asdict(cuts),
     }
     drawn = distributions_of(prepared.records)
-    return Dataset(groups, report, prepared.fingerprint, fingerprint_of_groups(groups), prepared.scales, drawn)
+    largest = max(int(text.max(initial=0)) for group in groups for text in (group.prompt, *group.continuations))
+    fingerprint = fingerprint_of_groups(groups)
+    return Dataset(groups, report, prepared.fingerprint, fingerprint, prepared.scales, drawn, largest)
 
 
 def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:

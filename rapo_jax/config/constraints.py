@@ -62,7 +62,8 @@ def with_paths(config: Config) -> Config:
 
     cache = usable("reference.cache", config.reference.cache)
     reference = dataclasses.replace(config.reference, cache=cache)
-    return dataclasses.replace(config, run_dir=usable("run_dir", config.run_dir), reference=reference)
+    data = dataclasses.replace(config.data, cache=usable("data.cache", config.data.cache))
+    return dataclasses.replace(config, run_dir=usable("run_dir", config.run_dir), reference=reference, data=data)
 
 
 def check_intervals(config: Config) -> None:

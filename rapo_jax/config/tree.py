@@ -17,6 +17,7 @@ Remat = Literal["none", "mlp", "attention", "full"]
 Split = Literal["auto", "never", "always"]
 Pairs = Literal["auto", "best_random", "best_worst", "all", "each"]
 LORA_TARGETS = tuple(MATRICES)
+AUTO_CACHE = "auto"
 # Beyond them lie slips of the keyboard, for which arrays without end would be filled.
 MOST_TOKENS = Interval(0, 2**24, low_open=True)
 MOST_ROWS = Interval(0, 2**16, low_open=True)
@@ -164,6 +165,12 @@ class Data:
     )
     fine_grained_agree: bool = key(
         False, "drop pairs whose rejected response has the higher mean of attributes", affects="tokens"
+    )
+    cache: str = key(
+        AUTO_CACHE,
+        'a directory that keeps tokens for later starts; auto is run_dir/tokens, from 16 MiB of data on; "" keeps none',
+        affects="nothing",
+        read_by=("train", "plan"),
     )
 
 

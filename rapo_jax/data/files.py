@@ -53,15 +53,37 @@ def read_rows(path: str, *, split: str, revision: str = "", option: str = "data.
     A file has no `split`, and only a hub data set has a `revision`. `option` is what the user calls `path`. Raises
     UserError for a path that does not exist and for content that is not JSON, parquet or a data set.
     """
-    said, of_split = f"{option}={path}", f"{option.replace('path', 'split') if 'path' in option else 'split'}={split}"
+    said, of_split = f"{option}={path}", _of_split(option, split)
     local = path_of(path, said=said)
     if local.is_file():
         return _read_files([local])
-    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+    if _is_saved(local):
         return _numbered(path, _from_disk(said, of_split, local, split))
     if local.is_dir():
         return _read_files(_files_of_split(said, of_split, local, split))
     return _numbered(path, _from_hub(said, of_split, path, split=split, revision=revision))
+
+
+def files_of(path: str, *, split: str, revision: str = "", option: str = "data.path") -> list[Path] | None:
+    """The files whose content decides what `read_rows` gives; None for rows of the hub that are in memory alone."""
+    said, of_split = f"{option}={path}", _of_split(option, split)
+    local = path_of(path, said=said)
+    if local.is_file():
+        return [local]
+    if _is_saved(local):
+        return sorted(file for file in local.rglob("*") if file.is_file())
+    if local.is_dir():
+        return _files_of_split(said, of_split, local, split)
+    cached = _from_hub(said, of_split, path, split=split, revision=revision).cache_files
+    return [Path(file["filename"]) for file in cached] or None
+
+
+def _of_split(option: str, split: str) -> str:
+    return f"{option.replace('path', 'split') if 'path' in option else 'split'}={split}"
+
+
+def _is_saved(local: Path) -> bool:
+    return (local / "dataset_dict.json").is_file() or (local / "state.json").is_file()
 
 
 def _numbered(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[FileRow]:

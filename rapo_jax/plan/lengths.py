@@ -8,7 +8,8 @@ import numpy as np
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import Group
 from rapo_jax.batching.groups import NAN
-from rapo_jax.config.tree import Config
+from rapo_jax.batching.kept import Place
+from rapo_jax.config.tree import AUTO_CACHE, Config
 from rapo_jax.data.configured import sources_of_part
 from rapo_jax.data.files import NoSuchSource
 from rapo_jax.opened import open_for_training
@@ -38,7 +39,8 @@ def read_lengths(config: Config, model_dir: Path) -> Lengths:
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (no tokenizer to read here)")
     opened = open_for_training(model_dir, config)
     try:
-        data = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt)
+        place = Place(Path(config.data.cache)) if config.data.cache not in ("", AUTO_CACHE) else None
+        data = pipeline.load_training(config, opened.tokenizer, goal_prompt=opened.goal_prompt, place=place)
     except NoSuchSource:
         return Lengths(like_ultrafeedback(config), "lengths like UltraFeedback's (no data.path to read here)")
     return Lengths(data.groups, data.report["path"])

@@ -17,7 +17,7 @@ from rapo_jax.runs.settings import dotted
 
 # Where a host keeps its copies. Of the model a sample of its bytes is compared in its place, of data and template the tokens.
 PLACES = re.compile(
-    r"model\.path|data\.(path|sources\[\d+\]\.path|eval_path|rewards|eval_rewards|drop_prompts|chat_template)"
+    r"model\.path|data\.(path|sources\[\d+\]\.path|eval_path|rewards|eval_rewards|drop_prompts|chat_template|cache)"
     r"|relabel\.scale\.file"
 )
 # What is compared by its content, by the name of its hash in the identity.

@@ -1,6 +1,6 @@
 """A resolved configuration becomes mesh, model, tokenizer, data and starting weights.
 
-Everything here reads and checks; nothing is written.
+Everything here reads and checks; nothing is written but tokens, for later starts (data.cache).
 """
 
 import functools
@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rapo_jax.batching import pipeline
+from rapo_jax.batching.kept import Place
 from rapo_jax.chat.dates import pinned_day
 from rapo_jax.chat.goal_prompt import GoalPrompt
 from rapo_jax.chat.options import options_of
 from rapo_jax.config.files import load_config
-from rapo_jax.config.tree import Config, Split
+from rapo_jax.config.tree import AUTO_CACHE, Config, Split
 from rapo_jax.distributed import each_process
 from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
@@ -27,6 +28,9 @@ from rapo_jax.models.spec import Spec, read_config, spec_to_train
 from rapo_jax.opened import open_for_training
 from rapo_jax.parallel import make_mesh
 from rapo_jax.train.state import random_parameters
+
+TOKENS = "tokens"  # in run_dir
+KEPT_FROM = 2**24  # bytes of data files; fewer are tokenized in seconds
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,17 @@ def open_run_dir(run_dir: Path) -> Config:
     return load_config(path)
 
 
+def place_of_tokens(config: Config) -> Place | None:
+    """Where a run keeps the tokens of its data: in data.cache or, of so much data that it takes a while, in its directory."""
+    if config.data.cache != AUTO_CACHE:
+        return Place(Path(config.data.cache)) if config.data.cache else None
+    return Place(Path(config.run_dir) / TOKENS, own=True, least=KEPT_FROM) if config.run_dir else None
+
+
 def read_training_data(setup: Setup) -> pipeline.Dataset:
     """The tokenized training groups."""
     how = {"goal_prompt": setup.goal_prompt, "progress": jax.process_index() == 0}
+    how["place"] = place_of_tokens(setup.config)
     return pipeline.load_training(setup.config, setup.tokenizer, **how)
 
 
@@ -112,6 +124,7 @@ def read_held_out_data(setup: Setup, training: pipeline.Dataset) -> dict[str, pi
     "eval" is relabelled like the training data. With goals there is also "eval_plain": the same rows without goals.
     """
     how = {"goal_prompt": setup.goal_prompt, "progress": jax.process_index() == 0, "scales": training.scales}
+    how["place"] = place_of_tokens(setup.config)
     load = functools.partial(pipeline.load_held_out, setup.config, setup.tokenizer, **how)
     named = {"eval": load(), "eval_plain": load(plain=True) if setup.config.relabel.goals else None}
     return {name: data for name, data in named.items() if data is not None}

@@ -1,6 +1,7 @@
 """Training a run from a configuration, from the start or from its last checkpoint.
 
-Composes the other rooms; the loop is rapo_jax/train/loop.py. Nothing is written before everything has been checked.
+Composes the other rooms; the loop is rapo_jax/train/loop.py. Nothing but tokens (data.cache) is written before everything
+has been checked.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from rapo_jax.runs.agreement import require_same_configuration, require_same_inp
 from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify
 from rapo_jax.runs.references import cached_references
-from rapo_jax.runs.setup import Setup, read_held_out_data, read_training_data, set_up, starting_parameters
+from rapo_jax.runs.setup import TOKENS, Setup, read_held_out_data, read_training_data, set_up, starting_parameters
 from rapo_jax.runs.start import Start, starting_state
 from rapo_jax.space import on_disk
 from rapo_jax.train.forward import attention_kernel
@@ -141,12 +142,13 @@ def remove_if_empty(directory: Path) -> None:
 
 def refuse_foreign_directory(setup: Setup) -> None:
     """Raises UserError for a run_dir that holds something other than a run, or than what a killed start left."""
-    run_dir, cache = setup.run_dir, setup.config.reference.cache
+    run_dir, caches = setup.run_dir, (setup.config.reference.cache, setup.config.data.cache)
     if not run_dir.exists():
         return
-    ours = {IN_USE}
-    if cache and run_dir.resolve() in Path(cache).resolve().parents:
-        ours.add(Path(cache).resolve().relative_to(run_dir.resolve()).parts[0])
+    ours = {IN_USE, TOKENS}
+    for cache in caches:
+        if cache and run_dir.resolve() in Path(cache).resolve().parents:
+            ours.add(Path(cache).resolve().relative_to(run_dir.resolve()).parts[0])
     is_empty = run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= ours
     if not (is_empty or (run_dir / "checkpoints").exists()):
         raise UserError(f"run_dir={run_dir} exists and is not a run of rapo_jax; choose another run_dir.")
@@ -156,9 +158,10 @@ def read_inputs(setup: Setup) -> Inputs:
     """Reads the data and assigns it to steps. Raises UserError for what cannot be read or is too little."""
     data = read_training_data(setup)
     held_out = read_held_out_data(setup, data)
-    for groups in (data.groups, *(each.groups for each in held_out.values())):
-        texts = (tokens for group in groups for tokens in (group.prompt, *group.continuations))
-        require_ids_fit(texts, setup.tokenizer, setup.spec, said=f"model.path={setup.config.model.path}")
+    for each in (data, *held_out.values()):
+        if each.largest_id is None or each.largest_id >= setup.spec.V:
+            texts = (tokens for group in each.groups for tokens in (group.prompt, *group.continuations))
+            require_ids_fit(texts, setup.tokenizer, setup.spec, said=f"model.path={setup.config.model.path}")
     shards = num_row_shards(setup.mesh)
     plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=shards, report=data.report)
     return Inputs(data, held_out, plan)
