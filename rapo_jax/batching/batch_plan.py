@@ -22,7 +22,7 @@ from rapo_jax.batching.splitting import (
     MICROBATCH_TOKENS,
     NUM_SAMPLED_STEPS,
     WORTH,
-    Lengths,
+    GroupLengths,
     Moved,
     Packed,
     choose_split_rows,
@@ -143,7 +143,7 @@ def make_plan(
 
     split="auto" splits groups where at most ENOUGH of the positions would be real and splitting saves CLEARLY of them.
     """
-    lengths, limits = Lengths(*group_lengths(groups)), (row_length, rows_per_shard)
+    lengths, limits = GroupLengths(*group_lengths(groups)), (row_length, rows_per_shard)
     sizes, whole = lengths.groups, None
     if split != "always":
         refuse_oversized(groups, sizes, row_length)

@@ -49,7 +49,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class GroupLengths:
     """Lengths in tokens of the prompts of some groups, and of the A - 1 branches that follow each; 0 if one is missing."""
 
     prompts: Int[np.ndarray, "G"]
@@ -64,8 +64,8 @@ class Lengths:
         """The least that a row must hold of each group: its prompt and its longest response."""
         return self.prompts + self.branches.max(1)
 
-    def of(self, members: Int[np.ndarray, "_"]) -> "Lengths":
-        return Lengths(self.prompts[members], self.branches[members])
+    def of(self, members: Int[np.ndarray, "_"]) -> "GroupLengths":
+        return GroupLengths(self.prompts[members], self.branches[members])
 
 
 class Room:
@@ -124,8 +124,8 @@ def spread(rows: list[tuple[int, int]], prompt: int, branches: Sequence[int]) ->
     return parts
 
 
-def pack_split(lengths: Lengths, *, capacity: int, rows_per_block: int) -> Packed:
-    """Packs groups into as few microbatches of `rows_per_block` rows as it can. `lengths` must fit; see `fits`."""
+def pack_split(lengths: GroupLengths, *, capacity: int, rows_per_block: int) -> Packed:
+    """Packs groups into as few microbatches of `rows_per_block` rows as it can. A microbatch must hold the parts of any group; see `num_parts`."""
     fewest = -(-int(lengths.groups.sum()) // (capacity * rows_per_block))
     for num_blocks in count(max(1, fewest)):
         packed = pack_into(lengths, capacity=capacity, rows_per_block=rows_per_block, num_blocks=num_blocks)
@@ -134,7 +134,7 @@ def pack_split(lengths: Lengths, *, capacity: int, rows_per_block: int) -> Packe
     raise AssertionError("a group fits an empty microbatch")
 
 
-def pack_into(lengths: Lengths, *, capacity: int, rows_per_block: int, num_blocks: int) -> Packed | None:
+def pack_into(lengths: GroupLengths, *, capacity: int, rows_per_block: int, num_blocks: int) -> Packed | None:
     """Best-fit decreasing into a given number of rows: a group is split where no row has room for all of it. None if one
     fits nowhere."""
     sizes, prompts, branches = lengths.groups.tolist(), lengths.prompts.tolist(), lengths.branches.tolist()
@@ -158,7 +158,7 @@ def pack_into(lengths: Lengths, *, capacity: int, rows_per_block: int, num_block
     return Packed(rows[:num_rows], tuple(moved))
 
 
-def num_parts(lengths: Lengths, capacity: int) -> int:
+def num_parts(lengths: GroupLengths, capacity: int) -> int:
     """Most rows of this capacity that a group needs. No row may be shorter than `lengths.parts`."""
     longer = np.flatnonzero(lengths.groups > capacity)
     most = 1
@@ -170,7 +170,7 @@ def num_parts(lengths: Lengths, capacity: int) -> int:
 
 
 def choose_split_rows(
-    lengths: Lengths,
+    lengths: GroupLengths,
     steps: Sequence[Int[np.ndarray, "_"]],
     row_length: int | None,
     rows_per_shard: int | None,
@@ -205,7 +205,7 @@ def choose_split_rows(
     return max(good, key=lambda choice: (choice[0] * choice[1], -choice[0]))
 
 
-def fitted(sample: Sequence[Lengths], low: int, high: int, *, rows_per_block: int) -> list[int]:
+def fitted(sample: Sequence[GroupLengths], low: int, high: int, *, rows_per_block: int) -> list[int]:
     """Row lengths from `low` to `high` to compare: for the smallest numbers of microbatches, the shortest that all steps
     fit; only the longest where these numbers are large, because little padding is left then."""
     total = max(int(step.groups.sum()) for step in sample)
@@ -228,7 +228,7 @@ def fitted(sample: Sequence[Lengths], low: int, high: int, *, rows_per_block: in
     return found or [high]
 
 
-def largest_steps(lengths: Lengths, steps: Sequence[Int[np.ndarray, "_"]]) -> list[Lengths]:
+def largest_steps(lengths: GroupLengths, steps: Sequence[Int[np.ndarray, "_"]]) -> list[GroupLengths]:
     """The steps with the most tokens; of a step that is a whole data set, every few groups."""
     sizes = lengths.groups
     largest = sorted(steps, key=lambda members: -int(sizes[members].sum()))[:NUM_SAMPLED_STEPS]

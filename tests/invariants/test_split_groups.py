@@ -10,7 +10,7 @@ import pytest
 
 from rapo_jax.batching.batch_plan import make_plan, materialise
 from rapo_jax.batching.groups import what_is_scored
-from rapo_jax.batching.splitting import Lengths, Moved, pack_split
+from rapo_jax.batching.splitting import GroupLengths, Moved, pack_split
 from rapo_jax.batching.steps import shuffled_steps
 from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
@@ -126,7 +126,7 @@ def test_a_pass_over_split_groups_gives_the_numbers_of_whole_groups(tmp_path):
 
 
 def test_a_group_that_fits_no_row_is_split_between_its_responses():
-    lengths = Lengths(np.array([3, 2]), np.array([[6, 4], [2, 1]]))
+    lengths = GroupLengths(np.array([3, 2]), np.array([[6, 4], [2, 1]]))
     packed = pack_split(lengths, capacity=12, rows_per_block=2)
     assert packed.rows == [[0], [1]]
     assert packed.moved == (Moved(row=0, place=0, branches=(2,), to=1),)
@@ -136,7 +136,7 @@ def random_lengths(num, *, seed, num_responses):
     random = np.random.default_rng(seed)
     responses = random.integers(1, 60, (num, num_responses)) * (random.random((num, num_responses)) < 0.9)
     responses[:, 0] = np.maximum(responses[:, 0], 1)
-    return Lengths(random.integers(3, 40, num), responses)
+    return GroupLengths(random.integers(3, 40, num), responses)
 
 
 @pytest.mark.parametrize("num_responses", [1, 2, 4])
