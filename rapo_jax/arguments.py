@@ -18,10 +18,14 @@ for the best by itself.
                                          answer a file of prompts
   rapo score    CONFIG --model DIR --out FILE
                                          score responses, for data.rewards
+  rapo evaluate CONFIG --model DIR --out DIR
+                                         does what it finds likely follow goals?
   rapo plan     CONFIG --topology v5e:4x4
                                          memory and time on other hardware
   rapo keys     [PREFIX]                 list the configuration's keys
 """
+
+SUITES = ("likelihood", "unlearning", "preference")
 
 OVERRIDES = """\
 CONFIG is a YAML file (examples in configs/). Any key can be overridden:
@@ -76,6 +80,23 @@ scored without a goal, in the chat template of CONFIG or else of the reward or
 reference model; where the scored model has another one, a line says so. Ctrl-C
 saves the scores so far and exits with 75; the same command continues.
 """
+EVALUATE_MORE = """\
+Nothing is generated: the suites read the log-probabilities of scored pairs under
+no goal, a grid of goals, their own rewards and the highest goal.
+
+  likelihood   is a response likeliest when asked for its reward, and does the
+               likelier of two change with the goal?
+  unlearning   what chosen and rejected responses lost or gained, against the
+               first model
+  preference   accuracy, margin and calibration of the implicit reward, by the
+               side whose reward is the goal
+
+Pairs are the held-out ones of CONFIG (data.eval_path or data.eval_fraction), else
+all of data.path; a run's config.yaml will do. Numbers carry 95 % bootstrap intervals
+over prompts. OUT holds results.json, .csv and .txt, a figure for each suite, and
+what was computed: the same command goes on after an interruption, and computes
+only what is new when a model or a suite is added.
+"""
 PLAN_MORE = """
 Compiles the training step from shapes alone. It reads no weights, and the data
 only if it is there (otherwise it assumes lengths like UltraFeedback's). TPUs
@@ -125,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
     export_arguments(verb("export", "write a Hugging Face directory", EXPORT_MORE))
     generate_arguments(verb("generate", "answer a file of prompts", GENERATE_MORE))
     score_arguments(verb("score", "score every response of a data source", SCORE_MORE))
+    evaluate_arguments(verb("evaluate", "measure how models follow goals", EVALUATE_MORE))
     plan_arguments(verb("plan", "memory, work and time of a step on any hardware", OVERRIDES + PLAN_MORE))
     keys_arguments(verb("keys", "list the configuration's keys", KEYS_MORE))
     return top
@@ -226,6 +248,42 @@ def score_arguments(to: argparse.ArgumentParser) -> None:
     add_machines(to)
 
 
+def evaluate_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    to.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="a model or run directory; again for each further one (the first is what others are compared with)",
+    )
+    to.add_argument("--out", required=True, metavar="DIR", help="directory of the results")
+    to.add_argument(
+        "--suite",
+        type=listed(SUITES),
+        default=SUITES,
+        metavar="NAME,NAME",
+        help=f"{', '.join(SUITES)} (default: all)",
+    )
+    to.add_argument(
+        "--goals",
+        type=goal_list,
+        default=(),
+        metavar="G,G,...",
+        help="the grid (default: whole numbers of the scale)",
+    )
+    to.add_argument(
+        "--pairs",
+        type=within(1, kind=int),
+        metavar="N",
+        help="at most so many of the pairs, drawn by the seed of CONFIG",
+    )
+    to.add_argument(
+        "--reference", metavar="DIR", help="what training started from, for preference (default: model.path of CONFIG)"
+    )
+    add_machines(to)
+
+
 def plan_arguments(to: argparse.ArgumentParser) -> None:
     add_config(to)
     where = to.add_mutually_exclusive_group()
@@ -266,6 +324,28 @@ def add_machines(to: argparse.ArgumentParser) -> None:
     to.add_argument("--coordinator", metavar="HOST:PORT", help="join processes explicitly, with the two options below")
     to.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
     to.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def listed(names: tuple[str, ...]):
+    """An argparse type: some of these names, separated by commas, in their order."""
+
+    def read(text: str) -> tuple[str, ...]:
+        given = [word.strip() for word in text.split(",")]
+        if unknown := [word for word in given if word not in names]:
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(unknown) or 'nothing'} is unknown; there are {', '.join(names)}"
+            )
+        return tuple(name for name in names if name in given)
+
+    return read
+
+
+def goal_list(text: str) -> tuple[float, ...]:
+    """An argparse type: at least two different finite numbers, separated by commas, in ascending order."""
+    goals = tuple(sorted({within()(word) for word in text.split(",")}))
+    if len(goals) < 2:
+        raise argparse.ArgumentTypeError(f"{text} is one goal; a grid needs two or more")
+    return goals
 
 
 def within(least: float = -math.inf, most: float = math.inf, *, kind: type = float):

@@ -5,6 +5,7 @@ Exit codes and printing live here and nowhere else, and this is the only place t
 
 import argparse
 import errno
+import functools
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from rapo_jax.arguments import parse
 from rapo_jax.errors import Interrupted, Lost, UserError, counted, masked
 from rapo_jax.interruption import NOTHING_SAVED, STOPPED, was_interrupted, work_begins, work_has_ended
+from rapo_jax.memory import is_out_of_memory, out_of_memory
 from rapo_jax.terminal import for_stream
 
 DONE, USER_ERROR, CRASHED, INTERRUPTED, LOST = 0, 2, 13, 75, 76
@@ -33,7 +35,6 @@ REFUSED = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's message begins
 
 # Options that each process of a pod may have for itself: its place in the pod, and where its host keeps files. What the files
 # hold is compared by the verbs.
@@ -119,34 +120,6 @@ def stopped(options: argparse.Namespace) -> int:
     work_has_ended()
     tell_error(options.name, NOTHING_SAVED)
     return STOPPED
-
-
-# What asks for memory, by verb, and what is not lost when there is too little.
-FEWER_ROWS = "lower rows.per_shard, rows.length or data.max_length"
-MEMORY_KNOBS = {
-    "train": f"{FEWER_ROWS}, set model.remat=full, or share the model among more devices with mesh.fsdp",
-    "score": f"{FEWER_ROWS}, set model.dtype=bfloat16, or share the model among more devices with mesh.fsdp",
-    "generate": "lower --batch-tokens or --batch-size; --dtype bfloat16 takes less, with another --out",
-    "export": "share the model among more devices, or take a machine with more memory",
-}
-KEPT = {
-    "train": " What run_dir holds is safe, and the same command goes on from its last checkpoint.",
-    "score": " What was computed is kept, and the command goes on unless data.max_length or model.dtype has changed.",
-    "generate": " The answers so far are kept, and the command goes on.",
-}
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an array did not fit the host's memory or a device's, of which JAX has no exception of its own."""
-    return isinstance(error, MemoryError) or (type(error).__name__ == "JaxRuntimeError" and OUT_OF_MEMORY in str(error))
-
-
-def out_of_memory(verb: str, error: Exception) -> str:
-    """The sentence about it: what did not fit, what to change, what is safe."""
-    lines = str(error).strip().splitlines()
-    fact = lines[0].rpartition(f"{OUT_OF_MEMORY}: ")[2].rstrip(".") if lines else "an array does not fit"
-    knobs = MEMORY_KNOBS.get(verb, "use less data at once, or a machine with more memory")
-    return f"out of memory ({fact:.200}); {knobs}.{KEPT.get(verb, '')}"
 
 
 def telling(options: argparse.Namespace) -> AbstractContextManager[None]:
@@ -299,6 +272,31 @@ def score(options: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    """Says how models answer to goals, with intervals, from the likelihoods of held-out responses."""
+    from rapo_jax.config.files import load_config
+    from rapo_jax.distributed import say
+    from rapo_jax.evaluate.verb import evaluate as evaluate_models
+    from rapo_jax.evaluate.verb import text_of
+    from rapo_jax.parallel import make_mesh
+    from rapo_jax.runs.trained import find_model
+
+    config = load_config(options.config, options.overrides)
+    require_data(config)
+    keep_compilations()
+    work_begins()
+    mesh = functools.cache(lambda: make_mesh(**vars(config.mesh)))
+    models = [find_model(path, mesh=mesh, option="--model") for path in options.model]
+    name = options.reference or ("preference" in options.suite and config.model.path)
+    reference = find_model(name, mesh=mesh, option="--reference") if name else None
+    chosen = {"suites": options.suite, "goals": options.goals, "most": options.pairs, "out": Path(options.out)}
+    results = evaluate_models(config, models, reference=reference, **chosen)
+    say(f"\n{text_of(results, details=False)}")
+    pictures = ", ".join(f"{result.suite}.png" for result in results)
+    say(f"{options.out}: results.txt (more than the above), results.json, results.csv, {pictures}")
+    return 0
+
+
 def plan(options: argparse.Namespace) -> int:
     """Prints the memory and the time that a run would take on hardware that need not be present."""
     without_chips(options)
@@ -374,6 +372,7 @@ VERBS = {
     "export": export,
     "generate": generate,
     "score": score,
+    "evaluate": evaluate,
     "plan": plan,
     "keys": keys,
 }

@@ -210,9 +210,12 @@ def refuse_strangers(policy: ClosedModel, reference: ClosedModel) -> None:
 
 
 def one_pass(
-    name: str, model: ClosedModel, *, groups: list[Group], kept: Path, config: Config
+    name: str, model: ClosedModel, *, groups: list[Group], kept: Path, config: Config, said: str = ""
 ) -> Float[np.ndarray, "G A"]:
-    """The score (or summed log-probability) of every branch by one model. Raises Interrupted."""
+    """The score (or summed log-probability) of every branch by one model. Raises Interrupted.
+
+    `name` is that of the column in the directory `kept`, and what the pass is called unless `said` is given.
+    """
     spec, mesh = model.spec, model.mesh
     # Before the weights are read: raises for an attention kernel that does not exist or does not run here.
     options = pass_options(config, spec, mesh, scored="last" if spec.scored else "responses")
@@ -231,7 +234,7 @@ def one_pass(
         options,
         column=column,
         needed=np.arange(len(groups)),
-        said=name,
+        said=said or name,
         place=kept,
     )
 

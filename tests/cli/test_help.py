@@ -17,6 +17,7 @@ VERBS = {
     "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
                  "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],
     "score": ["CONFIG", "--model", "--reference", "--out", "objective.beta"],
+    "evaluate": ["CONFIG", "--model", "--suite", "--goals", "--pairs", "--reference", "--out"],
     "plan": ["CONFIG", "key=value", "--topology", "--devices", "--smallest", "--json"],
     "keys": ["PREFIX", "objective.dpo"],
 }  # fmt: skip

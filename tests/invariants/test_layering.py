@@ -12,7 +12,7 @@ ROOT = Path(rapo_jax.__file__).parent
 
 # Each room may import from the floors below its own, and, on its own floor, only what is named after it.
 FLOORS = [
-    ["errors", "interruption", "places", "terminal"],
+    ["errors", "interruption", "memory", "places", "terminal"],
     ["failures", "hangs"],
     ["intervals", "peers", "space"],
     ["borders", "locks", "messages"],
