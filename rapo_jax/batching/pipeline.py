@@ -6,6 +6,7 @@ Everything read, dropped, tied or truncated is counted in the report.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -77,8 +78,7 @@ def load_held_out(
     """The evaluation data: data.eval_path, or the prompts held out by data.eval_fraction; None without either.
 
     Relabelled like the training data or, with `plain`, in the source's own order of preference and without goals.
-    `scales` are those of the training data. In a `place` their tokens are kept. The error for a source that is nowhere says
-    how to do without: the file that was started from may name one of its own beside a data.path of the user's.
+    `scales` are those of the training data. In a `place` their tokens are kept.
     """
     if not (config.data.eval_path or config.data.eval_fraction):
         return None
@@ -88,12 +88,20 @@ def load_held_out(
     def make() -> Dataset:
         return tokenize_records(asked, tokenizer, read_part(config, "eval", scales=scales), **how)
 
-    try:
+    with evaluation_source(config):
         if place is None:
             return make()
         kind: Kind = "eval_plain" if plain else "eval"
         what = {"goal_prompt": goal_prompt, "kind": kind, "scales": scales, "least": place.least}
         return kept(place, kind, functools.partial(origin_of, config, tokenizer, **what), make=make)
+
+
+@contextmanager
+def evaluation_source(config: Config) -> Iterator[None]:
+    """Reads evaluation data. The error for a source that is nowhere says how to do without: the file that was started from may
+    name one of its own beside a data.path of the user's."""
+    try:
+        yield
     except NoSuchSource as error:
         if config.data.eval_path in ("", config.data.path):
             raise

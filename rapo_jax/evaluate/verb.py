@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapo_jax.batching.pipeline import read_eval_part, read_part
+from rapo_jax.batching.pipeline import evaluation_source, read_part
 from rapo_jax.borders import whole_file, write_json
 from rapo_jax.config.tree import Config
 from rapo_jax.data.mixture import sample
@@ -88,7 +88,8 @@ def pairs_of(config: Config, *, most: int | None) -> list[Record]:
     held_out = config.data.eval_path or config.data.eval_fraction
     if held_out:
         scales = read_part(wanted, "train").scales
-        prepared = read_eval_part(wanted, scales=scales)
+        with evaluation_source(config):
+            prepared = read_part(wanted, "eval", scales=scales)
     else:
         prepared = read_part(wanted, "train")
     pairs = [better_first(record) for record in prepared.records if len(record.responses) == 2]
