@@ -94,8 +94,8 @@ no goal, a grid of goals, their own rewards and the highest goal.
 Pairs are the held-out ones of CONFIG (data.eval_path or data.eval_fraction), else
 all of data.path; a run's config.yaml will do. Numbers carry 95 % bootstrap intervals
 over prompts. OUT holds results.json, .csv and .txt, a figure for each suite, and
-what was computed: the same command goes on after an interruption, and computes
-only what is new when a model or a suite is added.
+what was computed: the same command goes on after an interruption, and a further
+model or suite costs only itself.
 """
 PLAN_MORE = """
 Compiles the training step from shapes alone. It reads no weights, and the data
@@ -270,7 +270,7 @@ def evaluate_arguments(to: argparse.ArgumentParser) -> None:
         type=goal_list,
         default=(),
         metavar="G,G,...",
-        help="the grid (default: whole numbers of the scale)",
+        help="the grid (default: at most 11 of the scale)",
     )
     to.add_argument(
         "--pairs",
@@ -333,7 +333,7 @@ def listed(names: tuple[str, ...]):
         given = [word.strip() for word in text.split(",")]
         if unknown := [word for word in given if word not in names]:
             raise argparse.ArgumentTypeError(
-                f"{', '.join(unknown) or 'nothing'} is unknown; there are {', '.join(names)}"
+                f"{unknown[0] or 'an empty name'} is unknown; there are {', '.join(names)}"
             )
         return tuple(name for name in names if name in given)
 
@@ -342,7 +342,10 @@ def listed(names: tuple[str, ...]):
 
 def goal_list(text: str) -> tuple[float, ...]:
     """An argparse type: at least two different finite numbers, separated by commas, in ascending order."""
-    goals = tuple(sorted({within()(word) for word in text.split(",")}))
+    try:
+        goals = tuple(sorted({within()(word) for word in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} must be numbers, separated by commas") from None
     if len(goals) < 2:
         raise argparse.ArgumentTypeError(f"{text} is one goal; a grid needs two or more")
     return goals

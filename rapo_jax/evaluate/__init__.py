@@ -1,1 +1,1 @@
-"""Evaluation of opened models: how the quality of answers follows the requested goal. Callers supply the judge."""
+"""Evaluation of opened models: how answers, and the likelihoods of given responses, follow the requested goal."""

@@ -10,6 +10,10 @@ from rapo_jax.evaluate.result import Result
 from rapo_jax.evaluate.sweep_report import STYLES
 
 
+def figure_name(suite: str) -> str:
+    return f"{suite}.png"
+
+
 def draw(result: Result, path: Path) -> None:
     """Saves the suite's figure as PNG."""
     from matplotlib.figure import Figure
@@ -67,7 +71,7 @@ def draw_preference(figure: Any, all_axes: Sequence[Any], result: Result, models
             curve["right"],
             marker=marker,
             linestyle=line,
-            label=f"{model[-36:]}, n {sum(curve['pairs']):,}",
+            label=f"{model[-36:]}, {sum(curve['preferences']):,} preferences",
         )
     axes.set(xlabel="sigmoid of the margin", ylabel="share of preferences that are right", ylim=(0, 1.02))
     axes.legend(frameon=False)

@@ -1,10 +1,11 @@
 """How likely a model finds responses under every goal, without generating anything: log pi(y | x, g) of scored responses for no
 goal, a grid of goals, the responses' own rewards, and the highest goal.
 
-The suites in suites.py are functions of these tables. Passes are kept in the output directory, so that repeating a command
-computes nothing twice.
+The suites in suites.py are functions of these tables. Passes are kept in the output directory, each under a hash of its model's
+name and its tokens, so that repeating a command computes nothing twice.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rapo_jax.batching.batch_plan import Group
-from rapo_jax.batching.groups import NAN
+from rapo_jax.batching.groups import NAN, fingerprint_of_groups
+from rapo_jax.chat.dates import pin
 from rapo_jax.chat.encoding import Encoded, Item, encode_all
 from rapo_jax.chat.goal_prompt import GoalPrompt, configured_goal_prompt
 from rapo_jax.chat.templates import resolve_placement
@@ -23,6 +25,7 @@ from rapo_jax.distributed import is_first, require_same, say
 from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 from rapo_jax.opened import ClosedModel, OpenedTokenizer, Rendering, require_ids_fit
+from rapo_jax.runs.trained import RunModel
 from rapo_jax.score.responses import one_pass
 
 
@@ -38,11 +41,24 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Pairs in the tokens of one model. `rows` are the indices of the pairs that fit; places_RC[r, c] is the group of row r
+    under the goal c of `goals_of`. A goal that occurs twice, because it is a reward and on the grid, is one group."""
+
+    asked: Asked
+    rows: list[int]
+    groups: list[Group]
+    places_RC: Int[np.ndarray, "R C"]
+
+
+@dataclass(frozen=True)
 class Likelihoods:
-    """Log-probabilities (nats) of pairs of responses, summed over tokens. `rewards_N2` are on the goal scale, the chosen
-    response's first; `grid` are the goals of `grid_NG2`; own_N22[n, i, j] is response j asked for with the reward of i."""
+    """Log-probabilities (nats) of pairs of responses, summed over tokens. `rewards_N2` are on the goal scale, the better
+    response's first; `prompt_N` numbers the prompts; `grid` are the goals of `grid_NG2`; own_N22[n, i, j] is response j asked
+    for with the reward of i."""
 
     model: str
+    prompt_N: Int[np.ndarray, " N"]
     rewards_N2: Float[np.ndarray, "N 2"]
     tokens_N2: Int[np.ndarray, "N 2"]
     grid: tuple[float, ...]
@@ -53,11 +69,14 @@ class Likelihoods:
 
 
 def ask(model: ClosedModel, config: Config, *, label: str) -> Asked:
-    """Opens a model's tokenizer. Raises UserError for reward models, and for goals that are several attributes."""
+    """Opens a model's tokenizer. Raises UserError for reward models, for goals that are several attributes, and for a goal scale
+    that is not the configuration's."""
     if model.spec.scored:
         raise UserError(f"{model.name} is a reward model, which gives texts no probability; name a language model.")
     opened = model.open_tokenizer(Rendering(config.data.chat_template, config.data.template_options))
     prompt = opened.goal_prompt
+    if config.data.date:
+        opened.tokenizer.chat_template = pin(prompt.chat_template, config.data.date)
     if not opened.has_own_goal_prompt:
         placement = resolve_placement(opened.tokenizer, config.relabel.placement)
         prompt = configured_goal_prompt(config.relabel, placement=placement, chat_template=prompt.chat_template)
@@ -69,6 +88,12 @@ def ask(model: ClosedModel, config: Config, *, label: str) -> Asked:
             f"{model.name} is asked for {', '.join(prompt.attributes)}, each with a goal of its own; evaluate takes models that "
             "are asked for one score."
         )
+    own, wanted = (prompt.goal_min, prompt.goal_max), (config.relabel.goal_min, config.relabel.goal_max)
+    if own != wanted:
+        raise UserError(
+            f"{model.name} knows goals from {own[0]:g} to {own[1]:g}, and the data's scores go from {wanted[0]:g} to {wanted[1]:g} "
+            "(relabel.goal_min, relabel.goal_max); give the configuration that it was trained with."
+        )
     return Asked(label, model, opened, prompt)
 
 
@@ -78,83 +103,89 @@ def goals_of(record: Record, grid: Sequence[float], highest: float) -> list[floa
     return [None, *grid, *record.rewards, highest]
 
 
-def encode(asked: Asked, records: Sequence[Record], config: Config, *, grid: Sequence[float]) -> list[list[Encoded]]:
-    """The record's tokens under each of `goals_of`; [] for one that is too long under any of them."""
-    prompt, items, sizes = asked.goal_prompt, [], []
-    for record in records:
-        goals = goals_of(record, grid, prompt.goal_max)
-        sizes.append(len(goals))
+def tokenize(asked: Asked, records: Sequence[Record], config: Config, *, grid: Sequence[float]) -> Tokens:
+    """The pairs in a model's tokens, those left out that are cut under any goal or have two responses of the same tokens.
+
+    Raises UserError for responses that the template does not reproduce, unless data.bad_rows=drop, and for token ids beyond
+    the vocabulary.
+    """
+    prompt, items = asked.goal_prompt, []
+    different = [list(dict.fromkeys(goals_of(record, grid, prompt.goal_max))) for record in records]
+    for record, goals in zip(records, different, strict=True):
         for goal in goals:
             sentence = prompt.sentence(goal, source=record.source)
             items.append(Item(record.row, record.prompt, sentence, record.responses, record.more or (), record.tools))
-    found, _ = encode_all(
+    encoded, _ = encode_all(
         asked.opened.tokenizer,
         items,
         placement=prompt.placement,
         max_length=config.data.max_length,
         max_prompt_length=config.data.max_prompt_length,
+        drop_unfaithful=config.data.bad_rows == "drop",
         progress=is_first(),
     )
-    by_record, start = [], 0
-    for size in sizes:
-        each = [one for one in found[start : start + size] if one is not None and not any(one.response_tokens_cut)]
-        by_record.append(each if len(each) == size else [])
-        start += size
-    return by_record
+    rows, groups, places, start = [], [], [], 0
+    for number, (record, goals) in enumerate(zip(records, different, strict=True)):
+        found = [one for one in encoded[start : start + len(goals)] if one is not None and is_whole(one)]
+        start += len(goals)
+        if len(found) < len(goals):
+            continue
+        at = {goal: len(groups) + index for index, goal in enumerate(goals)}
+        groups += [Group(one.prompt, one.responses, (NAN, NAN), 0, record.row) for one in found]
+        rows.append(number)
+        places.append([at[goal] for goal in goals_of(record, grid, prompt.goal_max)])
+    texts = (tokens for group in groups for tokens in (group.prompt, *group.responses))
+    require_ids_fit(texts, asked.opened.tokenizer, asked.model.spec, said=asked.model.name)
+    return Tokens(asked, rows, groups, np.array(places, np.int64).reshape(len(rows), len(grid) + 4))
+
+
+def is_whole(encoded: Encoded) -> bool:
+    return not encoded.prompt_tokens_cut and not any(encoded.response_tokens_cut)
+
+
+def common_rows(tokens: Sequence[Tokens], config: Config, *, num_pairs: int) -> list[int]:
+    """The pairs that fit in the tokens of every model; says how many do not. Raises UserError where there are none."""
+    common = sorted(set.intersection(*(set(each.rows) for each in tokens)))
+    limits = f"data.max_length={config.data.max_length} or data.max_prompt_length={config.data.max_prompt_length}"
+    if not common:
+        raise UserError(f"none of {counted(num_pairs, 'pair')} fits {limits}; raise them.")
+    if len(common) < num_pairs:
+        say(
+            f"  note   {num_pairs - len(common):,} of {counted(num_pairs, 'pair')} left out: longer than {limits}, or two responses of the "
+            "same tokens"
+        )
+    return common
 
 
 def likelihoods(
-    models: Sequence[Asked], records: Sequence[Record], config: Config, *, grid: Sequence[float], out: Path
-) -> list[Likelihoods]:
-    """The tables of several models over the same records: those that fit data.max_length in the tokens of each.
-
-    Raises Interrupted, and UserError where no record is left.
-    """
-    encoded = [encode(asked, records, config, grid=grid) for asked in models]
-    fits = [n for n in range(len(records)) if all(of_model[n] for of_model in encoded)]
-    if left_out := len(records) - len(fits):
-        say(f"  note   {counted(left_out, 'pair')} longer than data.max_length={config.data.max_length} left out")
-    if not fits:
-        raise UserError(
-            f"none of {counted(len(records), 'pair')} fits data.max_length={config.data.max_length}; raise it."
-        )
-    kept = [records[n] for n in fits]
-    return [
-        one_table(asked, kept, [of_model[n] for n in fits], config, grid=grid, out=out)
-        for asked, of_model in zip(models, encoded, strict=True)
-    ]
-
-
-def one_table(
-    asked: Asked,
+    tokens: Tokens,
+    model: ClosedModel,
     records: Sequence[Record],
-    encoded: Sequence[Sequence[Encoded]],
     config: Config,
     *,
     grid: Sequence[float],
+    rows: Sequence[int],
     out: Path,
 ) -> Likelihoods:
-    """One model's table. A goal that is asked for twice, because it is a reward and on the grid, is computed once."""
-    groups: list[Group] = []
-    places = []
-    for record, each in zip(records, encoded, strict=True):
-        known: dict[float | None, int] = {}
-        for goal, one in zip(goals_of(record, grid, asked.goal_prompt.goal_max), each, strict=True):
-            if goal not in known:
-                known[goal] = len(groups)
-                groups.append(Group(one.prompt, one.responses, (NAN, NAN), 0, record.row))
-            places.append(known[goal])
-    texts = (tokens for group in groups for tokens in (group.prompt, *group.responses))
-    require_ids_fit(texts, asked.opened.tokenizer, asked.model.spec, said=asked.model.name)
-    require_same({f"the pairs to evaluate, in tokens of {asked.model.name}": len(groups)})
-    name = file_name(asked.model.name)
-    logps_G2 = one_pass(name, asked.model, groups=groups, kept=out, config=config, said=asked.label)[:, 1:]
-    table_NC2 = logps_G2[np.array(places)].reshape(len(records), -1, 2).astype(np.float64)
-    G = len(grid)
+    """The table of `rows`, by a model that may be another than the one whose tokens these are: its reference, which has to read
+    the same texts. Raises Interrupted, and UserError."""
+    fingerprint = fingerprint_of_groups(tokens.groups)
+    require_same({f"the pairs to evaluate, in tokens of {tokens.asked.label}": fingerprint[:12]})
+    step = model.step_and_digest[0] if isinstance(model, RunModel) else None
+    name, said = column_name(model.name, f"{step} {fingerprint}"), tokens.asked.label
+    if model is not tokens.asked.model:
+        said = f"{model.name} on the texts of {said}"
+    logps_G2 = one_pass(name, model, groups=tokens.groups, kept=out, config=config, said=said)[:, 1:]
+    at = {row: place for place, row in enumerate(tokens.rows)}
+    places_NC = tokens.places_RC[[at[row] for row in rows]]
+    table_NC2, G = logps_G2[places_NC].astype(np.float64), len(grid)
+    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(records[row].prompt for row in rows))}
+    first = [tokens.groups[places[0]] for places in places_NC]
     return Likelihoods(
-        model=asked.label,
-        rewards_N2=np.array([record.rewards for record in records], np.float64),
-        tokens_N2=np.array([[len(response) for response in each[0].responses] for each in encoded]),
+        model=tokens.asked.label,
+        prompt_N=np.array([prompts[records[row].prompt] for row in rows]),
+        rewards_N2=np.array([records[row].rewards for row in rows], np.float64),
+        tokens_N2=np.array([[len(response) for response in group.responses] for group in first]),
         grid=tuple(grid),
         none_N2=table_NC2[:, 0],
         grid_NG2=table_NC2[:, 1 : 1 + G],
@@ -163,9 +194,10 @@ def one_table(
     )
 
 
-def file_name(model: str) -> str:
-    """A file name for a model's pass."""
-    return "logps-" + re.sub(r"[^\w.-]+", "-", model).strip("-")[-80:]
+def column_name(model: str, belongs_to: str) -> str:
+    """The file name of a model's pass: readable, and of no other model or tokens."""
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", model).strip("-.")[-40:]
+    return f"logps-{readable}-{hashlib.sha256(f'{model} {belongs_to}'.encode()).hexdigest()[:12]}"
 
 
 def labels_of(names: Sequence[str]) -> list[str]:

@@ -6,18 +6,22 @@ preference: how often, and how surely, does the implicit reward prefer what the 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from rapo_jax.errors import UserError
-from rapo_jax.evaluate.bootstrap import Estimate, estimate, mean_of
+from rapo_jax.evaluate import bootstrap
+from rapo_jax.evaluate.bootstrap import Draw, Estimate, estimate
 from rapo_jax.evaluate.likelihoods import Likelihoods
 from rapo_jax.evaluate.result import Measure, Result
 
+SUITES = ("likelihood", "unlearning", "preference")
 SIDES = ("chosen", "rejected")
-HIGH = 2 / 3  # a high reward is one above this quantile
+FOLLOWS = "lead of the chosen response grows with the goal (share of pairs; chance 0.5)"
+ACCURACY = "accuracy of the implicit reward (share)"
+HIGH = 2 / 3  # a high reward is at least this quantile
 MOST_ROWS = 10  # of a heat map
 NUM_BINS = 10  # of the reliability curve
 
@@ -26,6 +30,7 @@ def likelihood(models: Sequence[Likelihoods]) -> Result:
     """Where the likelihood peaks against the reward, and whether the likelier response changes with the goal."""
     measures, curves = [], {}
     for table in models:
+        mean_of = partial(bootstrap.mean_of, prompt_N=table.prompt_N)
         peak_N2 = np.array(table.grid)[table.grid_NG2.argmax(axis=1)]
         error_N = np.abs(peak_N2 - table.rewards_N2).mean(axis=1)
         lead_N2 = table.own_N22[:, :, 0] - table.own_N22[:, :, 1]  # of the chosen response, under each one's reward
@@ -33,12 +38,12 @@ def likelihood(models: Sequence[Likelihoods]) -> Result:
         follows_N = np.where(differ_N, lead_N2[:, 0] > lead_N2[:, 1], np.nan)
         gap_N = np.abs(table.rewards_N2[:, 0] - table.rewards_N2[:, 1])
         add = adder(measures, table.model)
-        add("lead of the chosen response grows with the goal (share of pairs; chance 0.5)", mean_of(follows_N))
+        add(FOLLOWS, mean_of(follows_N))
         for name, members in halves(gap_N, differ_N):
-            add(measures[0].quantity, mean_of(np.where(members, follows_N, np.nan)), name, detail=True)
+            add(FOLLOWS, mean_of(np.where(members, follows_N, np.nan)), name, detail=True)
         add("likelier response is the one nearer to the goal (share; chance 0.5)", mean_of(right_side(table)))
         add("likeliest goal against reward, mean absolute error (points of the scale)", mean_of(error_N))
-        add("likeliest goal against reward, rank correlation", rank_correlation(peak_N2, table.rewards_N2))
+        add("likeliest goal against reward, rank correlation", rank_correlation(peak_N2, table))
         curves[table.model] = heatmap(table)
     explains = "A model that knows the scale finds a response likeliest when asked for its reward; one that does not shows chance."
     return Result("likelihood", explains, tuple(measures), curves)
@@ -74,7 +79,9 @@ def buckets(rewards_N2: Float[np.ndarray, "N 2"]) -> Iterator[tuple[str, Bool[np
         return
     edges = np.unique(np.quantile(rewards_N2, np.linspace(0, 1, MOST_ROWS + 1)))
     for low, high in pairwise(edges):
-        yield f"{low:.3g} to {high:.3g}", (rewards_N2 >= low) & ((rewards_N2 < high) | (high == edges[-1]))
+        inside_N2 = (rewards_N2 >= low) & ((rewards_N2 < high) | (high == edges[-1]))
+        if inside_N2.any():  # an edge between two rewards may leave nothing below it
+            yield f"{low:.3g} to {high:.3g}", inside_N2
 
 
 def unlearning(models: Sequence[Likelihoods]) -> Result:
@@ -83,6 +90,7 @@ def unlearning(models: Sequence[Likelihoods]) -> Result:
     measures, curves = [], {}
     first = models[0]
     for table in models:
+        mean_of = partial(bootstrap.mean_of, prompt_N=table.prompt_N)
         add = adder(measures, table.model)
         per_model = curves.setdefault(table.model, {})
         for side, name in enumerate(SIDES):
@@ -108,33 +116,33 @@ def conditions(table: Likelihoods, first: Likelihoods, side: int):
     yield "the highest goal", table.highest_N2[:, side], first.highest_N2[:, side]
 
 
-def preference(models: Sequence[Likelihoods], reference: Likelihoods, *, beta: float) -> Result:
-    """Accuracy, margin and calibration of the implicit reward, by the side whose reward is the goal."""
+def preference(
+    models: Sequence[Likelihoods], references: Sequence[Likelihoods], *, beta: float, reference: str
+) -> Result:
+    """Accuracy, margin and calibration of the implicit reward, by the side whose reward is the goal. Each model has a table of the
+    reference on its own texts."""
     measures, curves = [], {}
-    differ_N = reference.rewards_N2[:, 0] != reference.rewards_N2[:, 1]
-    gap_N = np.abs(reference.rewards_N2[:, 0] - reference.rewards_N2[:, 1])
-    if not differ_N.any():
-        raise UserError("all pairs have equal rewards, so that no goal prefers a response; give other data.")
-    for table in (each for each in models if each is not reference):
+    for table, of_reference in zip(models, references, strict=True):
+        mean_of = partial(bootstrap.mean_of, prompt_N=table.prompt_N)
         add = adder(measures, table.model)
-        h_N22 = beta * (table.own_N22 - reference.own_N22)
-        chosen_leads_N2 = h_N22[:, :, 0] - h_N22[:, :, 1]
-        margins = [np.where(differ_N, sign * chosen_leads_N2[:, side], np.nan) for side, sign in ((0, 1), (1, -1))]
-        both = np.concatenate(margins)
-        for side, margin_N in zip(SIDES, margins, strict=True):
-            where = f"goal of {side}"
-            right_N = np.where(np.isnan(margin_N), np.nan, margin_N > 0)
-            add("accuracy of the implicit reward (share)", mean_of(right_N), where)
-            for name, members in halves(gap_N, differ_N):
-                of_half = mean_of(np.where(members, right_N, np.nan))
-                add("accuracy of the implicit reward (share)", of_half, f"{where}, {name}", detail=True)
+        gap_N = table.rewards_N2[:, 0] - table.rewards_N2[:, 1]
+        differ_N = gap_N != 0
+        h_N22 = beta * (table.own_N22 - of_reference.own_N22)
+        lead_N2 = h_N22[:, :, 0] - h_N22[:, :, 1]  # of the chosen response, under each one's reward
+        margins_N2 = np.where(differ_N[:, None], lead_N2 * [1, -1], np.nan)
+        for side, name in enumerate(SIDES):
+            where, margin_N = f"goal of {name}", margins_N2[:, side]
+            right_N = (np.sign(margin_N) + 1) / 2  # a margin of 0 prefers neither
+            add(ACCURACY, mean_of(right_N), where)
+            for half, members in halves(gap_N, differ_N):
+                add(ACCURACY, mean_of(np.where(members, right_N, np.nan)), f"{where}, {half}", detail=True)
             add("margin of the implicit reward", mean_of(margin_N), where)
-        curves[table.model] = reliability(both[~np.isnan(both)])
-        pairs_N2 = np.stack(margins, 1)[differ_N]
-        add("calibration error of sigmoid(margin) (ECE)", calibration(pairs_N2))
+        curves[table.model] = reliability(margins_N2[differ_N].ravel())
+        calibrated = calibration(margins_N2[differ_N], table.prompt_N[differ_N])
+        add("calibration error of sigmoid(margin) (ECE)", calibrated)
     explains = (
-        f"margin = beta (log pi / pi_ref of the preferred response less that of the other), beta={beta:g}, "
-        f"reference {reference.model}. Plain DPO is right for goals of chosen and wrong for those of rejected responses."
+        f"margin = beta (log pi / pi_ref of the preferred response less that of the other), beta={beta:g}, reference {reference}. "
+        "Plain DPO is right for goals of chosen and wrong for those of rejected responses."
     )
     return Result("preference", explains, tuple(measures), curves)
 
@@ -147,30 +155,30 @@ def reliability(margins: Float[np.ndarray, " n"]) -> dict[str, list]:
     return {
         "said": [float(surety[bins == b].mean()) for b in used],
         "right": [float(right[bins == b].mean()) for b in used],
-        "pairs": [int((bins == b).sum()) for b in used],
+        "preferences": [int((bins == b).sum()) for b in used],
     }
 
 
-def calibration(margins_N2: Float[np.ndarray, "N 2"]) -> Estimate:
+def calibration(margins_N2: Float[np.ndarray, "N 2"], prompt_N: Int[np.ndarray, " N"]) -> Estimate:
     """Expected calibration error (Guo et al., 2017) of the surety that the larger implicit reward is the right one."""
 
-    def error(drawn) -> float:
+    def error(drawn: Draw) -> float:
         curve = reliability(margins_N2[drawn].ravel())
-        said, right, pairs = (np.array(curve[name]) for name in ("said", "right", "pairs"))
-        return float((np.abs(said - right) * pairs).sum() / pairs.sum())
+        said, right, number = (np.array(curve[name]) for name in ("said", "right", "preferences"))
+        return float((np.abs(said - right) * number).sum() / number.sum())
 
-    return estimate(len(margins_N2), error)
+    return estimate(prompt_N, error)
 
 
-def rank_correlation(one_N2: Float[np.ndarray, "N 2"], other_N2: Float[np.ndarray, "N 2"]) -> Estimate:
-    """Spearman's rho over responses; prompts are drawn whole. NaN where one side is constant."""
+def rank_correlation(peak_N2: Float[np.ndarray, "N 2"], table: Likelihoods) -> Estimate:
+    """Spearman's rho between likeliest goals and rewards, over responses. NaN where one of them is constant."""
     from scipy.stats import rankdata  # a second, which every other start would pay
 
-    def rho(drawn) -> float:
-        ranks = np.stack([rankdata(one_N2[drawn].ravel()), rankdata(other_N2[drawn].ravel())])
+    def rho(drawn: Draw) -> float:
+        ranks = np.stack([rankdata(peak_N2[drawn].ravel()), rankdata(table.rewards_N2[drawn].ravel())])
         return float(np.corrcoef(ranks)[0, 1]) if (np.ptp(ranks, axis=1) > 0).all() else float("nan")
 
-    return estimate(len(one_N2), rho)
+    return estimate(table.prompt_N, rho)
 
 
 def halves(gap_N: Float[np.ndarray, " N"], differ_N: Bool[np.ndarray, " N"]):

@@ -5,17 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from rapo_jax.errors import UserError
 from rapo_jax.evaluate.bootstrap import Estimate, estimate, mean_of
 from rapo_jax.evaluate.figures import draw
 from rapo_jax.evaluate.likelihoods import Likelihoods
 from rapo_jax.evaluate.result import Measure, Result, as_csv, shown, table
-from rapo_jax.evaluate.suites import calibration, likelihood, preference, reliability, unlearning
+from rapo_jax.evaluate.suites import buckets, calibration, likelihood, preference, reliability, unlearning
 
 # Two pairs with rewards 9 > 3 and 5 > 1 on a grid of three goals; tokens 2 and 4. The first pair's likelihoods follow the goals,
 # those of the second one do the opposite.
 FOLLOWS = Likelihoods(
     model="m",
+    prompt_N=np.array([0, 1]),
     rewards_N2=np.array([[9.0, 3.0], [5.0, 1.0]]),
     tokens_N2=np.array([[2, 4], [2, 4]]),
     grid=(1.0, 5.0, 9.0),
@@ -26,6 +26,7 @@ FOLLOWS = Likelihoods(
 )
 FLAT = Likelihoods(
     model="base",
+    prompt_N=FOLLOWS.prompt_N,
     rewards_N2=FOLLOWS.rewards_N2,
     tokens_N2=FOLLOWS.tokens_N2,
     grid=FOLLOWS.grid,
@@ -80,8 +81,8 @@ def test_unlearning_says_what_responses_lost_against_the_first_model():
     }
 
 
-def test_preference_counts_each_goal_side_and_leaves_the_reference_out():
-    result = preference([FLAT, FOLLOWS], FLAT, beta=0.5)
+def test_preference_counts_each_goal_side():
+    result = preference([FOLLOWS], [FLAT], beta=0.5, reference="base")
     assert {m.model for m in result.measures} == {"m"}
     # The reference is flat, so margins are those of the model: at the goal of chosen 3 and -1, at that of rejected 2 and -2.
     assert found(result, "accuracy of the implicit reward", where="goal of chosen") == 0.5
@@ -90,11 +91,19 @@ def test_preference_counts_each_goal_side_and_leaves_the_reference_out():
     assert found(result, "margin of the implicit reward", where="goal of rejected") == 0.5 * (2 - 2) / 2
 
 
-def test_pairs_of_equal_rewards_say_nothing_about_preference():
-    tied = Likelihoods(**vars(FLAT) | {"rewards_N2": np.full((2, 2), 5.0)})
-    with pytest.raises(UserError, match="all pairs have equal rewards"):
-        preference([FOLLOWS], tied, beta=1.0)
-    assert math.isnan(found(likelihood([Likelihoods(**vars(tied) | {"model": "m"})]), "lead of the chosen"))
+def test_pairs_of_equal_rewards_and_margins_of_nothing_say_nothing():
+    tied = Likelihoods(**vars(FLAT) | {"rewards_N2": np.array([[5.0, 5.0], [5.0, 1.0]]), "model": "m"})
+    result = preference([tied], [FLAT], beta=1.0, reference="base")
+    assert found(result, "accuracy", where="goal of chosen") == 0.5 and result.measures[0].estimate.n == 1
+    assert found(likelihood([tied]), "lead of the chosen response grows") == 0.0
+
+
+def test_many_rewards_are_rows_of_a_heat_map_that_all_have_responses():
+    """When this fails, a row without responses ends the command after everything was computed."""
+    rewards = np.concatenate([np.full(15, 3.0), np.arange(4, 9, 0.25)])[:34].reshape(17, 2)
+    names, members = zip(*buckets(rewards), strict=True)
+    assert len(names) <= 10 and all(inside.any() for inside in members)
+    assert sum(inside.sum() for inside in members) == rewards.size
 
 
 def test_reliability_and_calibration_error():
@@ -102,25 +111,35 @@ def test_reliability_and_calibration_error():
     sure, unsure = math.log(9), math.log(1.5)
     margins = np.array([[sure, unsure], [sure, -unsure]])
     curve = reliability(margins.ravel())
-    assert curve["said"] == pytest.approx([0.6, 0.9]) and curve["right"] == [0.5, 1.0] and curve["pairs"] == [2, 2]
-    assert calibration(margins).value == pytest.approx((0.1 + 0.1) / 2)
+    assert (
+        curve["said"] == pytest.approx([0.6, 0.9]) and curve["right"] == [0.5, 1.0] and curve["preferences"] == [2, 2]
+    )
+    assert calibration(margins, np.arange(2)).value == pytest.approx((0.1 + 0.1) / 2)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    """When this fails, a difference that is chance is taken for an effect. 200 experiments of 60 skewed numbers with mean 1."""
+@pytest.mark.parametrize("pairs_a_prompt", [1, 3])
+def test_intervals_cover_the_truth_as_often_as_they_say(pairs_a_prompt):
+    """When this fails, a difference that is chance is taken for an effect. 200 experiments of 60 prompts, whose pairs all have the
+    same skewed number with mean 1."""
     random = np.random.default_rng(0)
     covered = []
-    for experiment in range(200):
-        found = mean_of(random.gamma(2.0, 0.5, 60), seed=experiment)
+    for _ in range(200):
+        values = np.repeat(random.gamma(2.0, 0.5, 60), pairs_a_prompt)
+        found = mean_of(values, np.repeat(np.arange(60), pairs_a_prompt))
         covered.append(found.low <= 1.0 <= found.high)
+        assert found.n == 60
     assert 0.90 <= np.mean(covered) <= 0.98
 
 
 def test_estimates_leave_out_what_is_unknown():
-    assert mean_of(np.array([1.0, math.nan, 3.0])).value == 2.0 and mean_of(np.array([1.0, math.nan, 3.0])).n == 2
-    assert mean_of(np.array([math.nan])).n == 0
-    never = estimate(3, lambda drawn: math.nan)
-    assert math.isnan(never.low) and never.n == 3
+    known = mean_of(np.array([1.0, math.nan, 3.0]), np.arange(3))
+    assert (known.value, known.n) == (2.0, 2)
+    assert mean_of(np.array([math.nan]), np.arange(1)).n == 0
+    never = estimate(np.array([0, 1, 0]), lambda drawn: math.nan)
+    assert math.isnan(never.low) and never.n == 2
+    drawn = set()
+    estimate(np.array([7, 5, 7]), lambda each: drawn.add(tuple(each.tolist())) or 0.0)
+    assert drawn == {(1, 0, 2), (0, 2, 1), (1, 1), (0, 2, 0, 2)}, "pairs of a prompt are drawn together"
 
 
 def test_tables_and_files_show_every_number():
@@ -149,7 +168,7 @@ def test_every_suite_has_a_figure(suite, tmp_path):
     results = {
         "likelihood": likelihood([FLAT, FOLLOWS]),
         "unlearning": unlearning([FLAT, FOLLOWS]),
-        "preference": preference([FOLLOWS], FLAT, beta=1.0),
+        "preference": preference([FOLLOWS], [FLAT], beta=1.0, reference="base"),
     }
     draw(results[suite], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
