@@ -27,6 +27,7 @@ import jax
 from rapo_jax.errors import UserError, masked
 from rapo_jax.failures import has_error, is_exchange, on_abort
 from rapo_jax.hangs import (
+    WRITING,
     Pace,
     alike,
     dump_stacks,
@@ -278,8 +279,9 @@ class Peers:
         sentence = masked(sentence)
         if tell:
             self.publish(code=code, words=sentence, hung=hung)
-        sys.stdout.flush()
-        print(for_stream(sentence, sys.stderr), file=sys.stderr, flush=True)
+        printing = threading.Thread(target=print_last, args=(sentence,), daemon=True)
+        printing.start()
+        printing.join(WRITING)  # a terminal or pipe that nobody reads may be what hangs
         self.leave(code)
 
     def leave(self, code: int) -> NoReturn:
@@ -297,6 +299,12 @@ class Peers:
                 break
             time.sleep(0.1)
         os._exit(code)
+
+
+def print_last(sentence: str) -> None:
+    """Prints the last words of a process, before what is left in stdout: whoever hangs in writing there holds its lock."""
+    print(for_stream(sentence, sys.stderr), file=sys.stderr, flush=True)
+    sys.stdout.flush()
 
 
 def answers(address: str) -> bool:

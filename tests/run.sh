@@ -4,7 +4,7 @@
 #   bash tests/run.sh                            everything: linter, formatter, type checker, all tests
 #   bash tests/run.sh -m "not slow"              between two edits: linter, formatter, the fast tests
 #   bash tests/run.sh -k resume                  or whatever else pytest understands
-#   bash tests/run.sh --every-family tests/parity/test_every_family.py   steps and answers of all families, not of four
+#   bash tests/run.sh --every-family tests/parity/test_every_family.py   steps and answers of all families, not of two
 #   bash tests/run.sh --lowest -m "not slow"     the lowest versions that pyproject.toml allows, in .venv-lowest
 set -euo pipefail
 cd "$(dirname "$0")/.."

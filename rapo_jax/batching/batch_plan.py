@@ -36,6 +36,7 @@ StepRows = list[list[int]]  # group indices of one step, row by row
 
 ROW_MULTIPLE = 128  # row lengths are multiples of the tile width of accelerators
 ENOUGH = 0.9  # share of real tokens above which no group is split of itself
+MOST_TO_SPLIT = 2000  # groups of a step; packing parts takes the square of their number, 6 s for these
 CLEARLY = 0.05  # share of the positions that splitting groups must save to be chosen
 
 
@@ -141,7 +142,8 @@ def make_plan(
     """Packs every step into rows of one shape. Raises UserError when a group does not fit a row or, split, a response with its
     prompt.
 
-    split="auto" splits groups where at most ENOUGH of the positions would be real and splitting saves CLEARLY of them.
+    split="auto" splits groups where at most ENOUGH of the positions would be real and splitting saves CLEARLY of them, in steps of at
+    most MOST_TO_SPLIT groups: planning more takes longer than it is worth.
     """
     lengths, limits = GroupLengths(*group_lengths(groups)), (row_length, rows_per_shard)
     sizes, whole = lengths.groups, None
@@ -150,14 +152,16 @@ def make_plan(
         T, per_shard = choose_rows(sizes, steps, *limits, num_row_shards=num_row_shards)
         packed = [Packed(pack(sizes[members].tolist(), capacity=T)) for members in steps]
         whole = as_plan(groups, steps, packed, T=T, B=per_shard * num_row_shards, scored=scored)
-        if split == "never" or whole.real_token_fraction > ENOUGH:
+        most = max(map(len, steps))
+        if split == "never" or whole.real_token_fraction > ENOUGH or most > MOST_TO_SPLIT:
             return whole
     refuse_oversized(groups, lengths.parts, row_length, said=PART)
     T, per_shard = choose_split_rows(lengths, steps, *limits, num_row_shards=num_row_shards)
     B = per_shard * num_row_shards
     packed = [pack_split(lengths.of(members), capacity=T, rows_per_block=B) for members in steps]
     parts = as_plan(groups, steps, packed, T=T, B=B, scored=scored)
-    return whole if whole and parts.num_positions > (1 - CLEARLY) * whole.num_positions else parts
+    saves = bool(parts.moved) and whole and parts.num_positions <= (1 - CLEARLY) * whole.num_positions
+    return whole if whole and not saves else parts
 
 
 def as_plan(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rapo_jax.batching.dataset import Dataset
 from rapo_jax.batching.origin import Kind
@@ -23,6 +24,7 @@ from rapo_jax.locks import IN_USE, content, holding, locked
 from rapo_jax.peers import at
 from rapo_jax.space import free_at, on_disk, require_space, said
 
+Turn = Literal["at once", "after another", "never"]
 MOST_WAITED = 1800.0  # seconds for the tokens that another process makes
 LOOKS_EVERY = 0.5  # seconds
 SAFE = "Without room for it, data.cache= (empty) keeps no tokens."
@@ -53,11 +55,15 @@ def kept(place: Place, kind: Kind, origin: Callable[[], Origin | None], *, make:
     if found:
         return found
     with ExitStack() as stack:
-        if not begin(entry, stack):
+        turn = begin(entry, stack)
+        if turn == "never":
             return make()
         found = sound(entry, belongs_to, tell=False)  # another process may have made it in the meantime
         if found:
             return found
+        if turn == "after another":  # which kept nothing, for lack of room: those that wait too need not do so in turn
+            stack.close()
+            return make()
         clear(entry)
         data = make()
         if origin() != belongs_to:
@@ -88,8 +94,9 @@ def tokens_of(data: Dataset) -> str:
     return f"tokens of {counted(len(data.groups), 'group')}"
 
 
-def begin(entry: Path, stack: ExitStack) -> bool:
-    """Takes the lock of a data set, until the stack is left; False where another process had it for too long."""
+def begin(entry: Path, stack: ExitStack) -> Turn:
+    """Takes the lock of a data set, until the stack is left: at once or after another process; "never" where that had it for
+    too long."""
     deadline, told, lock = time.monotonic() + MOST_WAITED, False, entry / IN_USE
     stack.callback(remove_empty, [path for path in (entry, *entry.parents) if not path.exists()])
     while (file := locked(lock)) is None:
@@ -106,7 +113,9 @@ def begin(entry: Path, stack: ExitStack) -> bool:
         at("reading the data")
     if file is not None:
         stack.enter_context(holding(file, lock))
-    return file is not None
+    if file is None:
+        return "never"
+    return "after another" if told else "at once"
 
 
 def clear(entry: Path) -> None:
@@ -130,6 +139,9 @@ def keep(entry: Path, data: Dataset, origin: Origin, *, only_with_room: bool) ->
         require_space(entry, size, safe=SAFE)
         with on_disk(entry, safe=SAFE):
             write_dataset(entry, data, arrays, origin=origin)
+    except FileNotFoundError:  # on a file system without locks, or with a host's own, several processes may write
+        say(f"{entry} was written by another process at the same time; these tokens are not kept.")
+        return False
     except BaseException:
         for path in entry.iterdir():
             if path.name != IN_USE:

@@ -15,7 +15,6 @@ Lengths alone count here; arrays are made in batch_plan.py.
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 from jaxtyping import Int
@@ -127,11 +126,14 @@ def spread(rows: list[tuple[int, int]], prompt: int, branches: Sequence[int]) ->
 def pack_split(lengths: GroupLengths, *, capacity: int, rows_per_block: int) -> Packed:
     """Packs groups into as few microbatches of `rows_per_block` rows as it can. A microbatch must hold the parts of any group; see `num_parts`."""
     fewest = -(-int(lengths.groups.sum()) // (capacity * rows_per_block))
-    for num_blocks in count(max(1, fewest)):
+    for num_blocks in range(max(1, fewest), fewest + len(lengths.groups) + 1):
         packed = pack_into(lengths, capacity=capacity, rows_per_block=rows_per_block, num_blocks=num_blocks)
         if packed is not None:
             return packed
-    raise AssertionError("a group fits an empty microbatch")
+    raise UserError(
+        f"a group cannot be split over the {counted(rows_per_block, 'row')} of {capacity} tokens of one microbatch; set "
+        "rows.split=never, or raise rows.per_shard."
+    )
 
 
 def pack_into(lengths: GroupLengths, *, capacity: int, rows_per_block: int, num_blocks: int) -> Packed | None:

@@ -299,7 +299,7 @@ class Train:
     )
     hang_factor: float | None = key(
         20.0,
-        "a step of so many times the median, and over 5 minutes, is a hang: the run ends with 76; null: never",
+        "a step of so many times the median, and over 5 minutes, is a hang: the run ends with 76; other work has longer bounds; null: never",
         affects="nothing",
         allowed=Interval(1),
     )
@@ -334,8 +334,8 @@ class Rows:
     )
     split: Split | None = key(
         None,
-        "whether responses to one prompt may stand in several rows, each after a copy of the prompt; auto: where most chips would "
-        "compute padding; null: auto, and in an existing run what it began with",
+        "whether responses to one prompt may stand in several rows, each after a copy of the prompt; auto: where over a "
+        "tenth of the positions would be padding and that saves a twentieth; null: auto, and in an existing run what it began with",
         affects="nothing",
     )
 

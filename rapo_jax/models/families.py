@@ -331,7 +331,8 @@ GRANITE4 = Family(
         "output_router_logits position_embedding_type router_aux_loss_coef shared_intermediate_size time_step_limit".split()
     )
     - {"mlp_bias"},
-    defaults=GRANITE.defaults | {"num_local_experts": 8, "shared_intermediate_size": 1024, "sliding_window": None},
+    defaults=dict(GRANITE.defaults)
+    | {"num_local_experts": 8, "shared_intermediate_size": 1024, "sliding_window": None},
     fields=granite4_fields,
     layer_types=True,
     classifier=False,

@@ -34,6 +34,7 @@ from rapo_jax.train.screen import duration
 from rapo_jax.train.step import make_logps_step
 
 WRITE_EVERY = 10.0  # seconds of work that a kill can lose
+PACKED_AT_ONCE = 1000  # groups whose parts are packed together
 
 
 @dataclass(frozen=True)
@@ -91,21 +92,29 @@ def fill(
 def plan_pass(
     groups: Sequence[Group], members: Int[np.ndarray, " n"], options: PassOptions, *, num_row_shards: int
 ) -> BatchPlan:
-    """The batch plan of the groups `members`, with one microbatch per step."""
+    """The batch plan of the groups `members`, with one microbatch per step.
+
+    A pass has rows enough to fill without splitting groups: they are split only by rows.split=always, PACKED_AT_ONCE at a time,
+    because packing their parts takes the square of their number.
+    """
+    split = "always" if options.rows.split == "always" else "never"
+    num_chunks = -(-len(members) // PACKED_AT_ONCE) if split == "always" else 1
     whole = make_plan(
         groups,
-        [members],
+        np.array_split(members, num_chunks),
         row_length=options.rows.length,
         rows_per_shard=options.rows.per_shard,
         num_row_shards=num_row_shards,
         scored=options.scored,
-        split=options.rows.split or "auto",
+        split=split,
     )
-    (rows,), B = whole.steps, whole.shape.B
-    steps = [rows[start : start + B] for start in range(0, len(rows), B)]
+    B, steps = whole.shape.B, []
     moved: dict[int, list[Moved]] = {}
-    for part in whole.moved.get(0, ()):
-        moved.setdefault(part.row // B, []).append(replace(part, row=part.row % B, to=part.to % B))
+    for chunk, rows in enumerate(whole.steps):
+        for part in whole.moved.get(chunk, ()):
+            batch = len(steps) + part.row // B
+            moved.setdefault(batch, []).append(replace(part, row=part.row % B, to=part.to % B))
+        steps += [rows[start : start + B] for start in range(0, len(rows), B)]
     return replace(whole, steps=steps, shape=replace(whole.shape, M=1), moved=moved)
 
 

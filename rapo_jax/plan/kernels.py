@@ -72,16 +72,17 @@ def mean_visible_tiles(
     """Visible tiles of this height and width in a row padded to `length`, averaged over layers and the first rows of the batch
     plan."""
     height, width = tile
-    rows = plan.steps[0][:NUM_SAMPLED_ROWS]
+    rows = plan.steps[0][: plan.shape.B]  # a whole microbatch: groups are split within one
     shape = replace(plan.shape, M=1, B=len(rows))
-    moved = [part for part in plan.moved.get(0, ()) if part.row < len(rows) and part.to < len(rows)]
+    moved = [part for part in plan.moved.get(0, ()) if part.row < len(rows)]
     batch = materialise(groups, rows, shape, mine=range(len(rows)), moved=moved)
     index, total = jnp.arange(shape.T)[None], 0.0
-    for b in range(len(rows)):
+    num_sampled = min(len(rows), NUM_SAMPLED_ROWS)
+    for b in range(num_sampled):
         arrays = (jnp.asarray(x[0, b : b + 1]) for x in (batch.position, batch.group, batch.branch))
         layout = Layout(index, *arrays)
         for window in set(spec.windows):
             mask = with_padding(sees(layout, layout) & in_window(layout, layout, window), length)
             visible = np.asarray(mask).reshape(length // height, height, length // width, width).any((1, 3)).sum()
             total += visible * spec.windows.count(window) / spec.L
-    return total / len(rows)
+    return total / num_sampled

@@ -1,6 +1,7 @@
 """A run that makes no step any more ends, and says who hangs, and where."""
 
 import os
+import subprocess
 import sys
 import threading
 
@@ -330,7 +331,27 @@ def test_a_step_waits_within_places_that_are_known(world, tmp_path, monkeypatch)
         "evaluating a batch of eval_plain",
         "the checkpoint of step #",
         "the batch after step #",
-        "the end of the last save",
     }
     assert len(pace.steps) == 2  # 2 and 4: the first was compiled, 3 was saved, 5 evaluated, 6 both
     assert threading.active_count() < 50 and not list((tmp_path / "run").glob("stacks*"))
+
+
+BLOCKED = """
+import os, threading, time
+from rapo_jax import peers
+
+peers.WRITING = 0.5
+os.dup2(os.pipe()[1], 1)
+threading.Thread(target=lambda: print("x" * 10**6, flush=True), daemon=True).start()  # nobody reads: it waits for ever
+time.sleep(0.5)
+peers.Peers(None, process=0, num_processes=1, coordinator="").end(76, "the run hangs")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_whose_output_nobody_reads_ends_too():
+    """When this fails, a run that hangs in printing is noticed, and hangs on."""
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", BLOCKED]
+    ended = subprocess.run(command, env=plain, stderr=subprocess.PIPE, timeout=60, check=False, text=True)
+    assert ended.returncode == 76 and "the run hangs" in ended.stderr

@@ -18,6 +18,7 @@ from rapo_jax.objectives import OBJECTIVES
 from rapo_jax.passes.column import Column
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options, plan_pass
 from rapo_jax.plan import lengths as plan_lengths
+from rapo_jax.plan.kernels import NUM_SAMPLED_ROWS, mean_visible_tiles
 from rapo_jax.runs.setup import begun_with
 from rapo_jax.train import losses as losses_module
 from rapo_jax.train.forward import at_home, sums_by_branch
@@ -123,6 +124,37 @@ def test_a_pass_over_split_groups_gives_the_numbers_of_whole_groups(tmp_path):
 
 
 # The plan.
+
+
+def test_a_long_pass_is_planned_a_part_at_a_time(monkeypatch):
+    """When this fails, the reference of a large data set is planned for hours, or a batch reads what was moved to another."""
+    monkeypatch.setattr("rapo_jax.passes.forward_pass.PACKED_AT_ONCE", 10)
+    groups = tiny.random_groups(35, seed=2)
+    config = tiny.tiny_config(rows={"length": 48, "split": "always"})
+    options = pass_options(config, tiny.tiny_spec("llama3"), tiny.mesh_of(1, 1, 1), scored="responses")
+    plan = plan_pass(groups, np.arange(35), options, num_row_shards=2)
+    assert sorted(member for rows in plan.steps for row in rows for member in row) == list(range(35))
+    assert plan.moved and len(plan.steps) > 4
+    for number, rows in enumerate(plan.steps):
+        moved = plan.moved.get(number, ())
+        assert all(
+            part.row < len(rows) and part.to < plan.shape.B and part.place < len(rows[part.row]) for part in moved
+        )
+        materialise(groups, rows, plan.shape, mine=range(plan.shape.B), moved=moved)  # raises where a row overflows
+    whole = plan_pass(
+        groups, np.arange(35), replace(options, rows=replace(options.rows, length=None, split="auto")), num_row_shards=2
+    )
+    assert not whole.moved, "a pass has rows enough to fill with whole groups"
+
+
+def test_the_tiles_of_a_plan_with_split_groups_are_counted():
+    """When this fails, `rapo plan` ends with a traceback on many chips, where a group stands in rows beyond the sampled ones."""
+    groups = tiny.random_groups(100, seed=0, prompt=(9, 20))
+    plan = make_plan(groups, [np.arange(100)], row_length=48, rows_per_shard=96, num_row_shards=1, split="always")
+    crossing = [part for part in plan.moved[0] if part.row < NUM_SAMPLED_ROWS <= part.to]
+    assert crossing, "the point is a group on both sides of the sample's end"
+    tiles = mean_visible_tiles(tiny.tiny_spec("llama3"), groups, plan=plan, tile=(16, 16), length=48)
+    assert 3 <= tiles <= 6, "of 9, those below the diagonal are hidden"
 
 
 def test_a_group_that_fits_no_row_is_split_between_its_responses():

@@ -28,6 +28,7 @@ from tests.tiny.families import FAMILIES
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # from other libraries
 
 IN_THE_SUITE = {"granite4", "phi3-longrope"}
+assert FAMILIES.keys() >= IN_THE_SUITE
 NUM_STEPS = 3
 # With eps far above rounding errors: Adam otherwise divides noise by noise where a gradient is nearly 0.
 RECIPE = Recipe(beta=0.1, learning_rate=1e-2, schedule="linear", eps=1e-3)
