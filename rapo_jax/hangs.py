@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from rapo_jax.places import Kind, Record, Seen
+from rapo_jax.terminal import for_stream
 
 # Seconds that a place of each kind may take in any case. A step may wait for a busy file system, or for a clock that is set back.
 LEAST: dict[Kind, float] = {"waits": 300.0, "works": 900.0, "long": 1800.0}
@@ -204,3 +205,16 @@ def line_of_ours() -> str:
             return f" ({path.relative_to(home)}:{frame.f_lineno}, {frame.f_code.co_name})"
         frame = frame.f_back
     return ""
+
+
+def print_last(sentence: str) -> None:
+    """Prints the last words of a process to stderr, and what is left in stdout; a terminal or pipe that nobody reads may be what
+    hangs, and is waited for WRITING seconds."""
+
+    def write() -> None:
+        print(for_stream(sentence, sys.stderr), file=sys.stderr, flush=True)
+        sys.stdout.flush()  # last: whoever hangs in writing there holds its lock
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(WRITING)

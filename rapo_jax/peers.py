@@ -27,12 +27,12 @@ import jax
 from rapo_jax.errors import UserError, masked
 from rapo_jax.failures import has_error, is_exchange, on_abort
 from rapo_jax.hangs import (
-    WRITING,
     Pace,
     alike,
     dump_stacks,
     is_debugged,
     line_of_ours,
+    print_last,
     said_of_hang,
     said_of_slow,
     said_of_wait,
@@ -279,9 +279,7 @@ class Peers:
         sentence = masked(sentence)
         if tell:
             self.publish(code=code, words=sentence, hung=hung)
-        printing = threading.Thread(target=print_last, args=(sentence,), daemon=True)
-        printing.start()
-        printing.join(WRITING)  # a terminal or pipe that nobody reads may be what hangs
+        print_last(sentence)
         self.leave(code)
 
     def leave(self, code: int) -> NoReturn:
@@ -299,12 +297,6 @@ class Peers:
                 break
             time.sleep(0.1)
         os._exit(code)
-
-
-def print_last(sentence: str) -> None:
-    """Prints the last words of a process, before what is left in stdout: whoever hangs in writing there holds its lock."""
-    print(for_stream(sentence, sys.stderr), file=sys.stderr, flush=True)
-    sys.stdout.flush()
 
 
 def answers(address: str) -> bool:

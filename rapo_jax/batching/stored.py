@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from rapo_jax.batching.batch_plan import Group
 from rapo_jax.batching.dataset import Dataset
@@ -55,7 +56,7 @@ class Stored:
     sha256: str = ""
 
 
-def arrays_of(data: Dataset) -> dict[str, np.ndarray]:
+def arrays_of(data: Dataset) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The arrays of a data set. A text that several groups share, such as a response under both of its goals, is kept once."""
     numbers: dict[bytes, int] = {}
     branches = [

@@ -348,15 +348,17 @@ class Config:
         "of shuffling, hashes and random weights",
         affects="order",
         allowed=NOT_NEGATIVE,
-        read_by=("relabel", "train", "plan"),
+        read_by=("relabel", "train", "plan", "evaluate"),
     )
-    model: Model = section(Model, "the model to start from", read_by=("train", "plan", "score", "export"))
+    model: Model = section(Model, "the model to start from", read_by=("train", "plan", "score", "evaluate", "export"))
     lora: LoraOptions = section(LoraOptions, "low-rank adapters", read_by=("train", "plan", "export"))
-    data: Data = section(Data, "where preferences come from", read_by=("relabel", "train", "score", "plan"))
-    relabel: Relabel = section(Relabel, "rewards and goals", read_by=("relabel", "train", "plan", "export"))
-    objective: Objective = section(Objective, "the loss", read_by=("relabel", "train", "plan", "score"))
+    data: Data = section(Data, "where preferences come from", read_by=("relabel", "train", "score", "evaluate", "plan"))
+    relabel: Relabel = section(Relabel, "rewards and goals", read_by=("relabel", "train", "plan", "evaluate", "export"))
+    objective: Objective = section(Objective, "the loss", read_by=("relabel", "train", "plan", "score", "evaluate"))
     reference: Reference = section(Reference, "the frozen reference model", read_by=("train", "plan"))
     optimizer: Optimizer = section(Optimizer, "AdamW and its schedule", read_by=("train", "plan"))
     train: Train = section(Train, "batches, checkpoints, logs", read_by=("train",))
-    mesh: MeshSizes = section(MeshSizes, "how devices are arranged", read_by=("train", "plan", "score", "export"))
-    rows: Rows = section(Rows, "fixed shapes of a batch", read_by=("train", "plan", "score"))
+    mesh: MeshSizes = section(
+        MeshSizes, "how devices are arranged", read_by=("train", "plan", "score", "evaluate", "export")
+    )
+    rows: Rows = section(Rows, "fixed shapes of a batch", read_by=("train", "plan", "score", "evaluate"))

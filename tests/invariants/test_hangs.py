@@ -338,9 +338,9 @@ def test_a_step_waits_within_places_that_are_known(world, tmp_path, monkeypatch)
 
 BLOCKED = """
 import os, threading, time
-from rapo_jax import peers
+from rapo_jax import hangs, peers
 
-peers.WRITING = 0.5
+hangs.WRITING = 0.5
 os.dup2(os.pipe()[1], 1)
 threading.Thread(target=lambda: print("x" * 10**6, flush=True), daemon=True).start()  # nobody reads: it waits for ever
 time.sleep(0.5)
