@@ -114,7 +114,7 @@ CSV_BASE = (
 CELLS = st.one_of(
     st.sampled_from(["", "nan", "1e400", "9" * 5_000, '"', "\0", "x" * 200_000, "1_0", "٣", "a,b"]), st.text(max_size=5)
 )
-CSV = st.tuples(
+CSV_DAMAGED = st.tuples(
     st.sampled_from(["rows.csv", "rows.tsv"]),
     st.one_of(
         damaged(CSV_BASE),
@@ -124,6 +124,8 @@ CSV = st.tuples(
     ),
     HOW,
 )
+# One of them is whole: few of the others can be read, and what hypothesis draws changes with the constants in our code.
+CSV = st.one_of(st.tuples(st.just("rows.csv"), st.just(CSV_BASE), st.just(HOWS[0])), CSV_DAMAGED)
 
 
 def compressed(whole: bytes) -> st.SearchStrategy[tuple[str, bytes]]:
