@@ -13,12 +13,11 @@ from typing import Any
 import jax
 
 from rapo_jax.errors import UserError
+from rapo_jax.memory import OUT_OF_MEMORY
 
 # How the text of a failed exchange begins: JAX raises ValueError, too, with the text of a status.
 STATUS = "UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION"
 EXCHANGE = re.compile(rf"(?:{STATUS}): |(?:Barrier|Gloo)\b")
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's error about it, which is this process's own
-
 
 _on_abort: Any = None  # kept alive for the system, which calls it
 
@@ -52,7 +51,7 @@ def is_exchange(error: BaseException | None) -> bool:
     """Whether an error came of a computation or a wait that several processes take part in."""
     while error is not None:
         if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
-            found = OUT_OF_MEMORY not in str(error)
+            found = OUT_OF_MEMORY not in str(error)  # which is this process's own
         else:
             found = not isinstance(error, (UserError, OSError)) and bool(EXCHANGE.match(str(error)))
         if found:

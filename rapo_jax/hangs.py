@@ -21,9 +21,8 @@ from rapo_jax.terminal import for_stream
 
 # Seconds that a place of each kind may take in any case. A step may wait for a busy file system, or for a clock that is set back.
 LEAST: dict[Kind, float] = {"waits": 300.0, "works": 900.0, "long": 1800.0}
-UNKNOWN = (
-    2 * 3600.0
-)  # the same, while nothing is known yet of how long it takes: the first step compiles for up to an hour
+# The same, while nothing is known yet of how long it takes: the first step compiles for up to an hour.
+UNKNOWN = 2 * 3600.0
 KNOWN = 3  # stays in a place, after which something is known
 REMEMBERED = 64  # stays of each kind of place
 STEPS = 16  # by which a process is compared with the others

@@ -1,6 +1,6 @@
 """Out of memory, of the host or of a device, as one sentence: what did not fit, what to change, what is safe."""
 
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's message begins
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's error
 
 # What asks for memory, by verb, and what is not lost when there is too little.
 FEWER_ROWS = "lower rows.per_shard, rows.length or data.max_length"

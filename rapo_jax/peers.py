@@ -98,8 +98,8 @@ class Peers:
         started = time.monotonic()
         self.leaving.wait(self.period)
         stopped = time.monotonic() - started - self.period
-        if stopped > LATE:
-            with self.changing:
+        with self.changing:
+            if stopped > LATE and self.since < started:  # else it came to this place afterwards
                 self.since += stopped
 
     def turn(self) -> None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.batch import FLOATS, LETTERS, Batch, Shape
 from rapo_jax.config.tree import Config
+from rapo_jax.memory import OUT_OF_MEMORY
 from rapo_jax.models.spec import Spec
 from rapo_jax.parallel import matmul_precision
 from rapo_jax.train.optim import adamw
@@ -138,7 +139,7 @@ def needed_bytes(message: str) -> float | None:
     >>> needed_bytes("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.")
     22011707392.0
     """
-    if "RESOURCE_EXHAUSTED" not in message or "vmem" in message.lower():
+    if OUT_OF_MEMORY not in message or "vmem" in message.lower():
         return None  # a kernel that overflows on-chip memory is a bug, not a model that is too large
     found = re.search(r"Used ([\d.]+)([KMGT])i?B? of", message) or re.search(
         r"\(([\d.]+)([KMGT])i?B?\) exceeds", message

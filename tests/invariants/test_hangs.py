@@ -237,11 +237,17 @@ def test_time_in_which_the_process_was_stopped_does_not_count(pod, monkeypatch):
     (alone,) = pod(1)
     place(alone, "the batch after step 7", ago=890)
     clock = iter((1000.0, 1000.0 + 3600.0))
-    before = alone.since
+    before = alone.since = 110.0  # on the clock below, too
     monkeypatch.setattr(alone.leaving, "wait", lambda seconds: False)
     monkeypatch.setattr(peers.time, "monotonic", lambda: next(clock))
     alone.rest()
     assert alone.since - before == 3600.0 - alone.period
+
+    (woken,) = pod(1)  # it came to its place after the rest began: the main thread was the first to go on
+    clock, woken.since = iter((1000.0, 1000.0 + 3600.0)), 4599.0
+    monkeypatch.setattr(woken.leaving, "wait", lambda seconds: False)
+    woken.rest()
+    assert woken.since == 4599.0, "the clock of a place lies in the future, and no hang is noticed for an hour"
 
 
 def test_the_switch_is_off_with_null_and_the_watcher_leaves_with_the_run(tmp_path):
