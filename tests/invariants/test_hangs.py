@@ -234,19 +234,15 @@ def test_pdb_is_a_debugger():
 
 def test_time_in_which_the_process_was_stopped_does_not_count(pod, monkeypatch):
     """When this fails, a run on a laptop that slept, or that was stopped with Ctrl-Z, ends when it goes on."""
-    (alone,) = pod(1)
-    place(alone, "the batch after step 7", ago=890)
-    clock = iter((1000.0, 1000.0 + 3600.0))
-    before = alone.since = 110.0  # on the clock below, too
-    monkeypatch.setattr(alone.leaving, "wait", lambda seconds: False)
+    (alone,), (woken,) = pod(1), pod(1)
+    place(alone, "the batch after step 7")
+    clock = iter((1000.0, 1000.0 + 3600.0) * 2)
+    alone.since, woken.since = 110.0, 4599.0  # on this clock; the second came to its place when it could go on
     monkeypatch.setattr(peers.time, "monotonic", lambda: next(clock))
-    alone.rest()
-    assert alone.since - before == 3600.0 - alone.period
-
-    (woken,) = pod(1)  # it came to its place after the rest began: the main thread was the first to go on
-    clock, woken.since = iter((1000.0, 1000.0 + 3600.0)), 4599.0
-    monkeypatch.setattr(woken.leaving, "wait", lambda seconds: False)
-    woken.rest()
+    for process in (alone, woken):
+        monkeypatch.setattr(process.leaving, "wait", lambda seconds: False)
+        process.rest()
+    assert alone.since == 110.0 + 3600.0 - alone.period
     assert woken.since == 4599.0, "the clock of a place lies in the future, and no hang is noticed for an hour"
 
 
