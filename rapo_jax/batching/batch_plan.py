@@ -148,14 +148,14 @@ def make_plan(
     lengths, limits = GroupLengths(*group_lengths(groups)), (row_length, rows_per_shard)
     sizes, whole = lengths.groups, None
     if split != "always":
-        refuse_oversized(groups, sizes, row_length)
+        refuse_oversized(groups, sizes, row_length, parts=lengths.parts)
         T, per_shard = choose_rows(sizes, steps, *limits, num_row_shards=num_row_shards)
         packed = [Packed(pack(sizes[members].tolist(), capacity=T)) for members in steps]
         whole = as_plan(groups, steps, packed, T=T, B=per_shard * num_row_shards, scored=scored)
         most = max(map(len, steps))
         if split == "never" or whole.real_token_fraction > ENOUGH or most > MOST_TO_SPLIT:
             return whole
-    refuse_oversized(groups, lengths.parts, row_length, said=PART)
+    refuse_oversized(groups, lengths.parts, row_length)
     T, per_shard = choose_split_rows(lengths, steps, *limits, num_row_shards=num_row_shards)
     B = per_shard * num_row_shards
     packed = [pack_split(lengths.of(members), capacity=T, rows_per_block=B) for members in steps]
@@ -236,16 +236,19 @@ PART = ("prompt with one response does", "prompts with one response do")
 
 
 def refuse_oversized(
-    groups: Sequence[Group], sizes: Int[np.ndarray, "G"], T: int | None, *, said: tuple[str, str] = GROUP
+    groups: Sequence[Group], sizes: Int[np.ndarray, "G"], T: int | None, *, parts: Int[np.ndarray, "G"] | None = None
 ) -> None:
-    """Raises UserError where something of the groups, `said` so, is longer than a row of T tokens."""
+    """Raises UserError where a group is longer than a row of T tokens. `sizes` are those of whole groups, whose `parts` may fit,
+    or without `parts` those of a prompt and its longest response."""
     oversized = np.flatnonzero(sizes > T) if T else ()
-    if len(oversized):
+    if T and len(oversized):
         worst = oversized[np.argmax(sizes[oversized])]
+        lower = "or lower data.max_length"
+        if parts is not None and parts.max() <= T:
+            lower = "lower data.max_length, or set rows.split=always: each prompt fits with one response"
         raise UserError(
-            f"{counted(len(oversized), *said)} not fit rows of {T} tokens; the longest, from "
-            f"row {groups[worst].row}, has {sizes[worst]}. Raise rows.length to {round_up(int(sizes[worst]), 8)}, "
-            f"or lower data.max_length."
+            f"{counted(len(oversized), *(PART if parts is None else GROUP))} not fit rows of {T} tokens; the longest, from "
+            f"row {groups[worst].row}, has {sizes[worst]}. Raise rows.length to {round_up(int(sizes[worst]), 8)}, {lower}."
         )
 
 

@@ -137,7 +137,7 @@ def test_a_malformed_command_is_answered_with_its_usage(capsys, arguments, messa
         (
             "rows.length=80",
             "11 groups of a prompt and its responses do not fit rows of 80 tokens; the longest, from row 12, has 87. "
-            "Raise rows.length to 88, or lower data.max_length.",
+            "Raise rows.length to 88, lower data.max_length, or set rows.split=always: each prompt fits with one response.",
         ),
     ],
 )
