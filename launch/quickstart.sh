@@ -47,4 +47,7 @@ done
 
 step "Asked for scores 1 to 10"
 python -m rapo_jax.quickstart report "$out/world" "$out" "${models[@]}"
+
+step "All of it on one page: curves, data, and a slider from the lowest goal to the highest"
+rapo report "$out/dpo" "$out/ra-dpo" "$out/sweep.json" "$out/answers.jsonl" --title "Quickstart" -o "$out/report.html"
 printf '\nTotal: %d s.\n' "$((SECONDS - start))"

@@ -20,6 +20,8 @@ for the best by itself.
                                          score responses, for data.rewards
   rapo evaluate CONFIG --model DIR --out DIR
                                          does what it finds likely follow goals?
+  rapo report   PATH [PATH ...] -o FILE.html
+                                         runs and results as one page
   rapo plan     CONFIG --topology v5e:4x4
                                          memory and time on other hardware
   rapo keys     [PREFIX]                 list the configuration's keys
@@ -97,6 +99,17 @@ over prompts. OUT holds results.json, .csv and .txt, a figure for each suite, an
 what was computed: the same command goes on after an interruption, and a further
 model or suite costs only itself.
 """
+REPORT_MORE = """\
+A PATH is a run directory, a directory of `rapo evaluate`, a goal sweep (its
+sweep.json) or an answer file of `rapo generate`; NAME=PATH gives it a name, and
+answer files of one NAME are one model's. Where a prompt was answered at several
+goals, a slider goes from the lowest to the highest.
+
+The page is one file: it opens from disk and loads nothing. Several runs are
+compared: what differs in their configurations, and their curves. Nothing is
+computed anew, so it takes seconds, also for a run that goes on.
+
+"""
 PLAN_MORE = """
 Compiles the training step from shapes alone. It reads no weights, and the data
 only if it is there (otherwise it assumes lengths like UltraFeedback's). TPUs
@@ -147,6 +160,7 @@ def parser() -> argparse.ArgumentParser:
     generate_arguments(verb("generate", "answer a file of prompts", GENERATE_MORE))
     score_arguments(verb("score", "score every response of a data source", SCORE_MORE))
     evaluate_arguments(verb("evaluate", "measure how models follow goals", EVALUATE_MORE))
+    report_arguments(verb("report", "show runs and results on one HTML page", REPORT_MORE))
     plan_arguments(verb("plan", "memory, work and time of a step on any hardware", OVERRIDES + PLAN_MORE))
     keys_arguments(verb("keys", "list the configuration's keys", KEYS_MORE))
     return top
@@ -282,6 +296,14 @@ def evaluate_arguments(to: argparse.ArgumentParser) -> None:
         "--reference", metavar="DIR", help="what training started from, for preference (default: model.path of CONFIG)"
     )
     add_machines(to)
+
+
+def report_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("paths", nargs="+", metavar="[NAME=]PATH", help="runs, results, goal sweeps, answer files")
+    to.add_argument("-o", "--out", required=True, metavar="FILE", help="the page; one that is there is replaced")
+    to.add_argument("--title", default="", metavar="T", help="heading of the page")
+    to.add_argument("--json", metavar="FILE", help="also write its numbers there")
+    to.add_argument("--csv", metavar="FILE", help="also write what is a single number there, as a table")
 
 
 def plan_arguments(to: argparse.ArgumentParser) -> None:

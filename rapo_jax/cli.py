@@ -297,6 +297,25 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def report(options: argparse.Namespace) -> int:
+    """Writes one HTML page of runs, evaluations, goal sweeps and answers."""
+    from rapo_jax.report.verb import report as write_report
+
+    out, json, csv = (Path(path) if path else None for path in (options.out, options.json, options.csv))
+    assert out is not None  # the option is required
+    work_begins()
+    read = write_report(options.paths, out, title=options.title, json=json, csv=csv)
+    parts = {
+        "run": len(read.runs),
+        "evaluation": len(read.evaluations),
+        "goal sweep": len(read.sweeps),
+        "answer": len(read.answers),
+    }
+    print(f"{out}: " + ", ".join(counted(number, one) for one, number in parts.items() if number))
+    print(f"  open it: {out.resolve().as_uri()}")
+    return 0
+
+
 def plan(options: argparse.Namespace) -> int:
     """Prints the memory and the time that a run would take on hardware that need not be present."""
     without_chips(options)
@@ -373,6 +392,7 @@ VERBS = {
     "generate": generate,
     "score": score,
     "evaluate": evaluate,
+    "report": report,
     "plan": plan,
     "keys": keys,
 }

@@ -8,7 +8,7 @@ from typing import TextIO
 FEWEST_COLUMNS = 30  # below which wrapping helps nobody
 # What is copied as a whole: a command with its arguments, and a setting whose value is quoted.
 COMMAND = re.compile(
-    r"\brapo (?:relabel|train|export|generate|score|plan|keys)(?: (?:--?[\w-]+|[A-Z_]{2,}|\S*[=/.]\S*\w|\[\S+\]))*"
+    r"\brapo (?:relabel|train|export|generate|score|evaluate|report|plan|keys)(?: (?:--?[\w-]+|[A-Z_]{2,}|\S*[=/.]\S*\w|\[\S+\]))*"
     r"|[\w.-]+='[^'\n]*'"
 )
 KEPT_SPACE = "\0"

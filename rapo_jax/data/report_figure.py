@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from rapo_jax.data.report import Distributions
+from rapo_jax.drawing import CHOSEN, LOST, QUIET, REJECTED, save_png, styled
 from rapo_jax.errors import counted
 
-CHOSEN, REJECTED, QUIET, LOST = "#2a6f97", "#e07a5f", "#8d99ae", "#c9ada7"
 COLOUR = {"chosen": CHOSEN, "rejected": REJECTED}
 NUM_BINS = 30
 
@@ -18,18 +18,16 @@ def draw_report(path: Path, drawn: Distributions, report: dict[str, Any], *, tit
     """Saves the figure as PNG. Scores are on the goal scale."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    ((scores, spread), (lengths, fate)) = figure.subplots(2, 2)
-    figure.suptitle(
-        f"{title}: {counted(report['rows_read'], 'row')}, {counted(sum(report['preferences'].values()), 'preference')}"
-    )
-    draw_scores(scores, drawn)
-    draw_margins(spread, drawn)
-    draw_lengths(lengths, drawn, report["length_follows_score"])
-    draw_fate(fate, report)
-    for axes in (scores, spread, lengths, fate):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110, format="png")
+    with styled():
+        figure = Figure(figsize=(11, 7.5), layout="constrained")
+        ((scores, spread), (lengths, fate)) = figure.subplots(2, 2)
+        rows, preferences = report["rows_read"], sum(report["preferences"].values())
+        figure.suptitle(f"{title}: {counted(rows, 'row')}, {counted(preferences, 'preference')}")
+        draw_scores(scores, drawn)
+        draw_margins(spread, drawn)
+        draw_lengths(lengths, drawn, report["length_follows_score"])
+        draw_fate(fate, report)
+        save_png(figure, path, dpi=110)
 
 
 def draw_scores(axes: Any, drawn: Distributions) -> None:
@@ -39,8 +37,9 @@ def draw_scores(axes: Any, drawn: Distributions) -> None:
     sides = {side: drawable(values) for side, values in drawn.scores.items()}
     edges = bins(np.concatenate(list(sides.values())))
     for side, values in sides.items():
-        axes.hist(values, bins=edges, alpha=0.6, color=COLOUR[side], label=f"{side}, mean {np.mean(values):.3g}")
-    axes.legend(frameon=False)
+        label = f"{side}, mean {np.mean(values):.3g}, n {len(values):,}"
+        axes.hist(values, bins=edges, alpha=0.6, color=COLOUR[side], label=label)
+    axes.legend()
 
 
 def draw_margins(axes: Any, drawn: Distributions) -> None:
@@ -52,6 +51,7 @@ def draw_margins(axes: Any, drawn: Distributions) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     against, ties = np.mean(found < 0), np.mean(found == 0)
     axes.set_title(f"Margins: mean {found.mean():.3g}, {ties:.1%} ties, {against:.1%} against the label")
+    axes.set_ylabel(f"records, n {len(found):,}")
 
 
 def draw_lengths(axes: Any, drawn: Distributions, correlation: float | None) -> None:
@@ -65,9 +65,9 @@ def draw_lengths(axes: Any, drawn: Distributions, correlation: float | None) -> 
     axes.set(title=f"Lengths of responses{follows}", xlabel="characters", ylabel="responses", xscale="log")
     shown = sides if "rejected" in sides else {"response": sides["chosen"]} if sides else {}
     for side, values in shown.items():
-        label = f"{side}, median {np.median(values):,.0f}"
+        label = f"{side}, median {np.median(values):,.0f}, n {len(values):,}"
         axes.hist(values, bins=edges, alpha=0.6, color=COLOUR.get(side, QUIET), label=label)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(loc="upper left")
 
 
 def draw_fate(axes: Any, report: dict[str, Any]) -> None:

@@ -1,13 +1,16 @@
-"""The figure of each suite, legible in grey: marks and lines differ in shape, and axes carry units."""
+"""The figure of each suite, and of a goal sweep, legible in grey: marks and lines differ in shape, axes carry units, and n is said."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rapo_jax.drawing import QUIET, save_png, series, short, styled
 from rapo_jax.evaluate.result import Result
-from rapo_jax.evaluate.sweep_report import STYLES
+
+LEVELS = 32  # of a heat map's colours
 
 
 def figure_name(suite: str) -> str:
@@ -16,26 +19,48 @@ def figure_name(suite: str) -> str:
 
 def draw(result: Result, path: Path) -> None:
     """Saves the suite's figure as PNG."""
+    with styled():
+        save_png(figure_of(result), path)
+
+
+def figure_of(result: Result, models: Sequence[str] = ()) -> Any:
+    """The suite's figure, of all models or of these, as matplotlib has it. Call within `styled`."""
     from matplotlib.figure import Figure
 
-    models = list(dict.fromkeys(measure.model for measure in result.measures))
+    models = list(models) or models_of(result)
     panels = len(models) if result.suite == "likelihood" else 1
-    figure = Figure(figsize=(max(6.4, 4.2 * panels), 4.4), layout="constrained")
+    width = 4.2 * panels + 0.8 if result.suite == "likelihood" else 6.4
+    height = max(4.4, 1.5 * len(models)) if result.suite == "unlearning" else 4.4
+    figure = Figure(figsize=(width, height), layout="constrained")
     all_axes = np.atleast_1d(figure.subplots(1, panels))
     DRAWN[result.suite](figure, all_axes, result, models)
-    figure.savefig(path, dpi=130, format="png")
+    return figure
+
+
+def models_of(result: Result) -> list[str]:
+    return list(dict.fromkeys(measure.model for measure in result.measures))
+
+
+def prompts_of(result: Result, model: str) -> str:
+    """ "n 149": the most prompts behind a measure of the model."""
+    return f"n {max(measure.estimate.n for measure in result.measures if measure.model == model):,}"
 
 
 def draw_likelihood(figure: Any, all_axes: Sequence[Any], result: Result, models: Sequence[str]) -> None:
-    """One heat map a model: bright where responses of these rewards are likelier than under the other goals."""
-    rows = [np.array(result.curves[model]["logp_per_token"]) for model in models]
-    limit = max(float(np.abs(each).max()) for each in rows) or 1.0
-    for axes, model, cells in zip(all_axes, models, rows, strict=True):
+    """One heat map a model: bright where responses of these rewards are likelier than under the other goals. The colours of all
+    models of the result mean the same."""
+    from matplotlib import colormaps
+
+    limit = max(float(np.abs(np.array(each["logp_per_token"])).max()) for each in result.curves.values()) or 1.0
+    colours = colormaps["viridis"].resampled(LEVELS)
+    for axes, model in zip(all_axes, models, strict=True):
         curve = result.curves[model]
-        image = axes.imshow(cells, origin="lower", aspect="auto", cmap="viridis", vmin=-limit, vmax=limit)
-        axes.set(title=model[-36:], xlabel="goal asked", ylabel="reward of the response")
-        axes.set_xticks(range(len(curve["goals"])), [f"{goal:g}" for goal in curve["goals"]])
-        axes.set_yticks(range(len(curve["rewards"])), curve["rewards"])
+        # Cells as shapes: an image would be blurred where it is scaled.
+        image = axes.pcolormesh(np.array(curve["logp_per_token"]), cmap=colours, vmin=-limit, vmax=limit)
+        title = f"{short(model)}, {prompts_of(result, model)} prompts"
+        axes.set(title=title, xlabel="goal asked", ylabel="reward of the response")
+        axes.set_xticks(np.arange(len(curve["goals"])) + 0.5, [f"{goal:g}" for goal in curve["goals"]])
+        axes.set_yticks(np.arange(len(curve["rewards"])) + 0.5, curve["rewards"])
         if axes is all_axes[-1]:
             figure.colorbar(image, ax=axes, label="log-probability a token, less its mean over goals (nats)")
 
@@ -45,36 +70,32 @@ def draw_unlearning(figure: Any, all_axes: Sequence[Any], result: Result, models
     axes, unit = all_axes[0], ", nats"
     kinds = [m for m in result.measures if m.model == models[0] and m.quantity.endswith(unit) and "under" in m.quantity]
     places = [(m.quantity, m.where) for m in kinds if m.quantity.startswith("log-probability")]
+    apart = min(0.18, 0.8 / len(models))
     for number, model in enumerate(models):
         found = {(m.quantity, m.where): m.estimate for m in result.measures if m.model == model}
         values = np.array([found[place].value for place in places])
         low, high = (np.array([getattr(found[place], end) for place in places]) for end in ("low", "high"))
-        y = np.arange(len(places)) + 0.18 * (number - (len(models) - 1) / 2)
-        marker, _ = STYLES[number % len(STYLES)]
-        axes.errorbar(values, y, xerr=[values - low, high - values], fmt=marker, capsize=3, label=model[-36:])
+        y = np.arange(len(places)) + apart * (number - (len(models) - 1) / 2)
+        style = series(number) | {"linestyle": "none"}
+        label = f"{short(model)}, {prompts_of(result, model)}"
+        axes.errorbar(values, y, xerr=[values - low, high - values], **style, capsize=3, label=label)
     labels = [f"{where}\n{q.removeprefix('log-probability under ').removesuffix(unit)}" for q, where in places]
     axes.set_yticks(range(len(places)), labels)
     axes.invert_yaxis()
     axes.set(xlabel="mean log-probability of a response (nats), 95 % interval")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def draw_preference(figure: Any, all_axes: Sequence[Any], result: Result, models: Sequence[str]) -> None:
     """The reliability curve: how often the implicit reward is right against how sure it is."""
     axes = all_axes[0]
-    axes.plot([0.5, 1], [0.5, 1], color="0.7", label="as sure as right")
+    axes.plot([0.5, 1], [0.5, 1], color=QUIET, label="as sure as right")
     for number, model in enumerate(models):
         curve = result.curves[model]
-        marker, line = STYLES[number % len(STYLES)]
-        axes.plot(
-            curve["said"],
-            curve["right"],
-            marker=marker,
-            linestyle=line,
-            label=f"{model[-36:]}, {sum(curve['preferences']):,} preferences",
-        )
+        label = f"{short(model)}, {sum(curve['preferences']):,} preferences"
+        axes.plot(curve["said"], curve["right"], **series(number), label=label)
     axes.set(xlabel="sigmoid of the margin", ylabel="share of preferences that are right", ylim=(0, 1.02))
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 DRAWN: dict[str, Callable[..., None]] = {
@@ -82,3 +103,25 @@ DRAWN: dict[str, Callable[..., None]] = {
     "unlearning": draw_unlearning,
     "preference": draw_preference,
 }
+
+
+@dataclass(frozen=True)
+class GoalLine:
+    """Mean judged scores by goal; `low` and `high` are () or bound each of them. `label` says whose they are."""
+
+    label: str
+    means: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+def draw_goal_lines(axes: Any, goals: Sequence[float], lines: Mapping[str, GoalLine]) -> None:
+    """One line a model: mean judged score against the goal asked, bounds shaded."""
+    axes.plot(goals, goals, color=QUIET, linewidth=1, label="score = goal", zorder=0)
+    for number, line in enumerate(lines.values()):
+        style = series(number)
+        axes.plot(goals, line.means, **style, label=line.label)
+        if len(line.low):
+            axes.fill_between(goals, line.low, line.high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="goal asked (points of the scale)", ylabel="mean judged score (points of the scale)", xticks=goals)
+    axes.legend(loc="upper left")

@@ -48,6 +48,24 @@ class Result:
         }
 
 
+def result_of(tree: dict[str, Any]) -> Result:
+    """The inverse of `Result.tree`, but that it knows no details. Raises KeyError or TypeError for another tree."""
+
+    def number(value: Any) -> float:
+        return math.nan if value is None else float(value)
+
+    measures = [
+        Measure(
+            m["quantity"],
+            m["model"],
+            Estimate(number(m["value"]), number(m["low"]), number(m["high"]), m["n"]),
+            m["where"],
+        )
+        for m in tree["measures"]
+    ]
+    return Result(tree["suite"], tree["explains"], tuple(measures), tree["curves"])
+
+
 def numbers_of(estimate: Estimate) -> dict[str, float | int | None]:
     numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
     return {name: None if math.isnan(number) else number for name, number in numbers.items()}
@@ -69,6 +87,8 @@ def shown(estimate: Estimate) -> str:
     """ "0.713 [0.652, 0.770] n 90": value, 95 % interval, prompts."""
     if not estimate.n:
         return "no prompts"
+    if math.isnan(estimate.value):  # a rank correlation of equal numbers
+        return f"not defined, n {estimate.n:,}"
     numbers = (estimate.value, estimate.low, estimate.high)
     digits = 1 if max(abs(number) for number in numbers if not math.isnan(number)) >= 100 else 3
     value, low, high = (f"{number:.{digits}f}" for number in numbers)

@@ -24,11 +24,12 @@ Judge = Callable[[str, str], float]  # (prompt, response) -> score
 
 @dataclass(frozen=True)
 class Sweep:
-    """Judged scores of one model, [goal, prompt], and one example answer per goal."""
+    """Judged scores of one model, [goal, prompt], one example answer per goal, and all answers, [goal][prompt]."""
 
     goals: tuple[float, ...]
     scores: Float[np.ndarray, "goals prompts"]
     examples: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def by_goal(self) -> Float[np.ndarray, " goals"]:
@@ -77,4 +78,5 @@ def sweep(
     answers = answer_tokens(model, tokens, sampling=sampling, batch_size=BATCH_SIZE)
     texts = [answer_text(model.tokenizer, answer.tokens) for answer in answers]
     scores = np.array([judge(item.prompt[0].content, text) for item, text in zip(items, texts, strict=True)], float)
-    return Sweep(tuple(goals), scores.reshape(len(goals), len(prompts)), tuple(texts[:: len(prompts)]))
+    by_goal = tuple(tuple(texts[at : at + len(prompts)]) for at in range(0, len(texts), len(prompts)))
+    return Sweep(tuple(goals), scores.reshape(len(goals), len(prompts)), tuple(each[0] for each in by_goal), by_goal)

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rapo_jax.drawing import save_png, short, styled
+from rapo_jax.evaluate.bootstrap import interval
+from rapo_jax.evaluate.figures import GoalLine, draw_goal_lines
 from rapo_jax.evaluate.sweep import Sweep
 
 Sweeps = Mapping[str, Sequence[Sweep]]  # model name -> its sweeps, one per training seed
-STYLES = (("s", ":"), ("^", "--"), ("o", "-"), ("D", "-."))  # marker and line, to distinguish models without colour
 
 
 def sweep_table(sweeps: Sweeps) -> str:
@@ -26,23 +29,39 @@ def sweep_table(sweeps: Sweeps) -> str:
 
 def draw_sweeps(sweeps: Sweeps, path: Path, *, title: str) -> None:
     """Writes the figure: one line per model, with the range of its sweeps shaded where there are several."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")
-    goals = next(iter(sweeps.values()))[0].goals
-    axes.plot(goals, goals, color="0.8", label="score = goal", zorder=0)
-    for index, (name, runs) in enumerate(sweeps.items()):
-        marker, dashes = STYLES[index % len(STYLES)]
+    goals, lines = next(iter(sweeps.values()))[0].goals, {}
+    for name, runs in sweeps.items():
         means = np.array([run.by_goal for run in runs])
         rho = np.mean([run.rank_correlation for run in runs])
-        label = f"{name}  (rank correlation {rho:+.2f})"
-        (line,) = axes.plot(goals, means.mean(0), marker=marker, linestyle=dashes, label=label)
-        if len(runs) > 1:
-            axes.fill_between(goals, means.min(0), means.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel="goal asked", ylabel="mean judged score", title=title, xticks=goals, ylim=(0, max(goals) + 0.5))
-    axes.legend(loc="upper left", frameon=False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+        num_prompts = f"n {runs[0].scores.shape[1]}" + f" x {len(runs)} seeds" * (len(runs) > 1)
+        label = f"{short(name)}  (rank correlation {rho:+.2f}, {num_prompts})"
+        bounds = (means.min(0), means.max(0)) if len(runs) > 1 else ((), ())
+        lines[name] = GoalLine(label, means.mean(0), *bounds)
+    with styled():
+        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+        axes = figure.subplots()
+        draw_goal_lines(axes, goals, lines)
+        axes.set(title=title, ylim=(0, max(goals) + 0.5))
+        save_png(figure, path, dpi=150)
+
+
+def sweep_tree(sweeps: Sweeps) -> dict[str, Any]:
+    """The numbers for JSON: means by goal with 95 % intervals over prompts, and rank correlations."""
+    first = next(iter(sweeps.values()))[0]
+    return {
+        "goals": [int(goal) if float(goal).is_integer() else goal for goal in first.goals],
+        "num_prompts": first.scores.shape[1],
+        "models": {name: [numbers_of_sweep(run) for run in runs] for name, runs in sweeps.items()},
+    }
+
+
+def numbers_of_sweep(sweep: Sweep) -> dict[str, Any]:
+    bounds = [interval(len(row), lambda drawn, row=row: float(row[drawn].mean())) for row in sweep.scores]
+    return {
+        "mean_score_by_goal": sweep.by_goal.tolist(),
+        "low_by_goal": [each.low for each in bounds],
+        "high_by_goal": [each.high for each in bounds],
+        "rank_correlation": sweep.rank_correlation,
+    }

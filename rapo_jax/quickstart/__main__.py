@@ -8,11 +8,11 @@ Repeat a NAME to average models trained with several seeds.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rapo_jax.borders import read_json_lines, write_json
+from rapo_jax.borders import read_json_lines, write_json, write_json_lines
 from rapo_jax.errors import UserError
 from rapo_jax.quickstart import world
 
@@ -49,9 +49,10 @@ def main() -> None:
 
 
 def report(world_dir: Path, out: Path, models: Sequence[tuple[str, str]]) -> None:
-    """Sweeps the goals of every (name, directory); writes sweep.json and sweep.png, prints the table and a few answers."""
+    """Sweeps the goals of every (name, directory); writes sweep.json, sweep.png and answers.jsonl, prints the table and a few
+    answers."""
     from rapo_jax.evaluate.sweep import sweep
-    from rapo_jax.evaluate.sweep_report import draw_sweeps, sweep_table
+    from rapo_jax.evaluate.sweep_report import draw_sweeps, sweep_table, sweep_tree
     from rapo_jax.generate.decode import Sampling
     from rapo_jax.opened import open_model
 
@@ -69,12 +70,17 @@ def report(world_dir: Path, out: Path, models: Sequence[tuple[str, str]]) -> Non
     print_examples(name, sweeps[name][-1], prompts[0])
     out.mkdir(parents=True, exist_ok=True)
     draw_sweeps(sweeps, out / "sweep.png", title="Quality by goal asked")
-    numbers = {
-        name: [{"mean_score_by_goal": run.by_goal.tolist(), "rank_correlation": run.rank_correlation} for run in runs]
-        for name, runs in sweeps.items()
-    }
-    write_json(out / "sweep.json", {"goals": list(world.SCORES), "models": numbers})
+    write_json(out / "sweep.json", sweep_tree(sweeps))
+    write_json_lines(out / "answers.jsonl", answer_rows(sweeps, prompts))
     print(f"\n{out / 'sweep.png'} shows the same as a picture, {out / 'sweep.json'} holds the numbers.")
+
+
+def answer_rows(sweeps: "Mapping[str, Sequence[Sweep]]", prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Every answer with its model, goal and score, as rows that `rapo report` reads."""
+    for name, runs in sweeps.items():
+        for goal, texts, scores in zip(runs[0].goals, runs[0].answers, runs[0].scores, strict=True):
+            for prompt, text, score in zip(prompts, texts, scores, strict=True):
+                yield {"model": name, "prompt": prompt, "goal": goal, "response": text, "score": float(score)}
 
 
 def print_examples(name: str, found: "Sweep", prompt: str) -> None:

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def write_records(
         "real_token_fraction": round(plan.real_token_fraction, 4),
         "groups_left_over": max(0, len(data.groups) - len(plan.steps) * setup.config.train.batch_size),
     }
+    report["run"] = made_of(setup)
     setup.run_dir.mkdir(parents=True, exist_ok=True)
     write_text(setup.run_dir / "config.yaml", to_yaml(setup.config))
     write_json(setup.run_dir / "data_report.json", report)
@@ -57,6 +59,21 @@ def write_records(
     if data.distributions and not figure.exists():
         with whole_file(figure) as path:
             draw_report(path, data.distributions, data.report, title=setup.run_dir.name)
+
+
+def made_of(setup: Setup) -> dict[str, Any]:
+    """What no setting says: versions, devices and how they are arranged, the size of the model."""
+    return {
+        "rapo_jax": __version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "num_devices": setup.mesh.size,
+        "num_processes": jax.process_count(),
+        "mesh": dict(setup.mesh.shape),
+        "family": setup.spec.family,
+        "parameters": parameter_count(setup.spec),
+        "trained_parameters": trained_count(setup.spec),
+    }
 
 
 def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, start: Start) -> None:

@@ -18,6 +18,7 @@ VERBS = {
                  "--temperature", "--top-p", "--seed", "--batch-size", "--dtype", "--chat-template"],
     "score": ["CONFIG", "--model", "--reference", "--out", "objective.beta"],
     "evaluate": ["CONFIG", "--model", "--suite", "--goals", "--pairs", "--reference", "--out"],
+    "report": ["PATH", "--out", "--title", "--json", "--csv"],
     "plan": ["CONFIG", "key=value", "--topology", "--devices", "--smallest", "--json"],
     "keys": ["PREFIX", "objective.dpo"],
 }  # fmt: skip

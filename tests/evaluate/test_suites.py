@@ -8,7 +8,7 @@ import pytest
 from rapo_jax.evaluate.bootstrap import Estimate, estimate, mean_of
 from rapo_jax.evaluate.figures import draw
 from rapo_jax.evaluate.likelihoods import Likelihoods
-from rapo_jax.evaluate.result import Measure, Result, as_csv, shown, table
+from rapo_jax.evaluate.result import Measure, Result, as_csv, result_of, shown, table
 from rapo_jax.evaluate.suites import buckets, calibration, likelihood, preference, reliability, unlearning
 
 # Two pairs with rewards 9 > 3 and 5 > 1 on a grid of three goals; tokens 2 and 4. The first pair's likelihoods follow the goals,
@@ -160,7 +160,9 @@ def test_tables_and_files_show_every_number():
         "preference,accuracy (share),goal of chosen,m,,,,0",
     ]
     assert result.tree()["measures"][1]["value"] is None
+    assert result_of(result.tree()).tree() == result.tree()
     assert shown(Estimate(-123.456, -130.0, -110.0, 1000)) == " -123.5 [-130.0, -110.0] n 1,000"
+    assert shown(Estimate(math.nan, math.nan, math.nan, 12)) == "not defined, n 12"
 
 
 @pytest.mark.parametrize("suite", ["likelihood", "unlearning", "preference"])

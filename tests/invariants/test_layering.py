@@ -14,7 +14,7 @@ ROOT = Path(rapo_jax.__file__).parent
 FLOORS = [
     ["errors", "interruption", "memory", "places", "terminal"],
     ["failures", "hangs"],
-    ["intervals", "peers", "space"],
+    ["drawing", "intervals", "peers", "space"],
     ["borders", "locks", "messages"],
     ["relabel", "objectives", "logprobs", "batch", "matrices"],
     ["config"],
@@ -30,6 +30,7 @@ FLOORS = [
     ["runs"],
     ["export", "plan", "score"],
     ["evaluate"],
+    ["report"],
     ["quickstart", "arguments"],
     ["cli"],
     ["__main__"],

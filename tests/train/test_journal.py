@@ -169,6 +169,18 @@ def test_the_data_report_accounts_for_every_row(run_dir):
 
 
 @pytest.mark.slow
+def test_a_run_becomes_a_page(run_dir, tmp_path):
+    """When this fails, what a run writes and what a page reads are no longer the same."""
+    assert rapo("report", run_dir, "-o", tmp_path / "page.html", "--json", tmp_path / "numbers.json") == 0
+    (run,) = json.loads((tmp_path / "numbers.json").read_text())["runs"]
+    assert (run["steps"], run["planned_steps"], run["config"]["objective.beta"]) == (2, 2, 0.1)
+    assert run["data"]["run"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert run["data"]["run"]["parameters"] > 1000 and run["data"]["run"]["device"] == "cpu"
+    assert len(run["curves"]["goal_chosen/rewards/accuracies"]["step"]) == 2
+    assert "cpu (1 data x 8 fsdp x 1 tensor)" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.slow
 def test_no_secret_is_written_anywhere(run_dir):
     """When this fails, secrets leak with run directories, which are shared, uploaded and published."""
     files = [path for path in run_dir.parent.rglob("*") if path.is_file()]

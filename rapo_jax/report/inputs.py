@@ -1,0 +1,193 @@
+"""What the user named: run directories, results of `rapo evaluate`, goal sweeps, answer files. Each is told by what it holds."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.borders import path_of, read_object
+from rapo_jax.errors import UserError, counted
+from rapo_jax.evaluate.result import Result, result_of
+from rapo_jax.report.answers import Answer, is_finite_number, read_answers
+from rapo_jax.report.run_directory import RunRecord, read_run
+
+TAKEN = (
+    "a page shows run directories, directories of rapo evaluate (results.json), goal sweeps (sweep.json) and answer files of rapo "
+    "generate"
+)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The results in one directory of `rapo evaluate`."""
+
+    name: str
+    path: Path
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class SweepLine:
+    """One sweep of a model: mean judged scores by goal; `low` and `high` bound them, or are ()."""
+
+    model: str
+    means: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    rank_correlation: float | None
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A goal sweep. `num_prompts` is None where its file does not say."""
+
+    name: str
+    path: Path
+    goals: tuple[float, ...]
+    num_prompts: int | None
+    lines: tuple[SweepLine, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a page is made of, in the order in which it was named."""
+
+    runs: tuple[RunRecord, ...] = ()
+    evaluations: tuple[Evaluated, ...] = ()
+    sweeps: tuple[SweepRecord, ...] = ()
+    answers: tuple[Answer, ...] = ()
+
+
+def read_inputs(words: Sequence[str]) -> Inputs:
+    """Reads every PATH or NAME=PATH. Raises UserError for what a page cannot show."""
+    named = [split(word) for word in words]
+    paths = [path_of(path, said=path) for _, path in named]
+    twice = [str(path) for n, path in enumerate(paths) if path.resolve() in {each.resolve() for each in paths[:n]}]
+    if twice:
+        raise UserError(f"{twice[0]} is named twice; name everything once.")
+    found = [(kind_of(path), path) for path in paths]
+    names = [name or own for (name, _), own in zip(named, own_names(found), strict=True)]
+    runs = [name for name, (kind, _) in zip(names, found, strict=True) if kind == "run"]
+    if same := next((name for name in runs if runs.count(name) > 1), None):
+        raise UserError(f"{counted(runs.count(same), 'run')} are named {same}; give each its own NAME=RUN_DIR.")
+    inputs = Inputs()
+    for name, (kind, path) in zip(names, found, strict=True):
+        if kind == "run":
+            inputs = replace(inputs, runs=(*inputs.runs, read_run(path, name)))
+        elif kind == "evaluation":
+            inputs = replace(inputs, evaluations=(*inputs.evaluations, read_evaluation(path, name)))
+        elif kind == "sweep":
+            inputs = replace(inputs, sweeps=(*inputs.sweeps, read_sweep(path, name)))
+        else:
+            inputs = replace(inputs, answers=(*inputs.answers, *read_answers(path, name)))
+    return inputs
+
+
+def own_names(found: Sequence[tuple[str, Path]]) -> list[str]:
+    """What each (kind, path) is called: the shortest end of its path that tells it from the others of its kind."""
+    names = [""] * len(found)
+    for kind in {kind for kind, _ in found}:
+        places = [place for place, (other, _) in enumerate(found) if other == kind]
+        for place, name in zip(places, short_names([said_of(kind, found[place][1]) for place in places]), strict=True):
+            names[place] = name
+    return names
+
+
+def said_of(kind: str, path: Path) -> str:
+    """A path without what says only its kind."""
+    path = path.resolve()
+    if kind == "answers":
+        return str(path.with_name(path.name.partition(".")[0] or path.name))
+    return str(path.parent if path.name in ("results.json", "sweep.json") else path)
+
+
+def split(word: str) -> tuple[str, str]:
+    """(name, path) of NAME=PATH, ("", path) of a PATH, which may hold an equals sign if it exists."""
+    name, equals, path = word.partition("=")
+    if equals and name and path and "/" not in name and not path_of(word, said=word).exists():
+        return name, path
+    return "", word
+
+
+def kind_of(path: Path) -> str:
+    """run, evaluation, sweep or answers. Raises UserError for anything else."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; {TAKEN}.")
+    if path.is_file():
+        if path.suffix != ".json":
+            return "answers"
+        tree = read_object(path)
+        if "goals" in tree and "models" in tree:
+            return "sweep"
+        if tree and all(isinstance(each, dict) and "measures" in each for each in tree.values()):
+            return "evaluation"
+        raise UserError(f"{path} is neither a goal sweep nor the results of rapo evaluate; {TAKEN}.")
+    if (path / "results.json").is_file():
+        return "evaluation"
+    if (path / "config.yaml").is_file():
+        return "run"
+    if (path / "sweep.json").is_file():
+        return "sweep"
+    raise UserError(f"{path} holds no config.yaml, no results.json and no sweep.json; {TAKEN}.")
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of paths that tell them apart.
+
+    >>> short_names(["runs/a/dpo", "runs/b/dpo"]), short_names(["/x/ra", "/x/dpo"])
+    (['a/dpo', 'b/dpo'], ['ra', 'dpo'])
+    """
+    parts = [[each for each in re.split(r"[/\\]", path) if each] or [path] for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def read_evaluation(path: Path, name: str) -> Evaluated:
+    """results.json, or the directory that holds it."""
+    file = path if path.is_file() else path / "results.json"
+    try:
+        results = tuple(result_of(tree) for tree in read_object(file).values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not what rapo evaluate writes ({error!r:.80}); evaluate again, or leave it out."
+        ) from error
+    return Evaluated(name, path, results)
+
+
+def read_sweep(path: Path, name: str) -> SweepRecord:
+    """sweep.json, or the directory that holds it."""
+    file = path if path.is_file() else path / "sweep.json"
+    tree = read_object(file)
+    try:
+        goals = numbers(tree["goals"])
+        lines = [sweep_line(model, run) for model, runs in tree["models"].items() for run in runs]
+        wrong = [
+            line.model
+            for line in lines
+            if not all(len(x) in (0, len(goals)) for x in (line.means, line.low, line.high))
+        ]
+        if wrong or not goals or not all(line.means for line in lines):
+            raise TypeError(f"{len(goals)} goals, and another number of scores")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is no goal sweep ({error!r:.80}); sweep again, or leave it out.") from error
+    count = tree.get("num_prompts")
+    return SweepRecord(name, path, goals, count if isinstance(count, int) else None, tuple(lines))
+
+
+def sweep_line(model: str, run: dict[str, Any]) -> SweepLine:
+    low, high = numbers(run.get("low_by_goal", [])), numbers(run.get("high_by_goal", []))
+    rho = run.get("rank_correlation")
+    return SweepLine(
+        model, numbers(run["mean_score_by_goal"]), low, high, float(rho) if is_finite_number(rho) else None
+    )
+
+
+def numbers(values: Any) -> tuple[float, ...]:
+    """Finite numbers. Raises TypeError for anything else."""
+    if not (isinstance(values, list) and all(is_finite_number(each) for each in values)):
+        raise TypeError("a list of numbers is missing")
+    return tuple(float(each) for each in values)

@@ -1,0 +1,170 @@
+"""The page itself: complete, alone, and deaf to what the data say."""
+
+import base64
+import csv
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rapo_jax.evaluate.suites import likelihood, preference, unlearning
+from tests.compatibility.test_older_runs import ARCHIVE
+from tests.evaluate.test_suites import FLAT, FOLLOWS
+from tests.report.places import HOSTILE, RECORDS, Page, report, write_answers, write_results, write_run
+
+SWEEP = {
+    "goals": [1, 5, 10],
+    "num_prompts": 64,
+    "models": {
+        "base": [{"mean_score_by_goal": [4.0, 4.5, 4.0], "rank_correlation": 0.0}],
+        "ra": [{"mean_score_by_goal": [2.0, 5.0, 8.0], "low_by_goal": [1, 4, 7], "high_by_goal": [3, 6, 9], "rank_correlation": 0.9}],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two runs, the results of three suites, a sweep and hostile answers, and their page with its numbers."""
+    place = tmp_path_factory.mktemp("place")
+    write_run(place / "ra")
+    write_run(place / "plain$x$<b>", config=(place / "ra" / "config.yaml").read_text().replace("seed: 0", "seed: 1"))
+    results = (likelihood([FLAT, FOLLOWS]), unlearning([FLAT, FOLLOWS]))
+    results += (preference([FOLLOWS], [FLAT], beta=1.0, reference="base"),)
+    write_results(place / "evaluated", **{result.suite: result.tree() for result in results})
+    (place / "sweep.json").write_text(json.dumps(SWEEP))
+    rows = [
+        {"prompt": f"{p} {HOSTILE}", "goal": g, "response": f"{g} {HOSTILE}"} for p in "ab" for g in (10, 1, 5.5, None)
+    ]
+    write_answers(place / "ra.jsonl", rows)
+    write_answers(place / "named.jsonl", rows[:2])
+    words = ["ra", "plain$x$<b>", "evaluated", "sweep.json", "ra.jsonl", "base=named.jsonl"]
+    words = [str(place / word) if "=" not in word else f"base={place / 'named.jsonl'}" for word in words]
+    files = ("--json", place / "n.json", "--csv", place / "n.csv")
+    assert report(*words, "-o", place / "page.html", "--title", "A <title>", *files) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def page(place):
+    return Page((place / "page.html").read_text(encoding="utf-8"))
+
+
+def test_a_page_asks_for_nothing_from_elsewhere(page):
+    """When this fails, opening a colleague's page tells somebody that it was opened, or shows half of it on a train."""
+    addresses = [
+        each for name in ("src", "href", "xlink:href", "srcset", "data", "action") for each in page.attribute(name)
+    ]
+    assert addresses and all(each.startswith(("#", "data:")) for each in addresses)
+    styles = " ".join(page.attribute("style"))
+    assert "url(" not in styles.replace("url(#", "")
+    policy = next(content for content in page.attribute("content") if "default-src" in content)
+    assert policy.startswith("default-src 'none';")
+
+
+def test_every_id_is_unique_and_every_link_leads_to_one(page):
+    """When this fails, a picture shows the marks of another, or the contents lead nowhere."""
+    ids = page.attribute("id")
+    assert len(ids) == len(set(ids)) and page.open == []
+    targets = [each[1:] for each in page.attribute("href") if each.startswith("#")]
+    targets += [each for name in ("aria-labelledby", "for") for each in page.attribute(name)]
+    clipped = [each.split("url(#")[1].split(")")[0] for each in page.attribute("clip-path")]
+    assert not {*targets, *clipped} - set(ids)
+
+
+def test_only_the_page_s_own_script_runs(page, place):
+    """When this fails, a response in the data is a program on the reader's machine."""
+    (own,) = (text for attributes, text in page.scripts if not attributes.get("type"))
+    assert len(page.scripts) == 4
+    allowed = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"script-src 'sha256-{allowed}'" in (place / "page.html").read_text()
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_text_of_the_data_is_shown_as_text(page):
+    assert "A <title>" in page.shown and "plain$x$<b>" in page.shown
+    assert HOSTILE.split("\u2028")[0] in page.shown
+    assert page.script("answers-json")["prompts"][0]["text"] == f"a {HOSTILE}"
+
+
+def test_the_slider_has_every_answer_from_the_lowest_goal_to_the_highest(page):
+    shown = page.script("answers-json")
+    assert shown["models"] == ["ra", "base"] and [each["text"][0] for each in shown["prompts"]] == ["a", "b"]
+    for prompt in shown["prompts"]:
+        assert prompt["goals"] == ["no goal", "1", "5.5", "10"]
+        texts = [
+            [[one["text"].split()[0] for one in of_model] for of_model in at_goal] for at_goal in prompt["answers"]
+        ]
+        base = [["None"], ["1"], ["5.5"], ["10"]]
+        assert [at_goal[0] for at_goal in texts] == base
+        assert [at_goal[1] for at_goal in texts] == ([[], ["1"], [], ["10"]] if prompt["text"][0] == "a" else [[]] * 4)
+    (slider,) = (attributes for tag, attributes in page.tags if attributes.get("type") == "range")
+    assert (slider["min"], slider["max"], slider["step"]) == ("0", "3", "1")
+
+
+def test_numbers_are_the_same_as_json_as_csv_and_in_the_page(page, place):
+    inside, beside = page.script("numbers-json"), json.loads((place / "n.json").read_text())
+    assert inside == beside and page.script("numbers-csv") == (place / "n.csv").read_text()
+    ra, plain = beside["runs"]
+    assert ra["curves"]["loss"]["value"] == [each["loss"] for each in RECORDS] and ra["speed"]["pairs_per_s"] == 30
+    assert (ra["config"]["seed"], plain["config"]["seed"]) == (0, 1)
+    with (place / "n.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} == {"run", "evaluation", "sweep"}
+    (top,) = (row for row in rows if row["model"] == "ra" and row["where"] == "goal 10")
+    assert (top["value"], top["low"], top["high"], top["n"]) == ("8.0", "7.0", "9.0", "64")
+
+
+def test_runs_are_compared(page):
+    assert "What differs in the configurations" in page.shown
+    boxes = [attributes for _, attributes in page.tags if "data-series" in attributes]
+    assert [box["data-series"] for box in boxes] == ["0", "1"]
+    lines = [each for each in page.attribute("class") if each.startswith("series-")]
+    assert set(lines) == {"series-0", "series-1"}
+
+
+def test_a_page_of_ours_is_replaced_and_says_how_it_was_made(place, capsys):
+    assert report(place / "ra", "-o", place / "page2.html") == 0
+    assert report(f"first={place / 'ra'}", "-o", place / "page2.html") == 0
+    assert "open it: file://" in capsys.readouterr().out
+    page = Page((place / "page2.html").read_text())
+    assert f"rapo report first={place / 'ra'} -o {place / 'page2.html'}" in page.shown
+    assert "Run: first" in page.shown and "Comparison of the runs" not in page.shown
+
+
+def test_secrets_in_addresses_are_not_shown(tmp_path):
+    config = "run_dir: x\nseed: 0\ndata: {path: 'https://me:secret@host/rows?token=abc'}\n"
+    write_run(tmp_path / "run", config=config, report={"train": {"path": "https://me:secret@host/rows?token=abc"}})
+    assert report(tmp_path / "run", "-o", tmp_path / "p.html", "--json", tmp_path / "n.json") == 0
+    for name in ("p.html", "n.json"):
+        assert "secret" not in (tmp_path / name).read_text() and "token=abc" not in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "records",
+    ["", '{"st', json.dumps({"step": 1, "loss": None}) + "\n", '{"step": 1, "loss": NaN, "time/step_s": Infinity}\n'],
+    ids=["nothing", "half a line", "null", "NaN"],
+)
+def test_runs_that_began_or_diverged_have_a_page(records, tmp_path):
+    write_run(tmp_path / "run", records=records, report=None)
+    write_run(tmp_path / "other")
+    assert report(tmp_path / "run", tmp_path / "other", "-o", tmp_path / "p.html") == 0
+    page = Page((tmp_path / "p.html").read_text())
+    assert ("No step has been reported yet." in page.shown) == (not records.endswith("\n"))
+
+
+def test_runs_of_an_earlier_version_have_a_page(tmp_path):
+    """When this fails, whoever updates loses the pages of all runs before."""
+    wanted = ("config.yaml", "data_report.json", "metrics.jsonl")
+    with tarfile.open(ARCHIVE) as tar:
+        members = [
+            member for member in tar.getmembers() if Path(member.name).name in wanted and "/half/" in member.name
+        ]
+        tar.extractall(tmp_path, members, filter="data")
+    runs = sorted({(tmp_path / member.name).parent for member in members})
+    assert len(runs) == 5
+    assert report(*(f"{run.parent.name}={run}" for run in runs), "-o", tmp_path / "p.html") == 0
+    page = Page((tmp_path / "p.html").read_text())
+    assert "Run: kto" in page.shown and "earlier version" in page.shown
