@@ -17,6 +17,7 @@ MARKERS = ("o", "^", "s", "D", "v", "P")
 LINES = ("-", "--", "-.", ":")
 CHOSEN, REJECTED = SERIES[0], SERIES[1]
 MOST_CHARACTERS = 36  # of a name in a figure
+WIDE = 400  # points, above which a phone should scroll rather than shrink
 # On a page, CSS decides what these colours are.
 PAGE = {INK: "var(--ink)", QUIET: "var(--quiet)", GRID: "var(--grid)", LOST: "var(--lost)"}
 PAGE |= {colour: f"var(--s{number})" for number, colour in enumerate(SERIES)}
@@ -91,4 +92,6 @@ def as_svg(figure: Any, name: str) -> str:
     text = re.sub(r' id="([^"]*)"', renamed, text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"#[0-9a-f]{6}\b", lambda found: PAGE.get(found[0], found[0]), text)
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+    (box,) = re.findall(r'^<svg [^>]*?viewBox="([^"]*)"', text)
+    kind = ' class="wide"' if float(box.split()[2]) > WIDE else ""
+    return f'<svg viewBox="{box}"{kind} aria-hidden="true">{text[text.index(">") + 1 :]}'

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rapo_jax.drawing import as_svg, series, short
+from rapo_jax.drawing import INK, as_svg, series, short
 from rapo_jax.evaluate.figures import DRAWN, GoalLine, draw_goal_lines, figure_of, models_of, prompts_of
 from rapo_jax.evaluate.result import Result
 from rapo_jax.report.answers import Answer, mean_scores
@@ -74,9 +74,7 @@ def run_charts(run: RunRecord, easel: Easel) -> Iterator[Chart]:
             axes.plot(steps, values, **style | {"marker": ""}, label=said, linewidth=1.3)
             steps, values, _ = curve(run.records, f"eval_{SIDES[n][1]}{metric}", most=MOST_POINTS)
             held_out += bool(steps)
-            axes.plot(
-                steps, values, **style | {"linestyle": "none"}, markeredgecolor="black", label=f"{said}, held out"
-            )
+            axes.plot(steps, values, **style | {"linestyle": "none"}, markeredgecolor=INK, label=f"{said}, held out")
         finish(axes, title=title, xlabel="optimizer step", ylabel=unit)
         marks = " Marks are held-out values." * (held_out > 0)
         yield easel.chart(

@@ -5,6 +5,7 @@ import io
 import math
 from typing import Any
 
+from rapo_jax.errors import masked
 from rapo_jax.evaluate.result import numbers_of
 from rapo_jax.report.charts import MOST_POINTS, PANELS
 from rapo_jax.report.facts import SIDES, speed
@@ -55,17 +56,22 @@ def run_tree(run: RunRecord) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A tree that JSON can hold: lists for tuples, null for what is not finite, text for anything else."""
+    """A tree that JSON can hold: lists for tuples, null for what is not finite, text without secrets for anything else."""
     match value:
         case float():
             return value if math.isfinite(value) else None
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return value
         case dict():
-            return {str(key): plain(each) for key, each in value.items()}
+            return {publishable(str(key)): plain(each) for key, each in value.items()}
         case list() | tuple():
             return [plain(each) for each in value]
-    return str(value)
+    return publishable(str(value))
+
+
+def publishable(text: str) -> str:
+    """A text that UTF-8 can hold, without passwords and tokens."""
+    return masked(text).encode("utf-8", "replace").decode()
 
 
 def as_csv(inputs: Inputs) -> str:
@@ -88,4 +94,4 @@ def as_csv(inputs: Inputs) -> str:
                 low, high = (bounds[n] if bounds else "" for bounds in (line.low, line.high))
                 row = ("mean judged score", f"goal {goal:g}", line.model, mean, low, high, sweep.num_prompts)
                 writer.writerow(("sweep", sweep.name, "", *row))
-    return out.getvalue()
+    return publishable(out.getvalue())

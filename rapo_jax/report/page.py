@@ -80,8 +80,8 @@ def page_of(inputs: Inputs, *, title: str, made_by: str, made_on: str, command: 
         comparison=comparison(inputs.runs, easel) if len(inputs.runs) > 1 else None,
         runs=[run_view(run, n, easel) for n, run in enumerate(inputs.runs)],
         data=data_sections(inputs.runs, easel),
-        numbers_json=Markup(json_for_page(masked(json.dumps(tree)))),
-        numbers_csv=Markup(json_for_page(json.dumps(masked(as_csv(inputs))))),
+        numbers_json=Markup(json_for_page(json.dumps(tree))),
+        numbers_csv=Markup(json_for_page(json.dumps(as_csv(inputs)))),
     )
 
 

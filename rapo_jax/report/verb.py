@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapo_jax import __version__
-from rapo_jax.borders import json_text, whole_file, write_text
+from rapo_jax.borders import whole_file, write_json, write_text
 from rapo_jax.drawing import styled
 from rapo_jax.errors import UserError, masked
 from rapo_jax.report.facts import command
@@ -30,9 +30,9 @@ def report(
     with whole_file(out) as path:  # half of a surrogate pair, which UTF-8 does not have, as a reference
         path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
     if json:
-        write_text(json, masked(json_text(numbers_tree(inputs, made_by=made_by, command=how))))
+        write_json(json, numbers_tree(inputs, made_by=made_by, command=how))
     if csv:
-        write_text(csv, masked(as_csv(inputs)))
+        write_text(csv, as_csv(inputs))
     return inputs
 
 
