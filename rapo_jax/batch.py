@@ -118,6 +118,7 @@ class Shape:
     scored: Scored = "responses"
     unrelated: bool = False  # a response to another prompt is a branch of every group
     split: bool = False  # some groups have branches in other rows
+    context: int = 1  # shards of a row's tokens, to which they are dealt (batching/dealing.py)
 
     @property
     def E(self) -> int:

@@ -1,10 +1,10 @@
 """The mesh, one sharding rule per shape letter, and global arrays assembled from each process's part.
 
-Three axes: `data` replicates parameters and splits rows, `fsdp` splits rows and the model dimension of every matrix,
-`tensor` splits heads, feed-forward and vocabulary.
+Four axes: `data` replicates parameters and splits rows, `fsdp` splits rows and the model dimension of every matrix,
+`context` splits the tokens within a row, and the model dimension too, `tensor` splits heads, feed-forward and vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import jax
@@ -18,8 +18,9 @@ from rapo_jax.peers import waiting
 
 Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] (jax declares the class as a variable)
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 ROW_AXES = ("data", "fsdp")
+CONTEXT = "context"
 # Compiler flags that overlap collectives with computation; the other defaults are good.
 OVERLAP = {
     "tpu": {
@@ -31,16 +32,28 @@ OVERLAP = {
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
 }
 # An adapter's rank is not sharded: it is small, and both of its matrices are sharded along their other dimension.
-RULES = {"B": ROW_AXES, "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor", "R": None}
+RULES = {
+    "B": ROW_AXES,
+    "T": CONTEXT,
+    "S": CONTEXT,
+    "D": ("fsdp", CONTEXT),
+    "N": "tensor",
+    "K": "tensor",
+    "F": "tensor",
+    "V": "tensor",
+    "R": None,
+}
 
 
-def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Devices | None = None) -> Mesh:
+def make_mesh(
+    *, data: int = 1, fsdp: int = -1, context: int = 1, tensor: int = 1, devices: Devices | None = None
+) -> Mesh:
     """A mesh over `devices` (default: all of the machine or pod). One size may be -1: all remaining devices.
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, num_devices = {"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices)
+    sizes, num_devices = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, len(devices)
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -53,12 +66,26 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Device
         )
     if free:
         sizes[free[0]] = num_devices // fixed
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def num_row_shards(mesh: Mesh) -> int:
     """The number of shards of a batch's rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def shards_of_rows(mesh: Mesh) -> dict[str, int]:
+    """What a batch plan must know of a mesh: the number of shards of a batch's rows, and of each row's tokens."""
+    return {"num_row_shards": num_row_shards(mesh), "context": mesh.shape[CONTEXT]}
+
+
+def axes_in_words(sizes: Mapping[str, int]) -> str:
+    """The axes of a mesh with their sizes; the context axis only where it is in use.
+
+    >>> axes_in_words({"data": 1, "fsdp": 4, "context": 1, "tensor": 2})
+    '1 data x 4 fsdp x 2 tensor'
+    """
+    return " x ".join(f"{size} {axis}" for axis, size in sizes.items() if axis != CONTEXT or size > 1)
 
 
 def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -76,15 +103,22 @@ def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(a if ok else None for a, ok in zip(axes, divides, strict=True))))
 
 
-def constrain_rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "B *rest"]:
-    """Constrains activations [B, ...] to the row sharding, so that the compiler gathers weights, not activations.
+def constrain_rows(x: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B T *rest"]:
+    """Constrains activations [B, T, ...] to the sharding of rows, so that the compiler gathers weights, not activations.
 
     Without a mesh this is the identity.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(ROW_AXES) <= set(mesh.axis_names):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, *(None,) * (x.ndim - 1)))
+    tokens = CONTEXT if num_context_shards(x.shape[1]) > 1 else None
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, tokens, *(None,) * (x.ndim - 2)))
+
+
+def num_context_shards(T: int) -> int:
+    """Over how many devices of the current mesh the T tokens of a row are split: 1 where their number is not divisible."""
+    shards = jax.sharding.get_abstract_mesh().shape.get(CONTEXT, 1)
+    return shards if T % shards == 0 else 1
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rapo_jax.batch import Batch, Scored, Shape
+from rapo_jax.batching.dealing import ROW_MULTIPLE, dealt_to_shards, refuse_indivisible
 from rapo_jax.batching.splitting import (
     MICROBATCH_TOKENS,
     NUM_SAMPLED_STEPS,
@@ -34,7 +35,6 @@ from rapo_jax.errors import UserError, counted
 
 StepRows = list[list[int]]  # group indices of one step, row by row
 
-ROW_MULTIPLE = 128  # row lengths are multiples of the tile width of accelerators
 ENOUGH = 0.9  # share of real tokens above which no group is split of itself
 MOST_TO_SPLIT = 2000  # groups of a step; packing parts takes the square of their number, 6 s for these
 CLEARLY = 0.05  # share of the positions that splitting groups must save to be chosen
@@ -136,30 +136,34 @@ def make_plan(
     row_length: int | None,
     rows_per_shard: int | None,
     num_row_shards: int,
+    context: int = 1,
     scored: Scored = "responses",
     split: Split = "never",
 ) -> BatchPlan:
     """Packs every step into rows of one shape. Raises UserError when a group does not fit a row or, split, a response with its
-    prompt.
+    prompt, and for rows whose tokens cannot be split over `context` shards.
 
     split="auto" splits groups where at most ENOUGH of the positions would be real and splitting saves CLEARLY of them, in steps of at
     most MOST_TO_SPLIT groups: planning more takes longer than it is worth.
     """
     lengths, limits = GroupLengths(*group_lengths(groups)), (row_length, rows_per_shard)
     sizes, whole = lengths.groups, None
+    shards = {"num_row_shards": num_row_shards, "context": context}
+    refuse_indivisible(row_length, context)
     if split != "always":
         refuse_oversized(groups, sizes, row_length, parts=lengths.parts)
-        T, per_shard = choose_rows(sizes, steps, *limits, num_row_shards=num_row_shards)
+        T, per_shard = choose_rows(sizes, steps, *limits, **shards)
         packed = [Packed(pack(sizes[members].tolist(), capacity=T)) for members in steps]
-        whole = as_plan(groups, steps, packed, T=T, B=per_shard * num_row_shards, scored=scored)
+        shape = {"T": T, "B": per_shard * num_row_shards, "context": context}
+        whole = as_plan(groups, steps, packed, shape=shape, scored=scored)
         most = max(map(len, steps))
         if split == "never" or whole.real_token_fraction > ENOUGH or most > MOST_TO_SPLIT:
             return whole
     refuse_oversized(groups, lengths.parts, row_length)
-    T, per_shard = choose_split_rows(lengths, steps, *limits, num_row_shards=num_row_shards)
+    T, per_shard = choose_split_rows(lengths, steps, *limits, **shards)
     B = per_shard * num_row_shards
     packed = [pack_split(lengths.of(members), capacity=T, rows_per_block=B) for members in steps]
-    parts = as_plan(groups, steps, packed, T=T, B=B, scored=scored)
+    parts = as_plan(groups, steps, packed, shape={"T": T, "B": B, "context": context}, scored=scored)
     saves = bool(parts.moved) and whole and parts.num_positions <= (1 - CLEARLY) * whole.num_positions
     return whole if whole and not saves else parts
 
@@ -169,11 +173,11 @@ def as_plan(
     steps: Sequence[Int[np.ndarray, "_"]],
     packed: Sequence[Packed],
     *,
-    T: int,
-    B: int,
+    shape: Mapping[str, int],
     scored: Scored,
 ) -> BatchPlan:
-    """The plan of packed steps, whose rows hold indices into `members` of the step instead of groups."""
+    """The plan of packed steps, whose rows hold indices into `members` of the step instead of groups. `shape` has T, B and the
+    shards of a row's tokens, by which T is divisible and S is made so."""
     rows = [
         [[int(members[item]) for item in row] for row in each.rows] for members, each in zip(steps, packed, strict=True)
     ]
@@ -189,11 +193,10 @@ def as_plan(
             groups_by_row[part.to] += 1
         most_scored, most_groups = max(most_scored, *scored_by_row), max(most_groups, *groups_by_row)
     moved = {number: each.moved for number, each in enumerate(packed) if each.moved}
-    shape = Shape(
-        M=-(-max(map(len, rows)) // B),
-        B=B,
-        T=T,
-        S=round_up(most_scored, 8),
+    plan = Shape(
+        **shape,
+        M=-(-max(map(len, rows)) // shape["B"]),
+        S=round_up(most_scored, 8 * shape["context"]),
         P=most_groups,
         C=len(groups[0].responses),
         scored=scored,
@@ -201,7 +204,7 @@ def as_plan(
         split=bool(moved),
     )
     sizes = np.array([group.num_tokens for group in groups])
-    return BatchPlan(rows, shape, real_tokens=int(sum(sizes[members].sum() for members in steps)), moved=moved)
+    return BatchPlan(rows, plan, real_tokens=int(sum(sizes[members].sum() for members in steps)), moved=moved)
 
 
 def choose_rows(
@@ -211,19 +214,22 @@ def choose_rows(
     rows_per_shard: int | None,
     *,
     num_row_shards: int,
+    context: int = 1,
 ) -> tuple[int, int]:
     """The row length T and the number of rows per microbatch and shard with the least padding for these lengths.
 
-    A value that is given is kept. Multiples of ROW_MULTIPLE and microbatches of at most MICROBATCH_TOKENS are tried on
-    a sample of the steps; among choices within WORTH of the best, the largest microbatch wins, then the shortest row.
+    A value that is given is kept. Multiples of ROW_MULTIPLE and microbatches of at most MICROBATCH_TOKENS, both times the shards
+    of a row's tokens, are tried on a sample of the steps; among choices within WORTH of the best, the largest microbatch
+    wins, then the shortest row.
     """
-    longest = round_up(int(sizes.max()), ROW_MULTIPLE)
-    lengths = [row_length] if row_length else range(longest, max(longest, MICROBATCH_TOKENS) + 1, ROW_MULTIPLE)
+    multiple, most = ROW_MULTIPLE * context, MICROBATCH_TOKENS * context
+    longest = round_up(int(sizes.max()), multiple)
+    lengths = [row_length] if row_length else range(longest, max(longest, most) + 1, multiple)
     sample = steps[:: -(-len(steps) // NUM_SAMPLED_STEPS)]
     computed = {}
     for T in lengths:
         num_rows = np.array([len(pack(sizes[members].tolist(), capacity=T)) for members in sample])
-        for per_shard in [rows_per_shard] if rows_per_shard else range(1, max(1, MICROBATCH_TOKENS // T) + 1):
+        for per_shard in [rows_per_shard] if rows_per_shard else range(1, max(1, most // T) + 1):
             B = per_shard * num_row_shards
             computed[T, per_shard] = int((-(-num_rows // B) * B * T).sum())
     fewest = min(computed.values())
@@ -261,7 +267,8 @@ def materialise(
     reference: Float[np.ndarray, "G A"] | None = None,
     moved: Sequence[Moved] = (),
 ) -> Batch[np.ndarray]:
-    """The arrays of one step, only for the rows `mine` (of B) of each microbatch; see rapo_jax/batch.py.
+    """The arrays of one step, only for the rows `mine` (of B) of each microbatch; see rapo_jax/batch.py. Where several devices
+    share a row, its tokens are dealt to them.
 
     `reference` are cached log-probabilities of all groups; `moved` are the branches that stand in other rows than their
     groups.
@@ -277,7 +284,7 @@ def materialise(
                 batch.reference[m, place[b], : len(members)] = reference[members]
     if shape.split:
         tell_places(batch.summed_at, rows, moved, shape=shape, place=place)
-    return batch
+    return batch if shape.context == 1 else dealt_to_shards(batch, shape.context)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,12 @@ def token_statistics(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
 
 
 def plan_training(
-    groups: Sequence[Group], config: Config, *, num_row_shards: int, report: Mapping[str, Any] | None = None
+    groups: Sequence[Group],
+    config: Config,
+    *,
+    num_row_shards: int,
+    context: int = 1,
+    report: Mapping[str, Any] | None = None,
 ) -> BatchPlan:
     """The optimizer steps of the whole run. Raises UserError when a batch would need more groups than there are, and says
     what the data report has of rows that were dropped."""
@@ -196,7 +201,7 @@ def plan_training(
     sizes = np.array([group.num_tokens for group in groups])
     twins = find_twins(groups) if config.rows.twins == "together" and len(config.relabel.goals) > 1 else None
     steps = shuffled_steps(sizes, batch_size=batch_size, num_steps=num_steps, seed=config.seed, twins=twins)
-    return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+    return pack_steps(groups, steps, config, num_row_shards=num_row_shards, context=context)
 
 
 def lost_in_words(report: Mapping[str, Any]) -> str:
@@ -226,17 +231,22 @@ def number_of_steps(num_epochs: float, max_steps: int | None, *, batch_size: int
     return max_steps or int(num_epochs * num_groups / batch_size)
 
 
-def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int) -> BatchPlan:
+def plan_evaluation(groups: Sequence[Group], config: Config, *, num_row_shards: int, context: int = 1) -> BatchPlan:
     """Every group once, in order."""
     steps = sequential_steps(len(groups), batch_size=config.train.batch_size)
     try:
-        return pack_steps(groups, steps, config, num_row_shards=num_row_shards)
+        return pack_steps(groups, steps, config, num_row_shards=num_row_shards, context=context)
     except UserError as error:
         raise UserError(f"data.eval_path={config.data.eval_path}: {error}") from error
 
 
 def pack_steps(
-    groups: Sequence[Group], steps: Sequence[Int[np.ndarray, "_"]], config: Config, *, num_row_shards: int
+    groups: Sequence[Group],
+    steps: Sequence[Int[np.ndarray, "_"]],
+    config: Config,
+    *,
+    num_row_shards: int,
+    context: int = 1,
 ) -> BatchPlan:
     return make_plan(
         groups,
@@ -244,6 +254,7 @@ def pack_steps(
         row_length=config.rows.length,
         rows_per_shard=config.rows.per_shard,
         num_row_shards=num_row_shards,
+        context=context,
         scored=what_is_scored(config),
         split=config.rows.split or "auto",
     )

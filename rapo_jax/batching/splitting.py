@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from rapo_jax.batching.dealing import ROW_MULTIPLE
 from rapo_jax.errors import UserError, counted
 
 SPLIT_MULTIPLE = 16  # row lengths are multiples of it; multiples of 128 would waste up to 8 % of rows of 1,600
@@ -178,23 +179,25 @@ def choose_split_rows(
     rows_per_shard: int | None,
     *,
     num_row_shards: int,
+    context: int = 1,
 ) -> tuple[int, int]:
     """The row length T and the number of rows per microbatch and shard with the least padding where groups may be split.
 
     A value that is given is kept. Rows are made as short as the steps with the most tokens allow, in microbatches of at
-    most MICROBATCH_TOKENS on each shard, unless one must be larger. Among choices within WORTH of the best, the largest
+    most MICROBATCH_TOKENS on each device that shares rows, unless one must be larger. Among choices within WORTH of the best, the largest
     microbatch wins, then the shortest row. Raises UserError where a microbatch of a given size cannot hold a group.
     """
-    shortest = row_length or round_up(int(lengths.parts.max()), SPLIT_MULTIPLE)
-    longest = row_length or round_up(int(lengths.groups.max()), SPLIT_MULTIPLE)
+    multiple, budget = SPLIT_MULTIPLE if context == 1 else ROW_MULTIPLE * context, MICROBATCH_TOKENS * context
+    shortest = row_length or round_up(int(lengths.parts.max()), multiple)
+    longest = row_length or round_up(int(lengths.groups.max()), multiple)
     needed = num_parts(lengths, shortest)  # rows of a microbatch
     sample, computed = largest_steps(lengths, steps), {}
-    most = max(MICROBATCH_TOKENS // shortest, -(-needed // num_row_shards))
+    most = max(budget // shortest, -(-needed // num_row_shards))
     for per_shard in [rows_per_shard] if rows_per_shard else range(1, most + 1):
         B = per_shard * num_row_shards
         low = shortest if needed <= B else longest
-        high = max(low, MICROBATCH_TOKENS // per_shard // SPLIT_MULTIPLE * SPLIT_MULTIPLE)
-        for T in [row_length] if row_length else fitted(sample, low, high, rows_per_block=B):
+        high = max(low, budget // per_shard // multiple * multiple)
+        for T in [row_length] if row_length else fitted(sample, low, high, rows_per_block=B, multiple=multiple):
             if needed <= B or T >= longest > shortest:
                 blocks = [-(-len(pack_split(step, capacity=T, rows_per_block=B).rows) // B) for step in sample]
                 computed[T, per_shard] = sum(blocks) * B * T
@@ -207,9 +210,9 @@ def choose_split_rows(
     return max(good, key=lambda choice: (choice[0] * choice[1], -choice[0]))
 
 
-def fitted(sample: Sequence[GroupLengths], low: int, high: int, *, rows_per_block: int) -> list[int]:
-    """Row lengths from `low` to `high` to compare: for the smallest numbers of microbatches, the shortest that all steps
-    fit; only the longest where these numbers are large, because little padding is left then."""
+def fitted(sample: Sequence[GroupLengths], low: int, high: int, *, rows_per_block: int, multiple: int) -> list[int]:
+    """Row lengths from `low` to `high` to compare, multiples of a number: for the smallest numbers of microbatches, the
+    shortest that all steps fit; only the longest where these numbers are large, because little padding is left then."""
     total = max(int(step.groups.sum()) for step in sample)
     fewest = -(-total // (high * rows_per_block))
     if fewest > MOST_BLOCKS:
@@ -221,8 +224,8 @@ def fitted(sample: Sequence[GroupLengths], low: int, high: int, *, rows_per_bloc
             shape = {"capacity": T, "rows_per_block": rows_per_block, "num_blocks": num_blocks}
             return all(pack_into(step, **shape) is not None for step in sample)
 
-        least = round_up(-(-total // (num_blocks * rows_per_block)), SPLIT_MULTIPLE)
-        lengths = range(max(low, least), high + 1, SPLIT_MULTIPLE)
+        least = round_up(-(-total // (num_blocks * rows_per_block)), multiple)
+        lengths = range(max(low, least), high + 1, multiple)
         at = bisect_left(lengths, True, key=all_fit)
         found += lengths[at : at + 1]
         if least <= low:

@@ -7,6 +7,7 @@ from jaxtyping import Int
 
 from rapo_jax.batch import CHOSEN_SIDE, REJECTED_SIDE
 from rapo_jax.batching.batch_plan import Group
+from rapo_jax.batching.dealing import deal
 
 BALANCED_STEPS = 16  # consecutive steps among which long and short groups are spread evenly
 NO_TWIN = -1
@@ -45,24 +46,6 @@ def shuffled_steps(
             window = slice(start, min(start + BALANCED_STEPS, end))
             steps[window] = deal(steps[window], sizes, at_once=1 if twins is None else 2)
     return list(steps[:num_steps])
-
-
-def deal(
-    steps: Int[np.ndarray, "n batch"], sizes: Int[np.ndarray, "G"], *, at_once: int = 1
-) -> Int[np.ndarray, "n batch"]:
-    """The groups of `steps` reassigned to steps whose total sizes are nearly equal; `at_once` neighbours stay together.
-
-    Each round deals the next largest groups, one to each step, the largest of them to the step with the least so far.
-    """
-    hands, num_steps = steps.reshape(-1, at_once), len(steps)
-    weights = sizes[hands].sum(1)
-    rounds = np.argsort(-weights, kind="stable").reshape(-1, num_steps)
-    dealt, totals = np.empty_like(rounds), np.zeros(num_steps, np.int64)
-    for n, largest_first in enumerate(rounds):
-        poorest_first = np.argsort(totals, kind="stable")
-        dealt[n, poorest_first] = largest_first
-        totals[poorest_first] += weights[largest_first]
-    return hands[dealt.T].reshape(steps.shape)
 
 
 def sequential_steps(num_groups: int, *, batch_size: int) -> list[Int[np.ndarray, "_"]]:

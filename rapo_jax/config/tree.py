@@ -314,6 +314,7 @@ class MeshSizes:
     data: int = key(1, "replicas of the parameters; -1 takes all remaining devices", affects="nothing")
     fsdp: int = key(-1, "shards of the parameters; -1 takes all remaining devices", affects="nothing")
     tensor: int = key(1, "shards of heads, feed-forward and vocabulary", affects="nothing")
+    context: int = key(1, "shards of the tokens of a row, for long rows, and of the parameters", affects="nothing")
 
 
 @dataclass(frozen=True)

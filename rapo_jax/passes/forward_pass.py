@@ -24,7 +24,7 @@ from rapo_jax.config.tree import Config, Rows
 from rapo_jax.distributed import from_first, interruptible, say
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.models.spec import Spec
-from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards, to_device
+from rapo_jax.parallel import matmul_precision, my_rows, shards_of_rows, to_device
 from rapo_jax.passes.column import Column
 from rapo_jax.peers import waiting
 from rapo_jax.train.forward import Forward, forward_of
@@ -81,7 +81,7 @@ def fill(
     found = f"{said}: {len(needed) - len(missing):,} of {len(needed):,} found in {place}"
     say(f"{found}; computing the others ..." if len(missing) else found)
     if len(missing):
-        plan = plan_pass(groups, missing, options, num_row_shards=num_row_shards(model.mesh))
+        plan = plan_pass(groups, missing, options, **shards_of_rows(model.mesh))
         with matmul_precision(options.forward.dtype.name):
             run_pass(model, groups, options, plan=plan, results=Results(said, groups, known, column, len(missing)))
     if column and not column.is_complete and not np.isnan(known).any():
@@ -90,7 +90,12 @@ def fill(
 
 
 def plan_pass(
-    groups: Sequence[Group], members: Int[np.ndarray, " n"], options: PassOptions, *, num_row_shards: int
+    groups: Sequence[Group],
+    members: Int[np.ndarray, " n"],
+    options: PassOptions,
+    *,
+    num_row_shards: int,
+    context: int = 1,
 ) -> BatchPlan:
     """The batch plan of the groups `members`, with one microbatch per step.
 
@@ -105,6 +110,7 @@ def plan_pass(
         row_length=options.rows.length,
         rows_per_shard=options.rows.per_shard,
         num_row_shards=num_row_shards,
+        context=context,
         scored=options.scored,
         split=split,
     )

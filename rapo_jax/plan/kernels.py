@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
-import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.batching.batch_plan import BatchPlan, Group, materialise
-from rapo_jax.models.attention.dispatch import KERNELS, computed_length, with_padding
-from rapo_jax.models.attention.layout import Layout, in_window, sees
+from rapo_jax.batching.visibility import visible_tiles_of_row
+from rapo_jax.models.attention.dispatch import KERNELS, computed_length, takes
 from rapo_jax.models.spec import Spec
 from rapo_jax.plan.program import Program
 
@@ -29,7 +28,7 @@ class Attention:
     tiles_per_query_tile: visible key tiles of a query tile, on average: the trip count of loops in place of a kernel.
     scores_again: products of the scores' size that the backward pass recomputes (rapo_jax/accounting.py).
     products: matrix products per visible tile, by a substring of the compiled kernel's name.
-    length: of the rows that a kernel computes, which it may have padded.
+    queries: of a row, that a call of the kernel computes: all, with what it was padded by, or those of one of `shards` devices.
     """
 
     name: str
@@ -37,7 +36,8 @@ class Attention:
     tiles_per_query_tile: float = 1.0
     scores_again: int = 0
     products: Mapping[str, int] = field(default_factory=dict)
-    length: int = 0
+    queries: int = 0
+    shards: int = 1
 
     def kernel_flops(self, program: Program) -> float:
         """FLOPs of all attention kernels of a step on one device. Number and width of the heads are taken from a call's
@@ -45,25 +45,30 @@ class Attention:
         total = 0.0
         for call in program.kernel_calls:
             products = next((number for name, number in self.products.items() if name in call.name), 0)
-            width = max((prod(shape) // self.length for shape in call.shapes if self.length in shape[:-1]), default=0)
-            total += call.number * width * self.pairs_per_row * 2 * products
+            width = max((prod(shape) // self.queries for shape in call.shapes if self.queries in shape[:-1]), default=0)
+            total += call.number * width * self.pairs_per_row / self.shards * 2 * products
         return total
 
 
 def attention_of(name: str, spec: Spec, *, groups: Sequence[Group], plan: BatchPlan, remat: str) -> Attention:
     """What the kernel `name` computes on the rows of a batch plan."""
-    T = plan.shape.T
-    length = computed_length(name, T=T, U=T, H=spec.H)
-    if length is None:
-        name, length = "einsum", T
+    T, shards = plan.shape.T, plan.shape.context
+    if shards == 1:
+        length = queries = computed_length(name, T=T, U=T, H=spec.H)
+    else:  # each device computes its own queries
+        length, queries = T, T // shards if takes(name, T=T // shards, U=T, H=spec.H) else None
+    if length is None or queries is None:
+        name, length, queries = "einsum", T, T // shards
     kernel = KERNELS[name]
     if kernel.tile is None:  # remat "mlp" and "full" recompute all of attention, which recomputed_flops counts already
         again = kernel.recomputed_scores if remat in ("none", "attention") else 0
-        return Attention(name, float(length**2), scores_again=again, products=kernel.products, length=length)
-    height, width = kernel.tile(length)
+        return Attention(name, float(length**2), scores_again=again, products=kernel.products, queries=queries)
+    height, width = kernel.tile(queries)[0], kernel.tile(length)[1]
     tiles = mean_visible_tiles(spec, groups, plan=plan, tile=(height, width), length=length)
     pairs, per_query_tile = tiles * height * width, tiles / (length // height)
-    return Attention(name, pairs, per_query_tile, kernel.recomputed_scores, kernel.products, length)
+    return Attention(
+        name, pairs, per_query_tile, kernel.recomputed_scores, kernel.products, queries=queries, shards=shards
+    )
 
 
 def mean_visible_tiles(
@@ -71,18 +76,14 @@ def mean_visible_tiles(
 ) -> float:
     """Visible tiles of this height and width in a row padded to `length`, averaged over layers and the first rows of the batch
     plan."""
-    height, width = tile
     rows = plan.steps[0][: plan.shape.B]  # a whole microbatch: groups are split within one
     shape = replace(plan.shape, M=1, B=len(rows))
     moved = [part for part in plan.moved.get(0, ()) if part.row < len(rows)]
     batch = materialise(groups, rows, shape, mine=range(len(rows)), moved=moved)
-    index, total = jnp.arange(shape.T)[None], 0.0
-    num_sampled = min(len(rows), NUM_SAMPLED_ROWS)
+    num_sampled, total = min(len(rows), NUM_SAMPLED_ROWS), 0.0
     for b in range(num_sampled):
-        arrays = (jnp.asarray(x[0, b : b + 1]) for x in (batch.position, batch.group, batch.branch))
-        layout = Layout(index, *arrays)
+        row = [np.pad(x[0, b], (0, length - shape.T)) for x in (batch.position, batch.group, batch.branch)]
         for window in set(spec.windows):
-            mask = with_padding(sees(layout, layout) & in_window(layout, layout, window), length)
-            visible = np.asarray(mask).reshape(length // height, height, length // width, width).any((1, 3)).sum()
+            visible = visible_tiles_of_row(*row, window=window, tile=tile).sum()
             total += visible * spec.windows.count(window) / spec.L
     return total / num_sampled

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rapo_jax.errors import counted
+from rapo_jax.parallel import axes_in_words
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, Packing, changed
 from rapo_jax.plan.program import link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
@@ -32,7 +33,7 @@ def line(assessment: Assessment) -> str:
 def heading(assessment: Assessment, name: str) -> str:
     question, packing = assessment.question, assessment.packing
     target, config, shape = question.target, changed(question.config, question.changes), assessment.packing.shape
-    axes = " x ".join(f"{size} {axis}" for axis, size in assessment.mesh.items())
+    axes = axes_in_words(assessment.mesh)
     took = "" if assessment.compile_seconds is None else f"; compiled in {assessment.compile_seconds:.0f} s"
     attention = f", attention by {assessment.attention.name}" if assessment.attention else ""
     layers = "" if config.model.scan_layers else ", layers unrolled"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import get_args
 
+from rapo_jax.batching.dealing import ROW_MULTIPLE
 from rapo_jax.config.tree import Remat
 from rapo_jax.plan.assess import Assessment, Question, assess, changed
 from rapo_jax.plan.targets import GiB, Target, larger, slice_target
@@ -18,6 +19,8 @@ CACHE = "reference.cache=runs/reference"
 RESIDENT = ("optimizer.mu_dtype=bfloat16", CACHE)  # changes that only reduce resident bytes
 REMAT = get_args(Remat)
 TENSOR = (2, 4, 8)
+CONTEXT = (2, 4, 8, 16)
+LONG_ROW = 8192  # tokens, from which devices may share rows
 
 
 def nearest_that_fits(failed: Assessment, *, progress: Callable[[str], None]) -> Assessment | None:
@@ -88,17 +91,33 @@ def cheap_changes(failed: Assessment) -> list[str]:
 
 
 def mesh_changes(failed: Assessment) -> list[tuple[str, ...]]:
-    """Weights sharded over all devices instead of replicated on some, then over heads if their number is divisible."""
+    """Weights sharded over all devices instead of replicated on some; then long rows shared by devices; then weights sharded
+    over heads if their number is divisible."""
     mesh, spec, num_devices = failed.mesh, failed.question.spec, len(failed.question.target.devices)
     changes = [("mesh.data=1", "mesh.fsdp=-1")] if mesh["data"] > 1 else []
+    changes += [("mesh.data=1", "mesh.fsdp=-1", f"mesh.context={size}") for size in context_sizes(failed)]
     sizes = [size for size in TENSOR if size > mesh["tensor"] and num_devices % size == 0 and spec.K % size == 0]
     return changes + [("mesh.data=1", "mesh.fsdp=-1", f"mesh.tensor={size}") for size in sizes]
+
+
+def context_sizes(failed: Assessment) -> list[int]:
+    """The numbers of devices that could share rows instead of those that do now."""
+    T, tensor, num_devices = failed.packing.shape["T"], failed.mesh["tensor"], len(failed.question.target.devices)
+    given = failed.question.config.rows.length or 0
+    return [
+        size
+        for size in CONTEXT
+        if T >= LONG_ROW
+        and size > failed.mesh["context"]
+        and num_devices % (size * tensor) == 0
+        and given % (ROW_MULTIPLE * size) == 0
+    ]
 
 
 def grown(failed: Assessment) -> tuple[str, ...]:
     """With every mesh size fixed, fsdp must absorb the devices that a larger slice adds."""
     sizes = failed.question.config.mesh
-    return () if -1 in (sizes.data, sizes.fsdp, sizes.tensor) else ("mesh.fsdp=-1",)
+    return () if -1 in vars(sizes).values() else ("mesh.fsdp=-1",)
 
 
 def larger_targets(target: Target) -> Iterator[Target]:

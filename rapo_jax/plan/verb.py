@@ -72,7 +72,7 @@ def read_run(config: Config) -> tuple[Spec, Lengths]:
 
 
 def divides(config: Config, num_devices: int) -> bool:
-    fixed = prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size != -1)
+    fixed = prod(size for size in vars(config.mesh).values() if size != -1)
     return num_devices % fixed == 0
 
 

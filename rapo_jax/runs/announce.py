@@ -29,6 +29,7 @@ from rapo_jax.distributed import say
 from rapo_jax.errors import counted, shown
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config
+from rapo_jax.parallel import axes_in_words
 from rapo_jax.runs.setup import Setup
 from rapo_jax.runs.start import Start
 from rapo_jax.train.optim import learning_rate
@@ -79,7 +80,7 @@ def made_of(setup: Setup) -> dict[str, Any]:
 def announce(setup: Setup, data: pipeline.Dataset, *, plan: BatchPlan, start: Start) -> None:
     """Prints one screen of 80 columns: machine, model, data, batch plan, loss, and what deserves a look."""
     config, shape, num_steps = setup.config, plan.shape, len(plan.steps)
-    axes = " x ".join(f"{size} {axis}" for axis, size in setup.mesh.shape.items())
+    axes = axes_in_words(setup.mesh.shape)
     say(f"rapo_jax {__version__}, jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].device_kind} ({axes})")
     tell("model", f"{config.model.path}:")
     tell("", f"{setup.spec.family}, {parameter_count(setup.spec):,} parameters, {config.model.dtype}")

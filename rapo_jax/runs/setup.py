@@ -50,7 +50,7 @@ class Setup:
 def set_up(config: Config) -> Setup:
     """Resolves mesh, model and tokenizer, the day that the chat template writes and its options. Raises UserError for the
     first that cannot be resolved."""
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = make_mesh(**vars(config.mesh))
     model_dir = model_directory(config.model.path)
     spec = spec_of(config, model_dir)
     opened = open_for_training(model_dir, config)

@@ -23,7 +23,7 @@ from rapo_jax.distributed import anywhere, is_first, say
 from rapo_jax.errors import UserError
 from rapo_jax.locks import IN_USE, claimed
 from rapo_jax.opened import require_ids_fit
-from rapo_jax.parallel import matmul_precision, my_rows, num_row_shards
+from rapo_jax.parallel import matmul_precision, my_rows, shards_of_rows
 from rapo_jax.peers import at, steps_watched
 from rapo_jax.runs.agreement import require_same_configuration, require_same_inputs, require_same_model
 from rapo_jax.runs.announce import announce, write_records
@@ -162,8 +162,7 @@ def read_inputs(setup: Setup) -> Inputs:
         if each.largest_id is None or each.largest_id >= setup.spec.V:
             texts = (tokens for group in each.groups for tokens in (group.prompt, *group.continuations))
             require_ids_fit(texts, setup.tokenizer, setup.spec, said=f"model.path={setup.config.model.path}")
-    shards = num_row_shards(setup.mesh)
-    plan = pipeline.plan_training(data.groups, setup.config, num_row_shards=shards, report=data.report)
+    plan = pipeline.plan_training(data.groups, setup.config, **shards_of_rows(setup.mesh), report=data.report)
     return Inputs(data, held_out, plan)
 
 
@@ -191,7 +190,7 @@ def evaluation_of(
     setup: Setup, held_out: pipeline.Dataset, *, reference: Float[np.ndarray, "G A"] | None
 ) -> Evaluation:
     """An evaluation over all groups of a held-out set; `reference` is its column of the cache."""
-    plan = pipeline.plan_evaluation(held_out.groups, setup.config, num_row_shards=num_row_shards(setup.mesh))
+    plan = pipeline.plan_evaluation(held_out.groups, setup.config, **shards_of_rows(setup.mesh))
     start = pipeline.batches(held_out.groups, plan, my_rows(setup.mesh, plan.shape.B), reference=reference)
 
     def batches() -> Iterator[Batch]:

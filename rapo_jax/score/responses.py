@@ -170,7 +170,7 @@ def open_scorer(config: Config, model: str, *, reference: str | None, step: int 
     """Finds the models and checks that they belong together. Raises UserError where they do not."""
 
     def mesh() -> Mesh:
-        return make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+        return make_mesh(**vars(config.mesh))
 
     policy = find_model(model, option="--model", step=step, mesh=mesh)
     if policy.spec.scored:

@@ -1,11 +1,13 @@
 """The forward pass over packed rows: tokens -> the summed log-probability of every branch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from rapo_jax.batch import Batch
 from rapo_jax.config.tree import Config
@@ -15,6 +17,7 @@ from rapo_jax.models.attention.dispatch import kernel_for
 from rapo_jax.models.attention.layout import Layout
 from rapo_jax.models.decoder import Decoder, ForwardOptions, logits_are_kept
 from rapo_jax.models.spec import Spec
+from rapo_jax.parallel import CONTEXT, ROW_AXES, num_row_shards
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Forward:
 
     dtype: jnp.dtype
     num_vocabulary_shards: int = 1
+    num_row_shards: int = 1
+    context: int = 1  # shards of a row's tokens
     kernel: str | None = None  # None: the one for the current platform
     chunk: int = CHUNK  # vocabulary entries whose logits exist at a time
     unrolled: bool = False
@@ -33,6 +38,8 @@ def forward_of(config: Config, spec: Spec, mesh: Mesh) -> Forward:
     return Forward(
         dtype=jnp.dtype(config.model.dtype),
         num_vocabulary_shards=mesh.shape["tensor"] if spec.V % mesh.shape["tensor"] == 0 else 1,
+        num_row_shards=num_row_shards(mesh),
+        context=mesh.shape[CONTEXT],
         kernel=attention_kernel(config, mesh),
         chunk=CHUNK_IN_CACHE if mesh.devices.flat[0].platform == "cpu" else CHUNK,
         unrolled=not config.model.scan_layers,
@@ -65,16 +72,43 @@ def response_logps(
         joined = {name: summed(parameters[name], totals[name]) for name in parameters.keys() - {"blocks"}}
         parameters = joined | {"blocks": parameters["blocks"]}
     decoder = nnx.merge(graph, parameters)
-    index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
-    layout = Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
+    layout = layout_of(rows, forward)
     options = ForwardOptions(forward.dtype, remat, forward.kernel, forward.unrolled)
     if layer_totals is None:
         hidden_BTD = decoder(rows.tokens, layout, options=options)
     else:
         hidden_BTD = decoder.accumulating(rows.tokens, layout, totals=layer_totals, options=options)
-    hidden_BSD = jnp.take_along_axis(hidden_BTD, rows.source[..., None], axis=1)
+    hidden_BSD = states_at(hidden_BTD, rows.source, forward)
     sums_BPA, numbers_BPA = sums_by_branch(scored_values(decoder, hidden_BSD, rows, forward=forward, remat=remat), rows)
     return at_home(sums_BPA, rows), at_home(numbers_BPA, rows)
+
+
+def layout_of(rows: Batch[Array], forward: Forward) -> Layout:
+    """Which tokens see which. Dealt tokens are in no order, but within a prompt and a response the position is one; padding
+    comes after all tokens, each by itself."""
+    index_BT = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
+    if forward.context > 1:
+        index_BT = jnp.where(rows.group > 0, rows.position, rows.tokens.shape[1] + index_BT)
+    return Layout(index=index_BT, position=rows.position, group=rows.group, branch=rows.branch)
+
+
+def states_at(
+    hidden_BTD: Float[Array, "B T D"], source_BS: Int[Array, "B S"], forward: Forward
+) -> Float[Array, "B S D"]:
+    """The hidden states at the scored positions. Devices that share a row gather its states, and each takes its part of the
+    scored positions, so that none has more of them than others."""
+
+    def taken(hidden_BTD: Array, source_BS: Array) -> Array:
+        return jnp.take_along_axis(hidden_BTD, source_BS[..., None], axis=1)
+
+    if forward.context == 1:
+        return taken(hidden_BTD, source_BS)
+
+    def gathered(hidden_BTD: Array, source_BS: Array) -> Array:
+        return taken(jax.lax.all_gather(hidden_BTD, CONTEXT, axis=1, tiled=True), source_BS)
+
+    by_token = PartitionSpec(ROW_AXES, CONTEXT)
+    return jax.shard_map(gathered, in_specs=(by_token, by_token), out_specs=by_token)(hidden_BTD, source_BS)
 
 
 def scored_values(
@@ -83,15 +117,35 @@ def scored_values(
     """The log-probability of every target, or the scalar head's score."""
     if decoder.spec.scored:
         return decoder.score(hidden_BSD)
-    return token_logps(
-        hidden_BSD,
+    by_shard, by_row = reorderings(rows.target.shape, forward)
+    logps = token_logps(
+        by_shard(hidden_BSD),
         decoder.vocabulary_VD,
-        rows.target,
+        by_shard(rows.target),
         softcap=decoder.spec.final_softcap,
         num_shards=forward.num_vocabulary_shards,
         chunk=forward.chunk,
         keep=logits_are_kept(remat, decoder.spec),
     )
+    return by_row(logps)
+
+
+def reorderings(shape: tuple[int, ...], forward: Forward) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """[B, S, ...] -> [shards, positions of a shard, ...], and back: what a device has then is in one piece, and stays on it
+    when the first two dimensions are joined."""
+    if forward.context == 1:
+        return lambda x: x, lambda x: x
+    B, S = shape
+    rows, parts = forward.num_row_shards, forward.context
+    split, joined = (rows, B // rows, parts, S // parts), (rows * parts, B // rows * (S // parts))
+
+    def by_shard(x: Array) -> Array:
+        return x.reshape(*split, *x.shape[2:]).swapaxes(1, 2).reshape(*joined, *x.shape[2:])
+
+    def by_row(x: Array) -> Array:
+        return x.reshape(rows, parts, B // rows, S // parts).swapaxes(1, 2).reshape(B, S)
+
+    return by_shard, by_row
 
 
 def sums_by_branch(

@@ -160,7 +160,7 @@ def test_a_plan_for_virtual_devices(place, tmp_path, capsys):
     assert memory["reference"] == memory["gradients"] == memory["parameters"]
     assert memory["peak"] > 4 * memory["parameters"]
     assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
-    assert tree["target"]["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert tree["target"]["mesh"] == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
     assert {each["kind"] for each in tree["collectives"]} & {"all-gather", "reduce-scatter", "all-reduce"}
 
 

@@ -63,8 +63,15 @@ def plain_sequences(groups: list[Group]) -> tuple[np.ndarray, np.ndarray]:
     return tokens_BT, is_response_BT
 
 
-def plan_of(groups: list[Group], config: Config, *, num_steps: int, row_length: int, num_shards: int) -> BatchPlan:
+def plan_of(
+    groups: list[Group], config: Config, *, num_steps: int, row_length: int, num_shards: int, context: int = 1
+) -> BatchPlan:
     sizes = np.array([group.num_tokens for group in groups])
     steps = shuffled_steps(sizes, batch_size=config.train.batch_size, num_steps=num_steps, seed=config.seed)
-    limits = {"row_length": row_length, "rows_per_shard": config.rows.per_shard, "num_row_shards": num_shards}
+    limits = {
+        "row_length": row_length,
+        "rows_per_shard": config.rows.per_shard,
+        "num_row_shards": num_shards,
+        "context": context,
+    }
     return make_plan(groups, steps, **limits, scored=what_is_scored(config), split=config.rows.split or "never")

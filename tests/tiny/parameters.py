@@ -1,6 +1,7 @@
 """Specs of the tiny families, random parameters for them, and meshes over the test devices."""
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -40,10 +41,11 @@ def random_tree(spec: Spec, all_letters: dict, *, seed: int) -> dict:
     return tree
 
 
-def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over the first data * fsdp * tensor test devices."""
-    devices = jax.devices()[: data * fsdp * tensor]
-    return jax.make_mesh((data, fsdp, tensor), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+def mesh_of(data: int, fsdp: int, tensor: int, context: int = 1) -> Mesh:
+    """A mesh over the first of the test devices, as many as the product of its sizes."""
+    sizes = data, fsdp, context, tensor
+    devices = jax.devices()[: math.prod(sizes)]
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def on_mesh(parameters: dict, spec: Spec, mesh: Mesh) -> dict:

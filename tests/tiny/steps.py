@@ -87,7 +87,14 @@ def train_steps(
 
     Adapters of seed 1 stand on the reference.
     """
-    plan = plan_of(groups, config, num_steps=num_steps, row_length=row_length, num_shards=num_row_shards(mesh))
+    plan = plan_of(
+        groups,
+        config,
+        num_steps=num_steps,
+        row_length=row_length,
+        num_shards=num_row_shards(mesh),
+        context=mesh.shape["context"],
+    )
     reference = resident_reference(on_mesh(random_parameters(spec), spec, mesh), config, spec, mesh)
     start = jax.device_put(random_trained(spec, seed=1), trained_shardings(spec, mesh))
     state = first_state(start, spec, mesh, adamw(config.optimizer, spec))

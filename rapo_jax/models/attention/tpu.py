@@ -28,7 +28,7 @@ def attend_splash(
     softcap: float | None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Grouped-query self-attention; T = U must be a multiple of SPLASH_MULTIPLE.
+    """Grouped-query attention; T and U must be multiples of SPLASH_MULTIPLE.
 
     All heads of a row share its mask, so the kernel is made for one head and mapped over the others. `interpret` runs it
     on any platform, slowly.
@@ -36,18 +36,18 @@ def attend_splash(
     B, T, N, H = q_BTNH.shape
     K = k_BUKH.shape[2]
     q_BKGTH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKTH, v_BKTH = k_BUKH.swapaxes(1, 2), v_BUKH.swapaxes(1, 2)
+    k_BKUH, v_BKUH = k_BUKH.swapaxes(1, 2), v_BUKH.swapaxes(1, 2)
     make = partial(splash_kernel, softcap=softcap, interpret=interpret)
 
-    def row(q_KGTH: Array, k_KTH: Array, v_KTH: Array, mask_TT: Array) -> Array:
-        kernel = make(mask_TT)
+    def row(q_KGTH: Array, k_KUH: Array, v_KUH: Array, mask_TU: Array) -> Array:
+        kernel = make(mask_TU)
 
-        def one_head(q_TH: Array, k_TH: Array, v_TH: Array) -> Array:
-            return kernel(q_TH[None], k_TH, v_TH)[0]
+        def one_head(q_TH: Array, k_UH: Array, v_UH: Array) -> Array:
+            return kernel(q_TH[None], k_UH, v_UH)[0]
 
-        return jax.vmap(jax.vmap(one_head, (0, None, None)))(q_KGTH, k_KTH, v_KTH)
+        return jax.vmap(jax.vmap(one_head, (0, None, None)))(q_KGTH, k_KUH, v_KUH)
 
-    out_BKGTH = jax.vmap(row)(q_BKGTH, k_BKTH, v_BKTH, mask_BTU)
+    out_BKGTH = jax.vmap(row)(q_BKGTH, k_BKUH, v_BKUH, mask_BTU)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
@@ -57,15 +57,15 @@ def block_size(T: int) -> int:
 
 
 def splash_kernel(
-    mask_TT: Bool[Array, "T T"], *, softcap: float | None, interpret: bool
+    mask_TU: Bool[Array, "T U"], *, softcap: float | None, interpret: bool
 ) -> splash.SplashAttentionKernel:
     """The kernel for one head of one row."""
-    block = block_size(mask_TT.shape[0])
-    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    names += ("block_q_dq", "block_kv_dq")
+    queries, keys = map(block_size, mask_TU.shape)
+    of_queries = ("block_q", "block_q_dkv", "block_q_dq")
+    of_keys = ("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq")
     kernel = splash.make_splash_mqa_single_device(
-        mask_TT[None],
-        block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
+        mask_TU[None],
+        block_sizes=splash.BlockSizes(**dict.fromkeys(of_queries, queries), **dict.fromkeys(of_keys, keys)),
         attn_logits_soft_cap=softcap,
         residual_checkpoint_name="attention_out",
         interpret=interpret,
@@ -77,7 +77,7 @@ def splash_kernel(
 
 
 def _takes(T: int, U: int, H: int) -> bool:
-    return T == U and T % SPLASH_MULTIPLE == 0
+    return T % SPLASH_MULTIPLE == 0 and U % SPLASH_MULTIPLE == 0
 
 
 def _tile_size(T: int) -> tuple[int, int]:
