@@ -54,7 +54,7 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes, num_devices = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, len(devices)
-    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if axis != CONTEXT or size != 1)
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):

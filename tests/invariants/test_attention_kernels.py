@@ -46,6 +46,7 @@ FUSED = {
         ("tiles", 128, 384, None),
         ("splash", 256, 256, 2.0),
         pytest.param("splash", 384, 384, None, marks=pytest.mark.slow),
+        pytest.param("splash", 128, 384, None, marks=pytest.mark.slow),
         ("triton", 256, 256, None),
         pytest.param("triton", 384, 384, 2.0, marks=pytest.mark.slow),
         ("triton", 128, 384, 2.0),

@@ -63,7 +63,8 @@ def test_groups_may_be_split_over_rows_that_devices_share():
     parts = step_of("llama3", (1, 2, 2, 2), row_length=256, groups=LONG, split="always", per_shard=4)
     whole = step_of("llama3", (1, 1, 1, 1), row_length=512, groups=LONG)
     assert max(group.num_tokens for group in LONG) > 256
-    assert_same_step(whole, parts)
+    tiny.assert_same_metrics(whole.metrics, parts.metrics, atol=5e-6, rtol=3e-5)
+    tiny.assert_same_trees(whole.state.parameters, parts.state.parameters, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -132,7 +133,10 @@ def test_rows_are_dealt_so_that_every_device_has_as_many_visible_tiles():
 def test_dealt_tokens_keep_what_they_see_and_predict():
     """When this fails, a hidden state is read at another token than the one before its target."""
     limits = {"row_length": 256, "rows_per_shard": 1, "num_row_shards": 4}
-    plain, dealt = (make_plan(GROUPS, [np.arange(16)], **limits, context=context) for context in (1, 2))
+    plain, dealt = (
+        make_plan(GROUPS, [np.arange(16)], **limits, context=context, scored="responses", split="never")
+        for context in (1, 2)
+    )
     rows = plain.steps[0]
     assert rows == dealt.steps[0] and dealt.shape.S % 16 == 0
     one, other = (materialise(GROUPS, rows, plan.shape, mine=range(4)) for plan in (plain, dealt))

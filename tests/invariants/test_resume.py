@@ -51,11 +51,18 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_never_killed(world, un
     runs.assert_same_run(run_dir, undisturbed)
 
 
-def test_a_run_resumes_on_another_mesh(world, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    "other_mesh",
+    [
+        ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"],
+        ["mesh.fsdp=2", "mesh.tensor=2", "mesh.context=2", "rows.length=256"],
+    ],
+    ids=["tensor", "context"],
+)
+def test_a_run_resumes_on_another_mesh(other_mesh, world, undisturbed, tmp_path):
     """When this fails, a run is tied to the machine it was started on: after a preemption the other slice has to wait."""
     run_dir = tmp_path / "run"
     assert tiny.rapo_until(5, world.train(run_dir)) == runs.INTERRUPTED
-    other_mesh = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
     assert tiny.rapo(*world.train(run_dir, *other_mesh)) == runs.DONE
     runs.assert_same_metrics(run_dir, undisturbed, same_rows=False)
 
