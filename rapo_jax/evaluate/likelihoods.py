@@ -26,7 +26,7 @@ from rapo_jax.errors import UserError, counted
 from rapo_jax.messages import Record
 from rapo_jax.opened import ClosedModel, OpenedTokenizer, Rendering, require_ids_fit
 from rapo_jax.runs.trained import RunModel
-from rapo_jax.score.responses import one_pass
+from rapo_jax.score.by_model import one_pass
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rapo_jax.evaluate.suites import SUITES, likelihood, preference, unlearning
 from rapo_jax.locks import claimed
 from rapo_jax.opened import ClosedModel, ModelDirectory
 from rapo_jax.runs.agreement import require_same_configuration, require_same_model
-from rapo_jax.score.responses import refuse_strangers
+from rapo_jax.score.by_model import refuse_strangers
 from rapo_jax.space import on_disk
 
 MOST_GOALS = 11  # of the default grid

@@ -11,7 +11,7 @@ from rapo_jax.errors import UserError, counted
 from rapo_jax.generate.sampling import Sampling
 from rapo_jax.relabel import Goal, format_score
 
-LIMITS: dict[str, tuple[type, float, float]] = {  # of the columns, as those of the options in arguments.py
+LIMITS: dict[str, tuple[type, float, float]] = {  # of the columns, as those of the options in rapo_jax/arguments
     "max_new_tokens": (int, 1, 10**6),
     "temperature": (float, 0, math.inf),
     "top_p": (float, 1e-6, 1),

@@ -1,4 +1,4 @@
-"""The command line: one function per subcommand; arguments are declared in arguments.py.
+"""The command line: one function per subcommand; arguments are declared in rapo_jax/arguments.
 
 Exit codes and printing live here and nowhere else, and this is the only place that reads the environment.
 """
@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 
 from rapo_jax.arguments import parse
+from rapo_jax.cli.preparing import keep_compilations, require, require_data, without_chips
+from rapo_jax.cli.scoring import score
 from rapo_jax.errors import Interrupted, Lost, UserError, counted, masked
 from rapo_jax.interruption import NOTHING_SAVED, STOPPED, was_interrupted, work_begins, work_has_ended
 from rapo_jax.memory import is_out_of_memory, out_of_memory
@@ -199,19 +201,6 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def keep_compilations() -> None:
-    """On accelerators, where compiling takes minutes, keeps compiled programs on disk: a resumed run starts at once.
-
-    JAX_COMPILATION_CACHE_DIR chooses another place. CPUs compile in seconds, for their own instruction set only.
-    """
-    import jax
-
-    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (defined at run time)
-    if jax.default_backend() != "cpu" and not cache:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "rapo_jax" / "compilations"))
-
-
 def export(options: argparse.Namespace) -> int:
     """Writes a checkpoint as a Hugging Face directory."""
     from rapo_jax.distributed import say
@@ -247,28 +236,6 @@ def generate(options: argparse.Namespace) -> int:
     model = find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1))
     rate = answer_file(model, Request(**given))
     say(f"{options.out}: {rate}")
-    return 0
-
-
-def score(options: argparse.Namespace) -> int:
-    """Writes a reward for every response of a source."""
-    from rapo_jax.config.files import load_config
-    from rapo_jax.distributed import say
-    from rapo_jax.score.responses import score_source
-
-    config = load_config(options.config, options.overrides)
-    require_data(config)
-    keep_compilations()
-    work_begins()
-    out = Path(options.out)
-    scored = score_source(config, options.model, out, reference=options.reference, step=options.step)
-    flat = [reward for each in scored.rewards for reward in each]
-    origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
-    responses, rows = counted(len(flat), "response"), counted(len(scored.rewards), "row")
-    say(f"{out}: {responses} of {rows} ({origin})")
-    if flat:
-        say(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
-    say(f"  next: rapo train CONFIG data.rewards={out} relabel.scale.fit=quantile")
     return 0
 
 
@@ -342,47 +309,6 @@ def keys(options: argparse.Namespace) -> int:
 
     print(listing(options.prefix))
     return 0
-
-
-def without_chips(options: argparse.Namespace) -> None:
-    """Before JAX starts: makes the CPU its only backend, and keeps libtpu from looking for a TPU that is absent."""
-    target = options.topology or options.smallest
-    if not (target or options.devices):
-        return
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if options.devices:
-        from rapo_jax.plan.targets import cpu_count
-
-        flag = "--xla_force_host_platform_device_count"
-        if flag not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={cpu_count(options.devices)}".strip()
-    elif target.startswith(("v", "tpu")) and not tpu_is_here():
-        os.environ |= {
-            "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
-            "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any value silences a warning; every topology can still be described
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans may run at once
-        }
-
-
-def tpu_is_here() -> bool:
-    return any(list(Path("/dev").glob(device)) for device in ("accel[0-9]*", "vfio/[0-9]*"))
-
-
-def require(config, *keys: str) -> None:
-    """Raises UserError for the first of these keys, which the verb needs, that is not set."""
-    for key in keys:
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if not value:
-            raise UserError(f"{key} is not set; add it to CONFIG or to the command line: {key}=...")
-
-
-def require_data(config) -> None:
-    """Raises UserError where neither data.path nor data.sources is set."""
-    if not config.data.sources:
-        require(config, "data.path")
 
 
 VERBS = {

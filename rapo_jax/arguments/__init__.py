@@ -1,0 +1,208 @@
+"""The command line's arguments and help. What each subcommand does is in cli.py."""
+
+import argparse
+import textwrap
+
+from rapo_jax import __version__
+from rapo_jax.arguments.scoring import score_arguments
+from rapo_jax.arguments.shared import add_config, add_machines, add_step, goal_list, listed, within
+from rapo_jax.arguments.texts import (
+    ABOUT,
+    EVALUATE_MORE,
+    EXPORT_MORE,
+    GENERATE_MORE,
+    KEYS_MORE,
+    OVERRIDES,
+    PLAN_MORE,
+    RELABEL_MORE,
+    REPORT_MORE,
+    SCORE_MORE,
+    TRAIN_MORE,
+)
+
+SUITES = ("likelihood", "unlearning", "preference")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Accepts overrides before and after options; argparse alone accepts only those before them."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    if getattr(options, "config", "") is None and options.overrides:
+        # argparse takes a CONFIG that may be absent for absent where options stand before it
+        options.config, *options.overrides = options.overrides
+    return options
+
+
+def parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="rapo", description=ABOUT, formatter_class=shape, epilog="rapo VERB --help explains each."
+    )
+    top.add_argument("--version", action="version", version=f"rapo_jax {__version__}")
+    verbs = top.add_subparsers(required=True, metavar="VERB", dest="name")
+
+    def verb(name: str, summary: str, more: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.\n\n{textwrap.dedent(more)}",
+            formatter_class=shape,
+        )
+
+    relabel_arguments(
+        verb("relabel", "write goal-conditioned pairs to inspect, or to train elsewhere", RELABEL_MORE + OVERRIDES)
+    )
+    train_arguments(verb("train", "train, or resume a run where it stopped", OVERRIDES + TRAIN_MORE))
+    export_arguments(verb("export", "write a Hugging Face directory", EXPORT_MORE))
+    generate_arguments(verb("generate", "answer a file of prompts", GENERATE_MORE))
+    score_arguments(verb("score", "score every response of a data source", SCORE_MORE))
+    evaluate_arguments(verb("evaluate", "measure how models follow goals", EVALUATE_MORE))
+    report_arguments(verb("report", "show runs and results on one HTML page", REPORT_MORE))
+    plan_arguments(verb("plan", "memory, work and time of a step on any hardware", OVERRIDES + PLAN_MORE))
+    keys_arguments(verb("keys", "list the configuration's keys", KEYS_MORE))
+    return top
+
+
+def relabel_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    to.add_argument("--out", required=True, metavar="FILE", help="JSON lines, or .parquet; must not exist yet")
+
+
+def train_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    add_machines(to)
+
+
+def export_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("run_dir", metavar="RUN_DIR")
+    to.add_argument("out_dir", metavar="OUT_DIR", help="must not exist, or be empty")
+    to.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
+    to.add_argument(
+        "--adapter", action="store_true", help="LoRA runs: write the adapters for peft (default: merge them)"
+    )
+    goal = to.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--goal",
+        type=within(),
+        metavar="G",
+        help="score that the exported chat template asks for (default: relabel.goal_max)",
+    )
+    goal.add_argument("--no-goal", dest="bake", action="store_false", help="leave the chat template alone")
+    to.add_argument(
+        "--push-to-hub", metavar="REPO", help="upload OUT_DIR to the Hugging Face hub, as you are logged in there"
+    )
+    to.add_argument("--private", action="store_true", help="with --push-to-hub: a repository that only you see")
+    add_machines(to)
+
+
+def generate_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("model_dir", metavar="MODEL_DIR", help="a Hugging Face directory, a hub id, or a run directory")
+    add_step(to)
+    to.add_argument(
+        "--prompts", required=True, metavar="FILE", help="rows with a prompt, as text or a list of messages"
+    )
+    to.add_argument(
+        "--out", required=True, metavar="FILE", help="the same rows with response, finish_reason and num_tokens"
+    )
+    goal = to.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--goal",
+        type=within(),
+        metavar="G",
+        help="ask for this score (default: the row's goal, or the chat template's)",
+    )
+    goal.add_argument("--no-goal", action="store_true", help="ask for no score, even if the chat template would")
+    goal.add_argument("--raw", action="store_true", help="continue the text as it is, without chat template or goal")
+    to.add_argument("--any-goal", action="store_true", help="allow goals outside the model's scale")
+    to.add_argument("--max-new-tokens", type=within(1, 10**6, kind=int), metavar="N", help="default 512")
+    to.add_argument(
+        "--max-prompt-length",
+        type=within(2, kind=int),
+        default=4096,
+        metavar="N",
+        help="longer prompts lose their middle (default %(default)s)",
+    )
+    to.add_argument("--temperature", type=within(0), metavar="T", help="0 is greedy (the default)")
+    to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="default 1")
+    to.add_argument("--seed", type=within(-(2**63), 2**63 - 1, kind=int), metavar="S", help="default 0")
+    to.add_argument(
+        "--batch-size", type=within(1, kind=int), default=16, metavar="B", help="prompts at once (default %(default)s)"
+    )
+    to.add_argument(
+        "--batch-tokens",
+        type=within(1, kind=int),
+        default=16384,
+        metavar="N",
+        help="tokens at once, prompts and answers together; bounds the memory (default %(default)s)",
+    )
+    to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    to.add_argument("--chat-template", metavar="T", help="plain, chatml, zephyr, deepseek-r1 or a .jinja file")
+    to.add_argument(
+        "--template-options", metavar="T", help="variables of the chat template, such as '{enable_thinking: false}'"
+    )
+    add_machines(to)
+
+
+def evaluate_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    to.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="a model or run directory; again for each further one (the first is what others are compared with)",
+    )
+    to.add_argument("--out", required=True, metavar="DIR", help="directory of the results")
+    to.add_argument(
+        "--suite",
+        type=listed(SUITES),
+        default=SUITES,
+        metavar="NAME,NAME",
+        help=f"{', '.join(SUITES)} (default: all)",
+    )
+    to.add_argument(
+        "--goals",
+        type=goal_list,
+        default=(),
+        metavar="G,G,...",
+        help="the grid (default: at most 11 of the scale)",
+    )
+    to.add_argument(
+        "--pairs",
+        type=within(1, kind=int),
+        metavar="N",
+        help="at most so many of the pairs, drawn by the seed of CONFIG",
+    )
+    to.add_argument(
+        "--reference", metavar="DIR", help="what training started from, for preference (default: model.path of CONFIG)"
+    )
+    add_machines(to)
+
+
+def report_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("paths", nargs="+", metavar="[NAME=]PATH", help="runs, results, goal sweeps, answer files")
+    to.add_argument("-o", "--out", required=True, metavar="FILE", help="the page; one that is there is replaced")
+    to.add_argument("--title", default="", metavar="T", help="heading of the page")
+    to.add_argument("--json", metavar="FILE", help="also write its numbers there")
+    to.add_argument("--csv", metavar="FILE", help="also write what is a single number there, as a table")
+
+
+def plan_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    where = to.add_mutually_exclusive_group()
+    where.add_argument(
+        "--topology", metavar="KIND:SLICE", help="v5e:4x4, v5p:2x2x4, v6e:8x8, h100:1x8 (hosts x GPUs), ..."
+    )
+    where.add_argument(
+        "--devices", metavar="cpu:N", help="N simulated CPU devices (default: the devices of this machine)"
+    )
+    where.add_argument("--smallest", metavar="KIND", help="find the smallest slice of v5e, h100, ... on which it fits")
+    to.add_argument("--json", metavar="FILE", help="also write the numbers there")
+
+
+def keys_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="such as train, lora.rank or objective.dpo")

@@ -1,0 +1,136 @@
+"""What `rapo --help` and `rapo VERB --help` say."""
+
+ABOUT = """\
+Train a language model on preferences with scores so that it answers at the
+quality it is asked for, and export it as a Hugging Face checkpoint that asks
+for the best by itself.
+
+  rapo relabel  CONFIG --out FILE        scored pairs -> goal-conditioned pairs
+  rapo train    CONFIG                   train; the same command resumes
+  rapo export   RUN_DIR OUT_DIR          write a Hugging Face directory
+  rapo generate MODEL_DIR --prompts FILE --out FILE
+                                         answer a file of prompts
+  rapo score    CONFIG --model DIR --out FILE
+                                         score responses, for data.rewards
+  rapo evaluate CONFIG --model DIR --out DIR
+                                         does what it finds likely follow goals?
+  rapo report   PATH [PATH ...] -o FILE.html
+                                         runs and results as one page
+  rapo plan     CONFIG --topology v5e:4x4
+                                         memory and time on other hardware
+  rapo keys     [PREFIX]                 list the configuration's keys
+"""
+
+OVERRIDES = """\
+CONFIG is a YAML file (examples in configs/). Any key can be overridden:
+
+  model.path=DIR_OR_HUB_ID      data.path=FILE_OR_HUB_ID
+  run_dir=runs/mine             data.eval_path=FILE_OR_HUB_ID
+  objective.beta=0.1            optimizer.learning_rate=1e-6
+  train.batch_size=64           train.max_steps=100
+  relabel.goals=[]              plain baseline, no goals
+  relabel.goals=[chosen]        goals from chosen responses only
+  mesh.fsdp=8 mesh.tensor=1     how the model is sharded
+  data.chat_template=chatml     for a tokenizer without one
+  lora.rank=16                  train adapters over frozen weights
+"""
+
+RELABEL_MORE = """\
+Writes pairs, labelled or single responses, whichever the objective compares,
+in the formats that TRL reads. A report (numbers and a picture) is written
+beside FILE, and scale.json if scores were mapped.
+
+"""
+TRAIN_MORE = """
+The run directory holds config.yaml, data_report.json (and .png), metrics.jsonl,
+tensorboard/ and checkpoints/. Ctrl-C saves a checkpoint and exits with 75. Run
+the same command again, also after a crash, and it continues from the last
+checkpoint with the metrics it would have had.
+"""
+EXPORT_MORE = """\
+Writes safetensors in the dtype of the starting model, config, generation
+config, tokenizer and model card, then reads them back and compares the logits.
+The chat template carries the goal, so anyone who applies it gets answers of
+the highest score. LoRA adapters are merged into the weights; --adapter writes
+them alone, in float32, as peft reads them.
+"""
+GENERATE_MORE = """\
+Greedy by default. For a directory that rapo exported, --goal replaces the goal
+that its chat template asks for. Of a run directory, also of a run that goes on,
+the newest checkpoint answers as its export would.
+
+Columns goal, temperature, top_p, max_new_tokens and seed of a row hold for that
+row, unless the option of that name is given. All columns of FILE are kept
+(dates as ISO 8601, decimals as text, bytes in base64); one that has the name of
+a column of the answers and says something else is kept as input_NAME.
+
+Answers are kept in OUT.partial as they end. Ctrl-C exits with 75; the same
+command goes on, also after a crash, and gives the answers it would have given.
+"""
+SCORE_MORE = """\
+Without --scorer, a sequence classifier with one label gives its scores; a
+language model gives its implicit rewards, objective.beta * (log pi - log pi_ref).
+Responses are scored without a goal, in the chat template of CONFIG or else of
+the reward or reference model; where the scored model has another one, a line
+says so. Ctrl-C saves the scores so far and exits with 75; the same command
+continues.
+
+  python:MODULE:FUNCTION   function(prompts, responses) gives rewards, or
+      (rewards, attributes): prompts[i] is a list of {"role", "content"},
+      responses[i] a list of texts, rewards[i] as many numbers, attributes[i]
+      as many {name: number}
+  command:PROGRAM   reads lines like
+      {"row": 3, "prompt": [{"role": ..., "content": ...}], "responses": [...]}
+      and writes, in any order, lines like
+      {"row": 3, "rewards": [0.2, 1.7], "attributes": [{...}, {...}]}
+
+  judge   a language model behind --judge-url rates each response from 1 to 10, in
+      the whole (the reward) and in four aspects (attributes). With
+      --judge-compare it compares every two, in both orders, and a reward is the
+      share won: of use within a row only. What is asked and what it cost is said;
+      replies are kept in --judge-cache, and nothing is paid for twice
+
+These three keep every row that is scored; Ctrl-C exits with 130, and the same
+command asks for the others.
+"""
+EVALUATE_MORE = """\
+Nothing is generated: the suites read the log-probabilities of scored pairs under
+no goal, a grid of goals, their own rewards and the highest goal.
+
+  likelihood   is a response likeliest when asked for its reward, and does the
+               likelier of two change with the goal?
+  unlearning   what chosen and rejected responses lost or gained, against the
+               first model
+  preference   accuracy, margin and calibration of the implicit reward, by the
+               side whose reward is the goal
+
+Pairs are the held-out ones of CONFIG (data.eval_path or data.eval_fraction), else
+all of data.path; a run's config.yaml will do. Numbers carry 95 % bootstrap intervals
+over prompts. OUT holds results.json, .csv and .txt, a figure for each suite, and
+what was computed: the same command goes on after an interruption, and a further
+model or suite costs only itself.
+"""
+REPORT_MORE = """\
+A PATH is a run directory, a directory of `rapo evaluate`, a goal sweep (its
+sweep.json) or an answer file of `rapo generate`; NAME=PATH gives it a name, and
+answer files of one NAME are one model's. Where a prompt was answered at several
+goals, a slider goes from the lowest to the highest.
+
+The page is one file: it opens from disk and loads nothing. Several runs are
+compared: what differs in their configurations, and their curves. Nothing is
+computed anew, so it takes seconds, also for a run that goes on.
+
+"""
+PLAN_MORE = """
+Compiles the training step from shapes alone. It reads no weights, and the data
+only if it is there (otherwise it assumes lengths like UltraFeedback's). TPUs
+need libtpu (the extra "tpu"), GPUs the CUDA plugin (the extra "plan-gpu");
+neither needs the hardware. Exits with 1 if the step does not fit, after
+compiling the nearest change that does.
+"""
+KEYS_MORE = """\
+Prints each key with its default, its type, what it affects, the verbs that read
+it, and its meaning. A run resumes if no key has changed but those that "may
+change on resume". `rapo keys objective.dpo` prints a loss with its options and
+its paper, `rapo keys objective.beta` every loss that reads that option.
+"""

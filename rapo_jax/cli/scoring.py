@@ -1,0 +1,82 @@
+"""`rapo score`."""
+
+import argparse
+import os
+from pathlib import Path
+
+from rapo_jax.cli.preparing import keep_compilations, leave_accelerators, require_data
+from rapo_jax.errors import UserError, counted
+from rapo_jax.interruption import work_begins
+
+
+def score(options: argparse.Namespace) -> int:
+    """Writes a reward for every response of a source, or compares two files of them."""
+    if options.compare:
+        return compare(options)
+    for name, missing in (("config", "CONFIG, a YAML file,"), ("out", "--out FILE")):
+        if not getattr(options, name):
+            raise UserError(f"{missing} is needed; see rapo score --help.")
+    if options.scorer == "judge" or options.scorer.startswith("command:"):
+        leave_accelerators()
+    from rapo_jax.config.files import load_config
+    from rapo_jax.score.responses import score_source
+    from rapo_jax.score.scorer import ScoreRequest
+
+    config = load_config(options.config, options.overrides)
+    require_data(config)
+    keep_compilations()
+    work_begins()
+    fields = ("scorer", "model", "reference", "step", "write")
+    judge = judge_options(options)
+    request = ScoreRequest(
+        **{name: getattr(options, name) for name in fields}, patience=options.scorer_timeout, judge=judge
+    )
+    tell_scores(Path(options.out), score_source(config, request, Path(options.out)))
+    return 0
+
+
+def judge_options(options: argparse.Namespace):
+    """How a judge is asked; None where no option of a judge is given."""
+    from rapo_jax.score.scorer import JudgeOptions
+
+    if not (options.judge_url or options.judge_model or options.judge_compare):
+        return None
+    fields = ("url", "model", "compare", "concurrency", "timeout", "max_tokens")
+    given = {name: getattr(options, f"judge_{name}") for name in fields}
+    cache = options.judge_cache or Path(options.out).with_name("judge_cache.jsonl")
+    source = options.judge_key_from
+    return JudgeOptions(**given, key=os.environ.get(source, ""), key_from=source, cache=Path(cache))
+
+
+def tell_scores(out: Path, scored) -> None:
+    """Prints what was scored, by what, and what to do with it."""
+    from rapo_jax.distributed import say
+
+    flat = [reward for each in scored.rewards for reward in each]
+    origin = ", ".join(f"{key} {value}" for key, value in scored.origin.items())
+    responses, rows = counted(len(flat), "response"), counted(len(scored.rewards), "row")
+    say(f"{out}: {responses} of {rows} ({origin})")
+    if flat:
+        say(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
+    scale = "" if scored.origin.get("asked_for") == "ratings" else " relabel.scale.fit=quantile"
+    say(f"  next: rapo train CONFIG data.rewards={out}{scale}")
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Says how far two files of scores agree, and draws it where --out says so."""
+    from rapo_jax.score.compare import agreement_in_words, compare_scores, draw_agreement
+
+    if options.scorer or options.model or options.config:
+        raise UserError("--compare reads two files of scores and nothing else; leave out CONFIG, --scorer and --model.")
+    out = Path(options.out) if options.out else None
+    if out and out.suffix != ".png":
+        raise UserError(f"--out={out}: with --compare it is a picture; give a name that ends with .png.")
+    if out and out.exists():
+        raise UserError(f"{out} exists; nothing was written. Choose another --out.")
+    one, other = map(Path, options.compare)
+    found, pairs = compare_scores(one, other)
+    print(agreement_in_words(found, one, other))
+    if out:
+        draw_agreement(found, pairs, names=(str(one), str(other)), path=out)
+        print(f"  {out}")
+    return 0

@@ -1,0 +1,272 @@
+"""Rewards by a Python function or another program: theirs, whole, once, or one sentence that says what went wrong."""
+
+import itertools
+import json
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rapo_jax.score import outside, program
+from tests.score.conftest import DONE, ROWS, Place
+from tests.tiny import rapo
+
+NUMBERS = itertools.count()  # of modules, which Python imports once
+LENGTHS = [[float(len(text)) for text in row["responses"]] for row in ROWS]
+
+
+@pytest.fixture
+def module(place: Place):
+    """Writes a module of this text into the working directory; the name of its function `judge`."""
+
+    def write(text: str) -> str:
+        name = f"judging_{next(NUMBERS)}"
+        (place.directory / f"{name}.py").write_text(textwrap.dedent(text))
+        return f"python:{name}:judge"
+
+    before = list(sys.path)
+    yield write
+    sys.path[:] = before
+
+
+@pytest.fixture
+def command(place: Place):
+    """Writes a program of this text; the scorer that runs it."""
+
+    def write(text: str) -> str:
+        path = place.directory / "program.py"
+        path.write_text("import json, sys, time\nasked = map(json.loads, sys.stdin)\n" + textwrap.dedent(text))
+        return f"command:{sys.executable} -S {path}"
+
+    return write
+
+
+# Functions.
+
+
+def test_a_function_gives_rewards_and_attributes(place, module):
+    """When this fails, a programmatic judge gets other texts than training does, or its numbers land elsewhere."""
+    name = module(
+        """
+        import numpy as np
+        def judge(prompts, responses):
+            assert prompts[0] == [{"role": "user", "content": "What is two plus one?"}], prompts
+            rewards = [np.array([len(text) for text in each], float) for each in responses]
+            return rewards, [[{"digits": sum(c.isdigit() for c in text)} for text in each] for each in responses]
+        """
+    )
+    assert place.score(name) == DONE, place.said
+    assert [line["rewards"] for line in place.lines()] == LENGTHS
+    assert place.lines()[0]["attributes"] == [{"digits": 1}, {"digits": 0}, {"digits": 3}]
+    assert place.about() == {"kind": "function", "function": name.removeprefix("python:")}
+    assert "8 responses of 3 rows" in place.said and sorted(p.name for p in place.directory.glob("scores*")) == [
+        "scores.json",
+        "scores.jsonl",
+    ]
+
+
+def test_what_a_function_scored_is_what_training_reads(place, module):
+    """When this fails, scores are written that the next command refuses."""
+    name = module("def judge(prompts, responses):\n    return [[float(len(t)) for t in each] for each in responses]")
+    assert place.score(name) == DONE
+    rows = place.directory / "rows.jsonl"
+    out = place.directory / "pairs.jsonl"
+    more = [
+        f"data.rewards={place.out}",
+        "relabel.scale.fit=minmax",
+        "relabel.placement=system",
+        "data.pairs=best_worst",
+    ]
+    code = rapo("relabel", place.directory / "config.yaml", f"data.path={rows}", "--out", out, *more)
+    assert code == DONE, place.capsys.readouterr().err
+    goals = {json.loads(line)["goal"] for line in out.read_text().splitlines()}
+    assert {1.0, 10.0} <= goals
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [[1.0]] * 2", "gave the rewards [[1.0], [1.0]] for 3 rows"),
+        ("return None", "gave the rewards None for 3 rows"),
+        ("return [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]", "of row 1 its rewards are [1.0, 2.0] for 3 responses"),
+        ("return [[float('nan')] * len(r) for r in responses]", "rewards[0] is nan, not a finite number"),
+        ("return [['good'] * len(r) for r in responses]", "rewards[0] is 'good', not a finite number"),
+        ("return 1 / 0", "failed at rows 1 to 3: ZeroDivisionError: division by zero at "),
+    ],
+)
+def test_what_is_no_scores_is_refused_with_what_it_is(body, said, place, module):
+    """When this fails, someone else's mistake is trained on, or is a traceback of ours."""
+    message = place.refused(module(f"def judge(prompts, responses):\n    {body}"))
+    assert said in message and message.startswith("--scorer=python:judging_")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "python:nothing_there:judge",
+            "the module nothing_there cannot be imported (ModuleNotFoundError: No module named",
+        ),
+        ("python:json:dupms", "dupms is not in "),
+        ("python:json", "must be python:package.module:function."),
+        ("python:json:__name__", "__name__ is no function"),
+        ("rewardmodel", "is unknown; did you mean 'reward_model'?"),
+        ("", "--model is not given: add --model DIR (a reward model or a trained policy), or --scorer."),
+        ("implicit", "--model is not given"),
+    ],
+)
+def test_a_scorer_that_is_not_there_is_refused(name, said, place):
+    assert said in place.refused(name)
+
+
+def test_a_misspelt_function_is_answered_with_the_nearest_one(place):
+    assert place.refused("python:json:dupms").endswith("; did you mean 'dumps'?")
+
+
+def test_what_a_scorer_does_not_read_is_refused(place):
+    """When this fails, someone believes that an option had an effect."""
+    assert place.refused("python:json:dumps", "--reference", "x") == (
+        "--scorer=python:json:dumps does not read --reference; leave it out."
+    )
+
+
+def test_rows_that_were_scored_are_not_asked_for_again(place, module, monkeypatch):
+    """When this fails, an interruption in the third hour of a slow judge costs three hours."""
+    monkeypatch.setattr("rapo_jax.score.function.AT_ONCE", 1)
+    text = """
+        import pathlib
+        def judge(prompts, responses):
+            asked = pathlib.Path("asked")
+            asked.write_text((asked.read_text() if asked.exists() else "") + prompts[0][0]["content"] + "\\n")
+            if prompts[0][0]["content"] == "Hi" and pathlib.Path("stop").exists():
+                raise KeyboardInterrupt
+            return [[float(len(t)) for t in each] for each in responses]
+        """
+    name = module(text)
+    (place.directory / "stop").touch()
+    assert place.score(name) == 130
+    assert place.said.splitlines()[-1] == "rapo score: interrupted; nothing more was saved. Run the same command again."
+    kept = Path(f"{place.out}.unfinished") / "rows.jsonl"
+    with kept.open("a") as file:
+        file.write('{"row": 3, "rewa')  # what a killed writer leaves
+    (place.directory / "stop").unlink()
+    assert place.score(name) == DONE, place.said
+    assert f"2 of 3 rows found in {kept.parent}; asking for the others ..." in place.said
+    assert [line["rewards"] for line in place.lines()] == LENGTHS
+    asked = (place.directory / "asked").read_text().splitlines()
+    assert asked == [row["prompt"] for row in ROWS] + ["Hi"]
+    assert not kept.parent.exists()
+
+
+def test_scores_by_another_function_are_not_mixed_in(place, module, monkeypatch):
+    """When this fails, half of a file is by a function as it was before it was corrected."""
+    monkeypatch.setattr("rapo_jax.score.function.AT_ONCE", 1)
+    body = "def judge(prompts, responses):\n    if prompts[0][0]['content'] == 'Hi': {}\n    return [[1.0] * len(r) for r in responses]"
+    assert place.score(module(body.format("raise KeyboardInterrupt"))) == 130
+    message = place.refused(module(body.format("pass")))
+    assert (
+        "holds scores of something else; changed: --scorer; the file of the function. Choose another --out" in message
+    )
+
+
+# Programs.
+
+
+def test_a_program_scores_rows_in_any_order(place, command):
+    """When this fails, a scorer in another framework's environment cannot be used, or its rows are exchanged."""
+    name = command(
+        """
+        for row in reversed(list(asked)):
+            assert row["prompt"][0]["role"] == "user"
+            rewards = [len(text) for text in row["responses"]]
+            print(json.dumps({"row": row["row"], "rewards": rewards, "attributes": [{"length": n} for n in rewards]}))
+        """
+    )
+    assert place.score(name) == DONE, place.said
+    assert [line["row"] for line in place.lines()] == [1, 2, 3]
+    assert [line["rewards"] for line in place.lines()] == LENGTHS
+    assert place.lines()[1]["attributes"] == [{"length": 1}, {"length": 38}]
+    assert place.about() == {"kind": "program", "command": name.removeprefix("command:")}
+
+
+GOOD = "print(json.dumps({'row': row['row'], 'rewards': [1.0] * len(row['responses'])}), flush=True)"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (f"for row in asked:\n    {GOOD}\n    sys.exit('no memory')", "ended with 1 before it had scored 2 rows (the first: row 2); last on its standard error: no memory."),
+        ("import os\nos.kill(os.getpid(), 9)", "ended by signal 9 before it had scored 3 rows (the first: row 1); it wrote nothing on its standard error."),
+        (f"for row in list(asked)[:2]:\n    {GOOD}", "ended with 0 before it had scored 1 row (the first: row 3)"),
+        ("sys.stderr.write('loading')\nprint('Loading model ...', flush=True)\ntime.sleep(60)", "wrote no scores: line 1 of its output is not JSON: Expecting value at character 1: 'Loading model ...'; last on its standard error: loading."),
+        ("print('[1]')", "line 1 of its output is '[1]', and it has no row"),
+        ("print('{\"row\": 7, \"rewards\": []}')", "row 7 was not asked for, or has scores already"),
+        (f"for row in asked:\n    {GOOD}\n    {GOOD}", "row 1 was not asked for, or has scores already"),
+        ("print('{\"row\": 1, \"rewards\": [1, 2]}')", "line 1 of its output is of row 1, and its rewards are [1, 2] for 3 responses"),
+        ("print('{\"row\": 1, \"rewards\": [1, NaN, 2]}')", "rewards[1] is nan, not a finite number"),
+        ("print('{\"row\": 1, \"rewards\": [1, 2, 3], \"attributes\": [1, 2, 3]}')", "its attributes are [1, 2, 3], not 3 objects of named numbers"),
+        (f"for row in asked:\n    {GOOD}\nprint('done')", "wrote more lines than rows: 'done'"),
+    ],
+)  # fmt: skip
+def test_a_program_that_errs_is_quoted(body, said, place, command):
+    """When this fails, someone waits for a dead program, or trains on its half of the scores."""
+    message = place.refused(command(body))
+    assert said in message and message.startswith(f"--scorer=command: {sys.executable} ")
+
+
+def test_a_program_that_hangs_is_ended(place, command):
+    message = place.refused(command(f"for row in asked:\n    {GOOD}\n    time.sleep(60)"), "--scorer-timeout", "1.5")
+    assert (
+        "has written nothing for 1.5 s after line 1 of its output, with 2 rows left; --scorer-timeout waits" in message
+    )
+
+
+def test_a_program_that_is_not_there_is_refused(place):
+    assert "/nowhere/scorer cannot be started (No such file or directory)" in place.refused("command:/nowhere/scorer")
+    assert place.refused("command:'a b").startswith("--scorer=command:'a b: no closing quotation")
+    assert "names no program" in place.refused("command:")
+
+
+def test_what_a_program_scored_before_it_died_is_kept(place, command):
+    """When this fails, a scorer that needs hours has to do them without a fault."""
+    assert "ended with 1" in place.refused(command(f"for row in asked:\n    {GOOD}\n    sys.exit(1)"))
+    assert "changed: the program's files" in place.refused(command(f"for row in asked:\n    {GOOD}\n    sys.exit(2)"))
+    numbers = [
+        json.loads(line)["row"] for line in (Path(f"{place.out}.unfinished") / "rows.jsonl").read_text().splitlines()
+    ]
+    assert numbers == [1]
+
+
+def test_ctrl_c_ends_the_program_too(place, command, monkeypatch):
+    """When this fails, a program goes on computing on the GPU after its command was interrupted."""
+    started: list[program.Program] = []
+    start = program.Program.started
+
+    def started_and_seen(*arguments, **more):
+        started.append(start(*arguments, **more))
+        return started[-1]
+
+    monkeypatch.setattr(program.Program, "started", staticmethod(started_and_seen))
+    add = outside.KeptRows.add
+
+    def add_and_interrupt(rows, *arguments):
+        add(rows, *arguments)
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    monkeypatch.setattr(outside.KeptRows, "add", add_and_interrupt)
+    begun = time.monotonic()
+    code = place.score(command(f"for row in asked:\n    {GOOD}\n    time.sleep(60)"))
+    assert code == 130 and time.monotonic() - begun < 20
+    assert place.said.splitlines()[-1] == "rapo score: interrupted; nothing more was saved. Run the same command again."
+    assert started[0].process.poll() is not None
+    assert len((Path(f"{place.out}.unfinished") / "rows.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_empty_file_is_refused(place):
+    (place.directory / "rows.jsonl").write_text("")
+    assert "rows.jsonl" in place.refused("python:json:dumps")
