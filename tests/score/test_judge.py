@@ -163,7 +163,7 @@ def test_a_server_that_errs_in_ten_ways_gives_every_verdict_once(place, reached)
     assert "replies without a verdict: 2, of which 2 gave one when asked again" in place.said
     assert len(reached.requests) == 18 and reached.most_at_once <= 4  # one that is given up may still be answered
     asked_again = [each["messages"][-1]["content"] for each in reached.requests if len(each["messages"]) == 4]
-    assert any("it is not JSON" in each or "is not JSON" in each for each in asked_again)
+    assert any("not JSON" in each for each in asked_again)
     assert any("overall is 11, not from 1 to 10" in each for each in asked_again)
 
 
@@ -192,19 +192,20 @@ def test_comparisons_are_made_in_both_orders(place, reached):
     assert place.score("judge", *options(reached, "--judge-compare")) == DONE, place.said
     assert len(reached.requests) == 6 + 2 + 6
     first, second, third = (line["rewards"] for line in place.lines())
-    assert first == [0.375, 0.125, 1.0]  # 8, 7 and 26 characters: of the first two, the position decides
-    assert second == [0.0, 1.0]
-    assert third == [0.75, 0.625, 0.125] or sum(third) == 1.5
-    assert "7 pairs in both orders; in " in place.said and "relabel.scale.fit=quantile" in place.said
+    # Of 8 and 7 characters, and of 5, 5 and 2, the position decides: each wins once.
+    assert (first, second, third) == ([0.25, 0.25, 1.0], [0.0, 1.0], [0.5, 0.5, 0.5])
+    assert (
+        "7 pairs in both orders; in 4 the position decided, which counts as a tie" in place.said
+        and "relabel.scale.fit=quantile" in place.said
+    )
 
 
 def test_replies_without_a_verdict_are_counted_and_no_scores_are_written(place, reached):
     """When this fails, a response gets a score that nobody gave."""
     reached.errs = lambda number, text: "Sorry, no." if text == "Hello" else None
     message = place.refused("judge", *options(reached))
-    assert message.startswith("--judge-model=judge-1 gave no verdict on 1 question (row 3: not JSON") or (
-        "gave no verdict on 1 question (row 3: " in message and "'Sorry, no.'" in message
-    )
+    assert message.startswith("--judge-model=judge-1 gave no verdict on 1 question (row 3: ")
+    assert "'Sorry, no.')" in message
     assert "the others are kept" in message
     assert "replies without a verdict: 1, of which 0 gave one when asked again" in place.said
     assert len((Path(f"{place.out}.unfinished") / "rows.jsonl").read_text().splitlines()) == 2
