@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
-    if getattr(options, "config", "") is None and options.overrides:
+    if getattr(options, "config", None) == "" and options.overrides:
         # argparse takes a CONFIG that may be absent for absent where options stand before it
         options.config, *options.overrides = options.overrides
     return options

@@ -9,7 +9,7 @@ def add_step(to: argparse.ArgumentParser) -> None:
 
 
 def add_config(to: argparse.ArgumentParser, *, needed: bool = True) -> None:
-    to.add_argument("config", nargs=None if needed else "?", metavar="CONFIG", help="a YAML file")
+    to.add_argument("config", nargs=None if needed else "?", default="", metavar="CONFIG", help="a YAML file")
     to.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="overrides of CONFIG")
 
 

@@ -1,9 +1,11 @@
 """ArmoRM, against its published structure in torch: transformers' Llama, and heads written here from the paper."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rapo_jax.parallel import make_mesh
 from rapo_jax.score.armorm import ATTRIBUTES
 from tests.score.conftest import DONE, ROWS, USER_ERROR
 from tests.tiny import CONFIG, rapo
@@ -102,9 +105,11 @@ class Published(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")  # from other libraries
-def test_rewards_and_attributes_are_those_of_the_published_structure(armorm, place):
+def test_rewards_and_attributes_are_those_of_the_published_structure(armorm, place, monkeypatch):
     """When this fails, rewards are mixed by the wrong token's gates, by an untransposed matrix, or before the last norm."""
-    more = ["--model", armorm, "mesh.data=1", "mesh.fsdp=1", "rows.length=512"]
+    on_one = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr("rapo_jax.score.responses.make_mesh", on_one)
+    more = ["--model", armorm, "rows.length=512"]
     assert place.score("armorm", *more) == DONE, place.said
     published = Published(armorm)
     for row, line in zip(ROWS, place.lines(), strict=True):
