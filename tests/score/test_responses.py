@@ -166,6 +166,25 @@ def test_implicit_rewards_of_lists_are_those_of_two_torch_models(world, tmp_path
 
 
 @pytest.mark.slow
+def test_log_probabilities_are_written_on_request(world, implicit, tmp_path, capsys):
+    """When this fails, what implicit rewards are made of cannot be looked at, or is another model's."""
+    out = tmp_path / "scores.jsonl"
+    assert score(world, out, "--scorer", "implicit", "--write", "logps") == DONE
+    for row, line, before in zip(UNSCORED, scores_of(out), scores_of(implicit), strict=True):
+        for which, model in (("policy_logps", "policy"), ("reference_logps", "model")):
+            texts = [tokens_of(world / "model", row["prompt"], row[name]) for name in ("chosen", "rejected")]
+            np.testing.assert_allclose(line[which], [torch_logp(world / model, *each) for each in texts], atol=1e-4)
+        differences = np.subtract(line["policy_logps"], line["reference_logps"])
+        np.testing.assert_allclose(line["rewards"], BETA * differences, atol=1e-6)
+        assert {"row": line["row"], "rewards": line["rewards"]} == before
+    message = refusal(capsys, score(world, tmp_path / "more.jsonl", "--scorer", "reward_model"))
+    assert message == (
+        f"--model={world / 'policy'} is a language model, and --scorer=reward_model needs a classifier of one label; name one, "
+        "or take --scorer=implicit."
+    )
+
+
+@pytest.mark.slow
 def test_devices_change_no_reward(world, implicit, tmp_path, monkeypatch):
     """When this fails, on several devices, responses get each other's rewards, or rows at the end get none."""
     monkeypatch.setattr(scoring, "make_mesh", make_mesh)
