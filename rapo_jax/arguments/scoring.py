@@ -11,7 +11,7 @@ def score_arguments(to: argparse.ArgumentParser) -> None:
         "--scorer",
         default="",
         metavar="NAME",
-        help="reward_model, implicit, armorm, judge, python:MODULE:FUNCTION or command:PROGRAM (default: what --model is)",
+        help="reward_model, implicit, judge, python:MODULE:FUNCTION or command:PROGRAM (default: what --model is)",
     )
     to.add_argument(
         "--model",

@@ -75,9 +75,6 @@ the reward or reference model; where the scored model has another one, a line
 says so. Ctrl-C saves the scores so far and exits with 75; the same command
 continues.
 
-  armorm   RLHFlow/ArmoRM-Llama3-8B-v0.1 or a model of its make: the reward, and the
-      attributes that it is mixed from, which relabel.attributes reads
-
   python:MODULE:FUNCTION   function(prompts, responses) gives rewards, or
       (rewards, attributes): prompts[i] is a list of {"role", "content"},
       responses[i] a list of texts, rewards[i] as many numbers, attributes[i]

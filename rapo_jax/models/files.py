@@ -105,13 +105,13 @@ def open_tensors(directory: Path) -> Tensors:
     return AdaptedTensors(base, text_adapters(adapters) if sees else adapters)
 
 
-def check(checkpoint: Tensors, spec: Spec, *, new_head: bool = False, beside: frozenset[str] = frozenset()) -> None:
+def check(checkpoint: Tensors, spec: Spec, *, new_head: bool = False) -> None:
     """Raises one UserError that lists every missing, unknown and misshapen tensor, and those that are not of floats.
 
-    Tensors `beside` the decoder's are somebody else's to read. With `new_head` the directory is a language model's, from which a reward model takes everything but the head.
+    With `new_head` the directory is a language model's, from which a reward model takes everything but the head.
     """
     wanted = {row.name: row.file_shape(spec) for row in table(spec)}
-    found = {name for name in checkpoint.files if not RECOMPUTED.fullmatch(name)} - beside
+    found = {name for name in checkpoint.files if not RECOMPUTED.fullmatch(name)}
     if new_head:
         wanted.pop(top_tensor(spec, "score_head"))
     if spec.tied or new_head:
@@ -129,16 +129,8 @@ def check(checkpoint: Tensors, spec: Spec, *, new_head: bool = False, beside: fr
         raise UserError(f"{checkpoint.directory} does not match its config.json: {shown}.")
 
 
-def load_parameters(
-    directory: Path,
-    spec: Spec,
-    *,
-    mesh: Mesh,
-    dtype: jnp.dtype = jnp.float32,
-    seed: int = 0,
-    beside: frozenset[str] = frozenset(),
-) -> dict:
-    """The parameters of a model directory, sharded over the mesh, in `dtype`; tensors `beside` them are left alone.
+def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> dict:
+    """The parameters of a model directory, sharded over the mesh, in `dtype`.
 
     A reward model may start from a language model's directory: its score head is then drawn from `seed`, normal like any
     matrix of an untrained model. Raises UserError for tensors that are not those of config.json, for values that are not
@@ -146,7 +138,7 @@ def load_parameters(
     """
     checkpoint = open_tensors(directory)
     new_head = spec.scored and not is_scored(read_config(directory))
-    check(checkpoint, spec, new_head=new_head, beside=beside)
+    check(checkpoint, spec, new_head=new_head)
     tied_to = top_tensor(spec, "embed") if spec.tied and top_tensor(spec, "head") in checkpoint.files else None
     parameters: dict = {"blocks": {}}
     for path, letters in parameter_letters(spec).items():

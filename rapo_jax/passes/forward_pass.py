@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from rapo_jax.batch import Scored, Shape
+from rapo_jax.batch import Scored
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, Group, make_plan, num_branches
 from rapo_jax.batching.splitting import Moved
@@ -31,7 +31,7 @@ from rapo_jax.train.forward import Forward, forward_of
 from rapo_jax.train.journal import PRINT_EVERY
 from rapo_jax.train.reference import frozen_copy
 from rapo_jax.train.screen import duration
-from rapo_jax.train.step import LogpsStep, make_logps_step
+from rapo_jax.train.step import make_logps_step
 
 WRITE_EVERY = 10.0  # seconds of work that a kill can lose
 PACKED_AT_ONCE = 1000  # groups whose parts are packed together
@@ -46,23 +46,6 @@ class Weights:
     mesh: Mesh
 
 
-@runtime_checkable
-class Readout(Protocol):
-    """What is read of the hidden states where it is not a log-probability or a score: `width` numbers of every branch."""
-
-    @property
-    def width(self) -> int: ...
-
-    @property
-    def digest(self) -> str:
-        """Of its own weights."""
-        ...
-
-    def step(self, forward: Forward, spec: Spec, mesh: Mesh, shape: Shape) -> LogpsStep:
-        """As make_logps_step, but [B, P, A * width]: the numbers of a branch side by side."""
-        ...
-
-
 @dataclass(frozen=True)
 class PassOptions:
     """How a pass computes, which rows it packs, and whether prompts, responses or last tokens are scored."""
@@ -70,19 +53,11 @@ class PassOptions:
     forward: Forward
     rows: Rows
     scored: Scored
-    readout: Readout | None = None
-
-    @property
-    def width(self) -> int:
-        """Numbers of a branch."""
-        return self.readout.width if self.readout else 1
 
 
-def pass_options(
-    config: Config, spec: Spec, mesh: Mesh, *, scored: Scored, readout: Readout | None = None
-) -> PassOptions:
+def pass_options(config: Config, spec: Spec, mesh: Mesh, *, scored: Scored) -> PassOptions:
     """The options of a pass on a mesh from the model and rows sections of a configuration."""
-    return PassOptions(forward_of(config, spec, mesh), config.rows, scored, readout)
+    return PassOptions(forward_of(config, spec, mesh), config.rows, scored)
 
 
 def fill(
@@ -100,7 +75,7 @@ def fill(
     Process 0 passes an open column, the others None. `said` names the pass and `place` the column on the terminal.
     Raises Interrupted when a signal came; what was computed is in the column.
     """
-    known = column.values if column else np.empty((len(groups), num_branches(groups) * options.width), np.float32)
+    known = column.values if column else np.empty((len(groups), num_branches(groups)), np.float32)
     known = from_first(np.array(known))
     missing = needed[np.isnan(known[needed]).any(1)]
     found = f"{said}: {len(needed) - len(missing):,} of {len(needed):,} found in {place}"
@@ -205,8 +180,7 @@ def run_pass(
     """Computes the groups of a plan. Raises Interrupted after writing what was computed."""
     mesh = model.mesh
     weights = frozen_copy(model.parameters, model.spec, mesh, dtype=options.forward.dtype)
-    make_step = options.readout.step if options.readout else make_logps_step
-    step = make_step(options.forward, model.spec, mesh, plan.shape)
+    step = make_logps_step(options.forward, model.spec, mesh, plan.shape)
     batches = pipeline.batches(groups, plan, my_rows(mesh, plan.shape.B))
     pending = None
     with jax.set_mesh(mesh), interruptible() as interrupted:

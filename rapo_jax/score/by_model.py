@@ -24,7 +24,7 @@ from rapo_jax.messages import Record
 from rapo_jax.models.spec import require_vocabulary
 from rapo_jax.opened import ClosedModel, ModelDirectory, Rendering
 from rapo_jax.passes.column import Column, Mismatch
-from rapo_jax.passes.forward_pass import Readout, Weights, fill, pass_options
+from rapo_jax.passes.forward_pass import Weights, fill, pass_options
 from rapo_jax.runs.agreement import require_same_model
 from rapo_jax.runs.trained import RunModel, find_model
 from rapo_jax.score.groups import groups_to_score
@@ -182,25 +182,15 @@ def refuse_strangers(policy: ClosedModel, reference: ClosedModel) -> None:
 
 
 def one_pass(
-    name: str,
-    model: ClosedModel,
-    *,
-    groups: list[Group],
-    kept: Path,
-    config: Config,
-    said: str = "",
-    readout: Readout | None = None,
+    name: str, model: ClosedModel, *, groups: list[Group], kept: Path, config: Config, said: str = ""
 ) -> Float[np.ndarray, "G A"]:
-    """The score (or summed log-probability) of every branch by one model, or what `readout` reads, the numbers of a branch
-    side by side. Raises Interrupted.
+    """The score (or summed log-probability) of every branch by one model. Raises Interrupted.
 
     `name` is that of the column in the directory `kept`, and what the pass is called unless `said` is given.
     """
     spec, mesh = model.spec, model.mesh
     # Before the weights are read: raises for an attention kernel that does not exist or does not run here.
-    options = pass_options(
-        config, spec, mesh, scored="last" if spec.scored or readout else "responses", readout=readout
-    )
+    options = pass_options(config, spec, mesh, scored="last" if spec.scored else "responses")
     parameters = model.parameters(jnp.dtype(config.model.dtype))
     identity: dict[str, Any] = {
         "weights": fingerprint(parameters),
@@ -209,10 +199,7 @@ def one_pass(
     }
     if isinstance(model, RunModel):
         identity["--step"] = model.step_and_digest[0]
-    if readout:
-        identity["weights"] = [identity["weights"], readout.digest]
-    width = num_branches(groups) * options.width
-    column = on_first(lambda: open_column(kept, name, shape=(len(groups), width), identity=identity))
+    column = on_first(lambda: open_column(kept, name, groups=groups, identity=identity))
     return fill(
         Weights(spec, parameters, mesh),
         groups,
@@ -224,9 +211,9 @@ def one_pass(
     )
 
 
-def open_column(kept: Path, name: str, *, shape: tuple[int, int], identity: dict[str, Any]) -> Column:
+def open_column(kept: Path, name: str, *, groups: list[Group], identity: dict[str, Any]) -> Column:
     """The column of one model's numbers. Raises UserError where it belongs to something else."""
-    column = Column(kept, name, shape=shape, identity=identity)
+    column = Column(kept, name, shape=(len(groups), num_branches(groups)), identity=identity)
     try:
         column.open()
     except Mismatch as other:

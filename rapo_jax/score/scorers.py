@@ -1,11 +1,9 @@
 """The scorers that `rapo score --scorer` knows, by name. One more is a file that implements the protocol, and an entry here."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError, nearest
-from rapo_jax.score.armorm import is_armorm, open_armorm
 from rapo_jax.score.by_model import open_by_kind, open_implicit, open_reward_model
 from rapo_jax.score.function import open_function
 from rapo_jax.score.program import open_program
@@ -28,11 +26,10 @@ def open_judge(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Scorer:
 SCORERS: Mapping[str, Opener] = {
     "reward_model": open_reward_model,
     "implicit": open_implicit,
-    "armorm": open_armorm,
     "judge": open_judge,
 }
 PREFIXES: Mapping[str, Opener] = {"python:": open_function, "command:": open_program}
-NEED_MODEL = ("", "reward_model", "implicit", "armorm")
+NEED_MODEL = ("", "reward_model", "implicit")
 
 
 def open_scorer(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Scorer:
@@ -50,6 +47,4 @@ def open_scorer(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Scorer
     if name in NEED_MODEL and not request.model:
         others = "--scorer" if not name else "another --scorer"
         raise UserError(f"--model is not given: add --model DIR (a reward model or a trained policy), or {others}.")
-    if not name and is_armorm(request.model):
-        name = "armorm"
-    return (SCORERS[name] if name else open_by_kind)(config, replace(request, scorer=name), mesh)
+    return (SCORERS[name] if name else open_by_kind)(config, request, mesh)
