@@ -10,6 +10,7 @@ from typing import Any
 
 from rapo_jax.borders import read_json_lines
 from rapo_jax.errors import UserError
+from rapo_jax.intervals import is_finite
 
 PROMPT_COLUMNS = ("prompt", "messages", "instruction", "question")
 MOST_PROMPTS, MOST_CHARACTERS = 40, 1_500_000  # of a page
@@ -75,7 +76,7 @@ def answer_of(row: dict[str, Any], name: str, *, said: str) -> Answer:
 
 
 def is_finite_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 def text_of_prompt(prompt: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapo_jax.drawing import INK, as_svg, series, short
+from rapo_jax.errors import counted
 from rapo_jax.evaluate.figures import DRAWN, GoalLine, draw_goal_lines, figure_of, models_of, prompts_of
 from rapo_jax.evaluate.result import Result
 from rapo_jax.report.answers import Answer, mean_scores
@@ -17,6 +18,9 @@ from rapo_jax.report.inputs import SweepRecord
 from rapo_jax.report.run_directory import RunRecord, curve, part
 
 MOST_POINTS, MOST_BARS = 120, 40
+MOST_APART = 6  # runs that have pictures of their own; with more, a page would be slow and nobody would look at them
+STYLE_OF_SIDE = (2, 0, 1, 3)  # of SIDES: chosen and rejected look alike in all pictures
+BY_SIDE = ("rewards/accuracies", "rewards/margins")
 # (title, unit, metric) of the curves of a run.
 PANELS = (
     ("Loss", "loss (nats)", "loss"),
@@ -59,46 +63,47 @@ class Easel:
 def run_charts(run: RunRecord, easel: Easel) -> Iterator[Chart]:
     """The curves of a run by goal side, held-out values as marks."""
     for title, unit, metric in PANELS:
-        lines = [
-            (n, said, *curve(run.records, side + metric, most=MOST_POINTS)) for n, (said, side) in enumerate(SIDES)
-        ]
-        lines = [line for line in lines if line[2]]
-        if len(lines) > 1:  # the mean over sides says nothing that they do not
-            lines = [line for line in lines if line[0]]
+        found = [(n, curve(run.records, side + metric, most=MOST_POINTS)) for n, (_, side) in enumerate(SIDES)]
+        lines = [(n, line) for n, line in found if line[0]]
+        lines = lines[1:] if len(lines) > 1 else lines  # the mean over sides says nothing that they do not
         if not lines:
             continue
         figure, axes = easel.axes()
-        held_out = 0
-        for n, said, steps, values, _ in lines:
-            style = series(n) | {"linestyle": ("-", "-", "--", ":")[n]}
-            axes.plot(steps, values, **style | {"marker": ""}, label=said, linewidth=1.3)
+        marks = ""
+        for n, (steps, values, _) in lines:
+            style = series(STYLE_OF_SIDE[n])
+            axes.plot(steps, values, **style | {"marker": ""}, label=SIDES[n][0], linewidth=1.3)
             steps, values, _ = curve(run.records, f"eval_{SIDES[n][1]}{metric}", most=MOST_POINTS)
-            held_out += bool(steps)
-            axes.plot(steps, values, **style | {"linestyle": "none"}, markeredgecolor=INK, label=f"{said}, held out")
+            axes.plot(steps, values, **style | {"linestyle": "none"}, markeredgecolor=INK)
+            marks = " Marks are held-out values." if steps else marks
         finish(axes, title=title, xlabel="optimizer step", ylabel=unit)
-        marks = " Marks are held-out values." * (held_out > 0)
-        yield easel.chart(
-            figure, title, f"{title} of {run.name} by goal side. {smoothing(lines[0][4], len(lines[0][2]))}{marks}"
-        )
+        points, _, size = lines[0][1]
+        yield easel.chart(figure, title, f"{title} of {run.name} by goal side. {smoothing(size, len(points))}{marks}")
 
 
 def smoothing(size: int, points: int) -> str:
-    return f"n {points} points, each the mean of {size} reports." if size > 1 else f"n {points} reports."
+    if size > 1:
+        return f"n {counted(points, 'point')}, each the mean of {size} reports."
+    return f"n {counted(points, 'report')}."
 
 
 def compared_charts(runs: Sequence[RunRecord], easel: Easel) -> Iterator[Chart]:
-    """Every run in one picture a metric: held-out values where two have any, else those of training. Losses are not split by side."""
-    for title, unit, metric in PANELS[:3]:
-        for said, side in SIDES[: 1 if metric == "loss" else 3]:
+    """Every run in one picture a metric: held-out values where two runs have several, else those of training. Accuracy and
+    margin also by goal side."""
+    for title, unit, metric in PANELS:
+        for said, side in SIDES[: 3 if metric in BY_SIDE else 1]:
             found = {
                 where: [curve(run.records, prefix + side + metric, most=MOST_POINTS) for run in runs]
                 for prefix, where in (("eval_", "held out"), ("", "training"))
             }
-            where = next(
-                (where for where, lines in found.items() if sum(bool(steps) for steps, _, _ in lines) > 1), None
-            )
+            where = next((w for least in (2, 1) for w, lines in found.items() if num_drawn(lines, least) > 1), None)
             if where is not None:
                 yield compared_chart(f"{title}, {said}, {where}", unit, found[where], easel)
+
+
+def num_drawn(lines: Sequence[tuple[list[float], list[float], int]], least: int) -> int:
+    """How many of these curves have so many points."""
+    return sum(len(steps) >= least for steps, _, _ in lines)
 
 
 def compared_chart(name: str, unit: str, lines: Sequence[tuple[list[float], list[float], int]], easel: Easel) -> Chart:

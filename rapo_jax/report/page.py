@@ -55,7 +55,7 @@ class Section:
 
 def page_of(inputs: Inputs, *, title: str, made_by: str, made_on: str, command: str) -> str:
     """The HTML of a page. Call within `drawing.styled`."""
-    easel, gallery = charts.Easel(), gallery_of(inputs.answers)
+    easel, gallery, few = charts.Easel(), gallery_of(inputs.answers), len(inputs.runs) <= charts.MOST_APART
     script = (HERE / "page.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -78,7 +78,7 @@ def page_of(inputs: Inputs, *, title: str, made_by: str, made_on: str, command: 
         sweeps=[sweep_section(sweep, n, easel) for n, sweep in enumerate(inputs.sweeps)],
         results=[s for n, each in enumerate(inputs.evaluations) for s in result_sections(each, n, easel)],
         comparison=comparison(inputs.runs, easel) if len(inputs.runs) > 1 else None,
-        runs=[run_view(run, n, easel) for n, run in enumerate(inputs.runs)],
+        runs=[run_view(run, n, drawn_by=easel if few else None) for n, run in enumerate(inputs.runs)],
         data=data_sections(inputs.runs, easel),
         numbers_json=Markup(json_for_page(json.dumps(tree))),
         numbers_csv=Markup(json_for_page(json.dumps(as_csv(inputs)))),
@@ -199,8 +199,8 @@ def comparison(runs: Sequence[RunRecord], easel: charts.Easel) -> Comparison:
     return Comparison(Differences(rows, found.unrecorded), tuple(charts.compared_charts(runs, easel)), marks)
 
 
-def run_view(run: RunRecord, place: int, easel: charts.Easel) -> dict[str, Any]:
-    """What the template shows of a run."""
+def run_view(run: RunRecord, place: int, *, drawn_by: charts.Easel | None) -> dict[str, Any]:
+    """What the template shows of a run; without an easel, its curves are in the comparison alone."""
     where, metrics = facts.metric_rows(run)
     names = [*(said for said, _ in facts.SIDES), "asked for no goal"]
     used = facts.columns_used(metrics, names)
@@ -210,7 +210,8 @@ def run_view(run: RunRecord, place: int, easel: charts.Easel) -> dict[str, Any]:
         "name": run.name,
         "anchor": f"run-{place}",
         "origin": [(what, masked(value)) for what, value in facts.origin(run)],
-        "charts": list(charts.run_charts(run, easel)),
+        "charts": list(charts.run_charts(run, drawn_by)) if drawn_by else [],
+        "elsewhere": drawn_by is None,
         "metrics": Table(f"Metrics of {where}", tuple(name for _, name in used), rows),
         "speed": speed,
         "commands": [masked(each) for each in facts.repeat(run)],

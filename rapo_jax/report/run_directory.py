@@ -11,6 +11,7 @@ from typing import Any
 from rapo_jax.borders import read_json_lines, read_object, read_text
 from rapo_jax.config.yaml_text import parse_yaml
 from rapo_jax.errors import UserError, shown
+from rapo_jax.intervals import is_finite
 
 REMEDY = "remove the line, or leave this run out"
 SECONDS, HELD_OUT = "time/step_s", "eval_"
@@ -114,7 +115,7 @@ def is_number(value: Any) -> bool:
 
 def number_of(value: float | None) -> float:
     """A number, or NaN for what was not finite."""
-    return float(value) if value is not None and math.isfinite(value) else math.nan
+    return float(value) if value is not None and is_finite(value) else math.nan
 
 
 def curve(records: Sequence[dict[str, float]], metric: str, *, most: int) -> tuple[list[float], list[float], int]:

@@ -12,7 +12,7 @@ import pytest
 from rapo_jax.evaluate.suites import likelihood, preference, unlearning
 from tests.compatibility.test_older_runs import ARCHIVE
 from tests.evaluate.test_suites import FLAT, FOLLOWS
-from tests.report.places import HOSTILE, RECORDS, Page, report, write_answers, write_results, write_run
+from tests.report.places import CONFIG, HOSTILE, RECORDS, Page, report, write_answers, write_results, write_run
 
 SWEEP = {
     "goals": [1, 5, 10],
@@ -123,6 +123,18 @@ def test_runs_are_compared(page):
     assert [box["data-series"] for box in boxes] == ["0", "1"]
     lines = [each for each in page.attribute("class") if each.startswith("series-")]
     assert set(lines) == {"series-0", "series-1"}
+
+
+def test_many_runs_share_their_pictures(tmp_path):
+    """When this fails, a page of 20 runs takes half a minute to make and as long to read."""
+    words = [write_run(tmp_path / f"r{n}", config=CONFIG.replace("seed: 0", f"seed: {n}")) for n in range(7)]
+    assert report(*words, "-o", tmp_path / "p.html") == 0
+    page = Page((tmp_path / "p.html").read_text())
+    assert (
+        page.shown.count("Its curves are in the comparison of the runs.") == 7
+        and "Curves by goal side" not in page.shown
+    )
+    assert {f"series-{n}" for n in range(7)} <= set(page.attribute("class"))
 
 
 def test_a_page_of_ours_is_replaced_and_says_how_it_was_made(place, capsys):
