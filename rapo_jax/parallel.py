@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from rapo_jax.batch import LETTERS, Batch
 from rapo_jax.errors import UserError, counted
@@ -113,6 +113,19 @@ def constrain_rows(x: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B T *rest"]:
         return x
     tokens = CONTEXT if num_context_shards(x.shape[1]) > 1 else None
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, tokens, *(None,) * (x.ndim - 2)))
+
+
+def looked_up(table_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], dtype: np.dtype) -> Float[Array, "B T D"]:
+    """table[tokens] in a dtype, in the sharding of rows. The table is split along D. Where devices share rows, each looks up all of their
+    tokens in its part, and they exchange the results along one axis after the other: both at once the compiler would replicate.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if num_context_shards(tokens_BT.shape[1]) == 1 or table_VD.shape[1] % (mesh.shape["fsdp"] * mesh.shape[CONTEXT]):
+        return constrain_rows(table_VD[tokens_BT].astype(dtype))
+    x = table_VD[jax.lax.with_sharding_constraint(tokens_BT, PartitionSpec("data"))].astype(dtype)
+    for parts in (("data", None, ("fsdp", CONTEXT)), ("data", CONTEXT, "fsdp")):
+        x = jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+    return constrain_rows(x)
 
 
 def num_context_shards(T: int) -> int:

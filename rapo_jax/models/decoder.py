@@ -24,7 +24,7 @@ from rapo_jax.models.parameters import adapter_letters, block_letters, initial
 from rapo_jax.models.rope import Angles, rotary_angles, rotate
 from rapo_jax.models.rope_config import Rope
 from rapo_jax.models.spec import Spec
-from rapo_jax.parallel import constrain_rows
+from rapo_jax.parallel import constrain_rows, looked_up
 
 KEPT = {  # by `remat`: the checkpoint_names that a layer keeps for its backward pass, besides its input
     "none": ("attention_in", "attention_out", "residual_branch", "hidden", "adapter"),  # the result of every product
@@ -294,7 +294,7 @@ class Decoder(nnx.Module):
         return self.final(x_BTD), cache
 
     def embedded(self, tokens_BT: Int[Array, "B T"], options: ForwardOptions) -> Float[Array, "B T D"]:
-        x_BTD = constrain_rows(self.embed[...][tokens_BT].astype(options.dtype))
+        x_BTD = looked_up(self.embed[...], tokens_BT, options.dtype)
         if self.spec.scaled_embeddings:
             return x_BTD * jnp.asarray(self.spec.D**0.5, options.dtype)
         return multiplied(x_BTD, self.spec.embedding_multiplier)
