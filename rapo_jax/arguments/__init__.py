@@ -201,6 +201,13 @@ def plan_arguments(to: argparse.ArgumentParser) -> None:
         "--devices", metavar="cpu:N", help="N simulated CPU devices (default: the devices of this machine)"
     )
     where.add_argument("--smallest", metavar="KIND", help="find the smallest slice of v5e, h100, ... on which it fits")
+    to.add_argument("--fastest", action="store_true", help="search the settings for the fastest step that fits")
+    to.add_argument(
+        "--most-compiles",
+        type=within(1, 1000, kind=int),
+        metavar="N",
+        help="of --fastest: programs to compile (default: 8)",
+    )
     to.add_argument("--json", metavar="FILE", help="also write the numbers there")
 
 

@@ -127,6 +127,11 @@ only if it is there (otherwise it assumes lengths like UltraFeedback's). TPUs
 need libtpu (the extra "tpu"), GPUs the CUDA plugin (the extra "plan-gpu");
 neither needs the hardware. Exits with 1 if the step does not fit, after
 compiling the nearest change that does.
+
+--fastest estimates thousands of settings (mesh, model.remat, rows, cached
+reference, first moment's dtype) and compiles the most promising, until none of
+the others could be faster. It prints the overrides for `rapo train`, and is
+never slower than CONFIG. Ctrl-C prints what was found so far.
 """
 KEYS_MORE = """\
 Prints each key with its default, its type, what it affects, the verbs that read

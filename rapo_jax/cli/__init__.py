@@ -292,14 +292,25 @@ def plan(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     require(config, "model.path")
+    where = {"topology": options.topology, "devices": options.devices}
+    if options.fastest and options.smallest:
+        raise UserError("--fastest searches on one target; give --topology KIND:SLICE in place of --smallest.")
+    if options.most_compiles is not None and not options.fastest:
+        raise UserError("--most-compiles belongs to --fastest.")
     if options.smallest:
         answer = verb.smallest(config, kind=options.smallest)
+    elif options.fastest:
+        most = options.most_compiles or verb.MOST_COMPILES
+        answer = verb.fastest(config, name=options.config, **where, most_compiles=most)
     else:
-        answer = verb.plan_target(config, name=options.config, topology=options.topology, devices=options.devices)
+        answer = verb.plan_target(config, name=options.config, **where)
     print(answer.text)
     if options.json:
         # Not renamed into place: FILE may be /dev/stdout.
         Path(options.json).write_text(json_text(answer.tree), encoding="utf-8")
+    if answer.interrupted:
+        sys.stdout.flush()
+        os._exit(answer.code)  # its compiler cannot be stopped, and must not outlive what Python takes down
     return answer.code
 
 

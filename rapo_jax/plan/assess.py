@@ -2,12 +2,15 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from rapo_jax.accounting import Work, mfu, real_work, recomputed_flops, step_flops
+from rapo_jax.batch import Scored
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, group_lengths
+from rapo_jax.batching.splitting import GroupLengths
 from rapo_jax.config.files import as_dict, from_dict, insert
 from rapo_jax.config.tree import Config
 from rapo_jax.config.yaml_text import parse_yaml
@@ -41,7 +44,7 @@ class Packing:
     """The batch plan in numbers; `mean_microbatches` is a step's average, of at most M in `shape`, and `mean_moved` that of
     the further rows that its split groups stand in."""
 
-    shape: dict[str, int]
+    shape: dict[str, Any]
     num_groups: int
     num_steps: int
     batch_size: int
@@ -49,6 +52,10 @@ class Packing:
     mean_microbatches: float
     mean_moved: float
     seconds: float
+
+    @property
+    def scored(self) -> Scored:
+        return self.shape["scored"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,10 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
     )
     bounds = (packing.mean_microbatches,) * (plan.shape.M > 1) + (attention.tiles_per_query_tile,)
     program = read_program(module, bounds=bounds, num_devices=len(target.devices))
-    flops = count_flops(question, plan, packing, program, attention, config, reference_is_resident(config))
+    lengths = GroupLengths(*group_lengths(question.lengths.groups))
+    compiled_flops = (program.matmul_flops + attention.kernel_flops(program)) * len(target.devices)
+    work = by_hand(spec, lengths, packing=packing, attention=attention, config=config)
+    flops = replace(work, compiled=compiled_flops)
     seconds = roofline(target, program, flops)
     return Assessment(*said, compiled.memory, compiled.seconds, attention, program, flops, seconds)
 
@@ -164,32 +174,19 @@ def packing_of(plan: BatchPlan, config: Config, num_groups: int, seconds: float)
     )
 
 
-def count_flops(
-    question: Question,
-    plan: BatchPlan,
-    packing: Packing,
-    program: Program,
-    attention: Attention,
-    config: Config,
-    reference: bool,
-) -> Flops:
+def by_hand(spec: Spec, lengths: GroupLengths, *, packing: Packing, attention: Attention, config: Config) -> Flops:
     """FLOPs of an average step, by hand: useful work of its groups, padding, and rematerialization."""
-    spec, shape, num_devices = question.spec, plan.shape, len(question.target.devices)
-    prompts, responses = group_lengths(question.lengths.groups)
-    real = real_work(prompts, responses, spec.windows, scored=shape.scored)
-    share = packing.batch_size / len(prompts)
+    shape, reference = packing.shape, reference_is_resident(config)
+    real = real_work(lengths.prompts, lengths.branches, spec.windows, scored=packing.scored)
+    share = packing.batch_size / len(lengths.prompts)
     real = Work(real.tokens * share, real.scored * share, real.pairs * share)
-    num_rows = packing.mean_microbatches * shape.B
-    positions = 0 if shape.scored == "last" else num_rows * shape.S  # multiplied by the vocabulary matrix
-    rows = Work(num_rows * shape.T, positions, num_rows * spec.L * attention.pairs_per_row)
+    num_rows = packing.mean_microbatches * shape["B"]
+    positions = 0 if packing.scored == "last" else num_rows * shape["S"]  # multiplied by the vocabulary matrix
+    rows = Work(num_rows * shape["T"], positions, num_rows * spec.L * attention.pairs_per_row)
     useful = step_flops(spec, real, reference=reference)
-    recomputed = recomputed_flops(spec, rows, remat=config.model.remat, scores_again=attention.scores_again)
-    return Flops(
-        compiled=(program.matmul_flops + attention.kernel_flops(program)) * num_devices,
-        useful=useful,
-        padding=step_flops(spec, rows, reference=reference) - useful,
-        recomputed=recomputed,
-    )
+    padding = step_flops(spec, rows, reference=reference) - useful
+    again = recomputed_flops(spec, rows, remat=config.model.remat, scores_again=attention.scores_again)
+    return Flops(compiled=useful + padding + again, useful=useful, padding=padding, recomputed=again)
 
 
 def roofline(target: Target, program: Program, flops: Flops) -> Seconds | None:

@@ -60,15 +60,20 @@ def attention_of(name: str, spec: Spec, *, groups: Sequence[Group], plan: BatchP
     if length is None or queries is None:
         name, length, queries = "einsum", T, T // shards
     kernel = KERNELS[name]
-    if kernel.tile is None:  # remat "mlp" and "full" recompute all of attention, which recomputed_flops counts already
-        again = kernel.recomputed_scores if remat in ("none", "attention") else 0
+    again = scores_again(name, remat)
+    if kernel.tile is None:
         return Attention(name, float(length**2), scores_again=again, products=kernel.products, queries=queries)
     height, width = kernel.tile(queries)[0], kernel.tile(length)[1]
     tiles = mean_visible_tiles(spec, groups, plan=plan, tile=(height, width), length=length)
     pairs, per_query_tile = tiles * height * width, tiles / (length // height)
-    return Attention(
-        name, pairs, per_query_tile, kernel.recomputed_scores, kernel.products, queries=queries, shards=shards
-    )
+    return Attention(name, pairs, per_query_tile, again, kernel.products, queries=queries, shards=shards)
+
+
+def scores_again(name: str, remat: str) -> int:
+    """Products of the scores' size that the kernel's backward pass recomputes, beyond those that recomputed_flops counts:
+    remat "mlp" and "full" recompute all of attention where no kernel skips tiles."""
+    kernel = KERNELS[name]
+    return kernel.recomputed_scores if kernel.tile is not None or remat in ("none", "attention") else 0
 
 
 def mean_visible_tiles(

@@ -189,6 +189,8 @@ def count_collective(
         return
     seen.add((kind, channel))
     group = group_size(instruction, num_devices)
+    if kind == "all-reduce" and keeps_own_slice(instruction, computation):
+        kind = "reduce-scatter"
     taken = [result for name in instruction.operands for result in computation[name].results]
     sides = [sum(a.num_bytes for a in arrays) for arrays in (taken, instruction.results)]
     if instruction.opcode.endswith("-start"):  # results: operands, results, and the hardware's bookkeeping
@@ -196,6 +198,22 @@ def count_collective(
     each = program.collectives.setdefault((kind, group), Collective())
     each.number += times
     each.num_bytes += times * (max(sides) if kind in ("all-gather", "reduce-scatter") else sides[0])
+
+
+def keeps_own_slice(instruction: Instruction, computation: Computation) -> bool:
+    """Whether nothing of an all-reduce is read but one slice by a device: how the TPU compiler writes a reduce-scatter, in a
+    fusion named all-reduce-scatter."""
+    names, slices = {instruction.name}, 0
+    for user in computation.values():  # in order: a name's users come after it
+        if not names & set(user.operands):
+            continue
+        if user.opcode in ("bitcast", "convert", "copy", "reshape", "transpose") and not user.is_root:
+            names.add(user.name)
+        elif user.opcode == "dynamic-slice" and user.operands[0] in names:
+            slices += 1
+        else:
+            return False
+    return slices > 0
 
 
 def group_size(instruction: Instruction, num_devices: int) -> int:

@@ -4,9 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rapo_jax.errors import counted
-from rapo_jax.parallel import axes_in_words
+from rapo_jax.parallel import CONTEXT, axes_in_words
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, Packing, changed
-from rapo_jax.plan.program import link_bytes
+from rapo_jax.plan.least import least_collectives
+from rapo_jax.plan.program import Program, link_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
 from rapo_jax.runs.announce import parameter_count, trained_count
 
@@ -133,7 +134,25 @@ def work_table(assessment: Assessment) -> str:
             lines.append(
                 f"  {what:<44}{each.num_bytes / 1e9:>9,.2f}   {link_bytes(kind, group, each.num_bytes) / 1e9:,.2f} sent"
             )
+    sent, least = program.link_bytes, least_sent(assessment)
+    if least:
+        lines.append(
+            f"  {'GB that a device sends':<44}{sent / 1e9:>9,.2f}   {sent / least:.2f} times the {least / 1e9:,.2f} that "
+            "the mesh needs"
+        )
     return "\n".join(lines)
+
+
+def least_sent(assessment: Assessment) -> float:
+    """The bytes that a device has to send in a step on this mesh: weights gathered once a pass, gradients scattered once a
+    microbatch in float32. 0 where nothing has to be sent, and where rows are shared, whose keys and values are not counted."""
+    question, mesh, packing = assessment.question, assessment.mesh, assessment.packing
+    if mesh.get(CONTEXT, 1) > 1:
+        return 0.0
+    config = changed(question.config, question.changes)
+    tokens = packing.shape["B"] // (mesh["data"] * mesh["fsdp"]) * packing.shape["T"]
+    work = {"microbatches": packing.mean_microbatches, "tokens": tokens}
+    return Program(collectives=least_collectives(config, question.spec, mesh, **work)).link_bytes
 
 
 def estimate(assessment: Assessment) -> str:
@@ -188,6 +207,7 @@ def as_json(assessment: Assessment, *, nearest: Assessment | None = None) -> dic
             {"kind": kind, "group": group, "number": each.number, "bytes": each.num_bytes}
             for (kind, group), each in sorted(program.collectives.items())
         ]
+        tree["sent_bytes"], tree["least_sent_bytes"] = program.link_bytes, least_sent(assessment)
     if assessment.seconds is not None and assessment.hours is not None:
         seconds, hours = assessment.seconds, assessment.hours
         tree["seconds"] = asdict(seconds) | {"step": seconds.step}

@@ -1,4 +1,4 @@
-"""`rapo plan`: assesses one target, or walks the slices of a kind up to the first that fits."""
+"""`rapo plan`: assesses one target, walks the slices of a kind up to the first that fits, or searches for the fastest setting."""
 
 import sys
 from dataclasses import dataclass
@@ -9,13 +9,15 @@ from rapo_jax.errors import UserError
 from rapo_jax.models.directory import model_directory
 from rapo_jax.models.spec import Spec
 from rapo_jax.plan.assess import Question, assess
+from rapo_jax.plan.fastest import MOST_COMPILES, search_fastest
+from rapo_jax.plan.fastest_report import fastest_json, fastest_screen
 from rapo_jax.plan.lengths import Lengths, read_lengths
 from rapo_jax.plan.report import as_json, line, screen
 from rapo_jax.plan.suggest import nearest_that_fits
 from rapo_jax.plan.targets import SLICES, here, slice_target, split_topology
 from rapo_jax.runs.setup import spec_of
 
-DOES_NOT_FIT = 1
+DOES_NOT_FIT, INTERRUPTED = 1, 130
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class PlanReport:
     text: str
     tree: dict
     code: int
+    interrupted: bool = False  # a compiler may still be at work in another thread, which cannot be stopped
 
 
 def plan_target(config: Config, *, name: str, topology: str | None = None, devices: str | None = None) -> PlanReport:
@@ -63,6 +66,16 @@ def smallest(config: Config, *, kind: str) -> PlanReport:
     text = "\n".join([f"{config.model.path} on {kind}", *lines])
     text += f"\nthe smallest that fits: {first}" if first else f"\nfits no known slice of {kind}."
     return PlanReport(text, {"smallest": first, "tried": trees}, 0 if first else DOES_NOT_FIT)
+
+
+def fastest(
+    config: Config, *, name: str, topology: str | None, devices: str | None, most_compiles: int = MOST_COMPILES
+) -> PlanReport:
+    """Searches for the fastest setting on one target."""
+    target = slice_target(*split_topology(topology)) if topology else here(devices)
+    search = search_fastest(Question(config, *read_run(config), target), most_compiles=most_compiles, progress=progress)
+    code = INTERRUPTED if search.interrupted else DOES_NOT_FIT if search.best is None else 0
+    return PlanReport(fastest_screen(search, name=name), fastest_json(search), code, search.interrupted)
 
 
 def read_run(config: Config) -> tuple[Spec, Lengths]:

@@ -136,6 +136,38 @@ def test_the_bytes_that_collectives_send():
     assert link_bytes("collective-permute", 4, 100.0) == 100.0
 
 
+SCATTER = """\
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p: f32[8,4]) -> f32[2,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %all-reduce = f32[8,4]{1,0} all-reduce(%p), channel_id=5, replica_groups={{0,1,2,3}}, to_apply=%add
+  %at = s32[] constant(0)
+  ROOT %slice = f32[2,4]{1,0} dynamic-slice(%all-reduce, %at, %at), dynamic_slice_sizes={2,4}
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[2,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  ROOT %f = f32[2,4]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_device_keeps_its_slice_is_a_reduce_scatter():
+    """This is how the TPU compiler writes it. When this fails, a plan says that gradients send twice the bytes they do."""
+    (((kind, group), each),) = read_program(parse_hlo(SCATTER), bounds=(1,), num_devices=4).collectives.items()
+    assert (kind, group, each.num_bytes) == ("reduce-scatter", 4, 8 * 4 * 4)
+    whole = SCATTER.replace("ROOT %slice", "%slice").replace(
+        "dynamic_slice_sizes={2,4}",
+        "dynamic_slice_sizes={2,4}\n  ROOT %both = (f32[8,4]{1,0}, f32[2,4]{1,0}) tuple(%all-reduce, %slice)",
+    )
+    assert list(read_program(parse_hlo(whole), bounds=(1,), num_devices=4).collectives) == [("all-reduce", 4)]
+
+
 def test_the_needed_memory_is_read_from_out_of_memory_errors_only():
     used = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
     assert needed_bytes(used) == 20.5 * GiB
