@@ -29,7 +29,7 @@ def styled() -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
-    style = {
+    style: dict[Any, Any] = {
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
         "axes.titlesize": "medium",

@@ -180,10 +180,9 @@ def read_sweep(path: Path, name: str) -> SweepRecord:
 
 def sweep_line(model: str, run: dict[str, Any]) -> SweepLine:
     low, high = numbers(run.get("low_by_goal", [])), numbers(run.get("high_by_goal", []))
-    rho = run.get("rank_correlation")
-    return SweepLine(
-        model, numbers(run["mean_score_by_goal"]), low, high, float(rho) if is_finite_number(rho) else None
-    )
+    rho: Any = run.get("rank_correlation")
+    means = numbers(run["mean_score_by_goal"])
+    return SweepLine(model, means, low, high, float(rho) if is_finite_number(rho) else None)
 
 
 def numbers(values: Any) -> tuple[float, ...]:
