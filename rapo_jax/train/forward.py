@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from rapo_jax.batch import Batch
 from rapo_jax.config.tree import Config
@@ -130,7 +130,10 @@ def scored_values(
     return by_row(logps)
 
 
-def reorderings(shape: tuple[int, ...], forward: Forward) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+Reordering = Callable[[Shaped[Array, "..."]], Shaped[Array, "..."]]
+
+
+def reorderings(shape: tuple[int, ...], forward: Forward) -> tuple[Reordering, Reordering]:
     """[B, S, ...] -> [shards, positions of a shard, ...], and back: what a device has then is in one piece, and stays on it
     when the first two dimensions are joined."""
     if forward.context == 1:
