@@ -4,6 +4,7 @@ Four axes: `data` replicates parameters and splits rows, `fsdp` splits rows and 
 `context` splits the tokens within a row, and the model dimension too, `tensor` splits heads, feed-forward and vocabulary.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -89,18 +90,22 @@ def axes_in_words(sizes: Mapping[str, int]) -> str:
 
 
 def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of an array by its shape letters. A dimension that is not divisible by its axes is not sharded.
+    """The sharding of an array by its shape letters. A dimension that is not divisible by its axes is not sharded, but the model
+    dimension still by fsdp alone if that divides it.
 
     Vectors of the model dimension (norms) are replicated: sharding them would save little and cost an all-gather.
     """
     if letters.strip("L") == "D":
         return NamedSharding(mesh, PartitionSpec())
-    axes = [RULES.get(letter) for letter in letters]
-    divides = [
-        axis is not None and size % int(np.prod([mesh.shape[a] for a in np.atleast_1d(axis)])) == 0
-        for axis, size in zip(axes, shape, strict=True)
-    ]
-    return NamedSharding(mesh, PartitionSpec(*(a if ok else None for a, ok in zip(axes, divides, strict=True))))
+    return NamedSharding(mesh, PartitionSpec(*(axes_of(mesh, c, size) for c, size in zip(letters, shape, strict=True))))
+
+
+def axes_of(mesh: Mesh, letter: str, size: int) -> str | tuple[str, ...] | None:
+    """The axes over which a dimension of this letter and size is split, None if it is not."""
+    for axes in (RULES.get(letter), "fsdp" if letter == "D" else None):
+        if axes is not None and size % math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) == 0:
+            return axes
+    return None
 
 
 def constrain_rows(x: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B T *rest"]:

@@ -151,7 +151,7 @@ def make_plan(
     shards = {"num_row_shards": num_row_shards, "context": context}
     refuse_indivisible(row_length, context)
     if split != "always":
-        refuse_oversized(groups, sizes, row_length, parts=lengths.parts)
+        refuse_oversized(groups, sizes, row_length, parts=lengths.parts, context=context)
         T, per_shard = choose_rows(sizes, steps, *limits, **shards)
         packed = [Packed(pack(sizes[members].tolist(), capacity=T)) for members in steps]
         shape = {"T": T, "B": per_shard * num_row_shards, "context": context}
@@ -159,7 +159,7 @@ def make_plan(
         most = max(map(len, steps))
         if split == "never" or whole.real_token_fraction > ENOUGH or most > MOST_TO_SPLIT:
             return whole
-    refuse_oversized(groups, lengths.parts, row_length)
+    refuse_oversized(groups, lengths.parts, row_length, context=context)
     T, per_shard = choose_split_rows(lengths, steps, *limits, **shards)
     B = per_shard * num_row_shards
     packed = [pack_split(lengths.of(members), capacity=T, rows_per_block=B) for members in steps]
@@ -242,19 +242,25 @@ PART = ("prompt with one response does", "prompts with one response do")
 
 
 def refuse_oversized(
-    groups: Sequence[Group], sizes: Int[np.ndarray, "G"], T: int | None, *, parts: Int[np.ndarray, "G"] | None = None
+    groups: Sequence[Group],
+    sizes: Int[np.ndarray, "G"],
+    T: int | None,
+    *,
+    parts: Int[np.ndarray, "G"] | None = None,
+    context: int = 1,
 ) -> None:
     """Raises UserError where a group is longer than a row of T tokens. `sizes` are those of whole groups, whose `parts` may fit,
     or without `parts` those of a prompt and its longest response."""
     oversized = np.flatnonzero(sizes > T) if T else ()
     if T and len(oversized):
         worst = oversized[np.argmax(sizes[oversized])]
+        enough = round_up(int(sizes[worst]), ROW_MULTIPLE * context if context > 1 else 8)
         lower = "or lower data.max_length"
         if parts is not None and parts.max() <= T:
             lower = "lower data.max_length, or set rows.split=always: each prompt fits with one response"
         raise UserError(
             f"{counted(len(oversized), *(PART if parts is None else GROUP))} not fit rows of {T} tokens; the longest, from "
-            f"row {groups[worst].row}, has {sizes[worst]}. Raise rows.length to {round_up(int(sizes[worst]), 8)}, {lower}."
+            f"row {groups[worst].row}, has {sizes[worst]}. Raise rows.length to {enough}, {lower}."
         )
 
 

@@ -48,9 +48,17 @@ def refuse_indivisible(row_length: int | None, context: int) -> None:
 
 
 def block_of(T: int, num_shards: int) -> int:
-    """Tokens that stay together: the largest power of two up to LARGEST_BLOCK of which a shard holds four or more."""
-    quarter = T // num_shards // 4
-    return min(LARGEST_BLOCK, quarter & -quarter)
+    """Tokens that stay together: the largest power of two up to LARGEST_BLOCK of which a shard holds four or more whole ones.
+
+    Where a shard is whole tiles, so is a block: a tile of pieces from all over the row would see almost everything.
+
+    >>> [block_of(T, 4) for T in (2048, 30208, 32768)]
+    [128, 128, 512]
+    """
+    each = T // num_shards
+    least = SMALL_TILE if each % SMALL_TILE == 0 else 1
+    powers = [1 << n for n in range(LARGEST_BLOCK.bit_length())]
+    return max(size for size in powers if each % size == 0 and (each >= 4 * size or size == least))
 
 
 def dealt_order(

@@ -7,6 +7,7 @@ whose resident bytes alone do not fit are not compiled.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 from typing import get_args
 
 from rapo_jax.batching.dealing import ROW_MULTIPLE
@@ -20,7 +21,7 @@ RESIDENT = ("optimizer.mu_dtype=bfloat16", CACHE)  # changes that only reduce re
 REMAT = get_args(Remat)
 TENSOR = (2, 4, 8)
 CONTEXT = (2, 4, 8, 16)
-LONG_ROW = 8192  # tokens, from which devices may share rows
+LONG_ROW = 16384  # tokens, from which devices may share rows
 
 
 def nearest_that_fits(failed: Assessment, *, progress: Callable[[str], None]) -> Assessment | None:
@@ -70,7 +71,7 @@ def candidates(failed: Assessment) -> Iterator[Question]:
         yield replace(question, changes=(*question.changes, *change))
         if cheap:
             yield replace(question, changes=(*everything, *change))
-    for target in larger_targets(question.target):
+    for target in larger_targets(failed):
         yield replace(question, target=target, changes=(*question.changes, *grown(failed)))
         if cheap:
             yield replace(question, target=target, changes=(*everything, *grown(failed)))
@@ -94,10 +95,19 @@ def mesh_changes(failed: Assessment) -> list[tuple[str, ...]]:
     """Weights sharded over all devices instead of replicated on some; then long rows shared by devices; then weights sharded
     over heads if their number is divisible."""
     mesh, spec, num_devices = failed.mesh, failed.question.spec, len(failed.question.target.devices)
-    changes = [("mesh.data=1", "mesh.fsdp=-1")] if mesh["data"] > 1 else []
-    changes += [("mesh.data=1", "mesh.fsdp=-1", f"mesh.context={size}") for size in context_sizes(failed)]
-    sizes = [size for size in TENSOR if size > mesh["tensor"] and num_devices % size == 0 and spec.K % size == 0]
-    return changes + [("mesh.data=1", "mesh.fsdp=-1", f"mesh.tensor={size}") for size in sizes]
+    context, tensor = mesh["context"], mesh["tensor"]
+    shared = [(context, tensor)] if mesh["data"] > 1 else []
+    shared += [(size, tensor) for size in context_sizes(failed)]
+    shared += [(context, size) for size in TENSOR if size > tensor and spec.K % size == 0]
+    return [over_the_rest(failed, *sizes) for sizes in shared if num_devices % (sizes[0] * sizes[1]) == 0]
+
+
+def over_the_rest(failed: Assessment, context: int, tensor: int) -> tuple[str, ...]:
+    """The changes that leave all devices beyond these two axes to fsdp; a size that stays is said where it was -1."""
+    own = changed(failed.question.config, failed.question.changes).mesh
+    sizes = {"context": context, "tensor": tensor}
+    stated = (f"mesh.{axis}={size}" for axis, size in sizes.items() if getattr(own, axis) != size)
+    return "mesh.data=1", "mesh.fsdp=-1", *stated
 
 
 def context_sizes(failed: Assessment) -> list[int]:
@@ -115,10 +125,19 @@ def context_sizes(failed: Assessment) -> list[int]:
 
 
 def grown(failed: Assessment) -> tuple[str, ...]:
-    """With every mesh size fixed, fsdp must absorb the devices that a larger slice adds."""
-    sizes = failed.question.config.mesh
+    """With every mesh size fixed, fsdp must absorb the devices that a larger slice adds; also where context would, since rows
+    may not be divisible by more."""
+    sizes = changed(failed.question.config, failed.question.changes).mesh
+    if sizes.context == -1:
+        return f"mesh.context={failed.mesh['context']}", "mesh.fsdp=-1"
     return () if -1 in vars(sizes).values() else ("mesh.fsdp=-1",)
 
 
-def larger_targets(target: Target) -> Iterator[Target]:
-    return (slice_target(target.kind, name) for name in larger(target))
+def larger_targets(failed: Assessment) -> Iterator[Target]:
+    """The larger slices that the axes which stay as they are divide."""
+    sizes = changed(failed.question.config, (*failed.question.changes, *grown(failed))).mesh
+    fixed = prod(size for size in vars(sizes).values() if size != -1)
+    for name in larger(failed.question.target):
+        target = slice_target(failed.question.target.kind, name)
+        if len(target.devices) % fixed == 0:
+            yield target

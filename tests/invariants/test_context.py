@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from rapo_jax.batching.batch_plan import make_plan, materialise
-from rapo_jax.batching.dealing import dealt_order
+from rapo_jax.batching.dealing import block_of, dealt_order
 from rapo_jax.batching.splitting import MICROBATCH_TOKENS
+from rapo_jax.batching.visibility import visible_tiles_of_row
 from rapo_jax.errors import UserError
 from rapo_jax.models.attention.dispatch import KERNELS, attend, visible
 from rapo_jax.models.attention.layout import Layout, sees
-from rapo_jax.parallel import num_row_shards
+from rapo_jax.parallel import num_row_shards, sharding
 from rapo_jax.passes.column import Column
 from rapo_jax.passes.forward_pass import Weights, fill, pass_options
 from tests import tiny
@@ -41,7 +43,9 @@ def assert_same_step(one, other):
     ("family", "sizes", "lora"),
     [
         pytest.param("llama3", (1, 2, 2, 2), False, id="llama3, fsdp=2 tensor=2 context=2"),
-        pytest.param("gemma2", (1, 2, 1, 4), False, id="gemma2 windows and soft-caps, fsdp=2 context=4"),
+        pytest.param(
+            "gemma2", (1, 2, 1, 3), False, id="gemma2 windows and soft-caps, fsdp=2 context=3, which does not divide D"
+        ),
         pytest.param("qwen3", (2, 1, 1, 4), False, id="qwen3 norms of heads, data=2 context=4"),
         pytest.param("olmo2", (1, 1, 2, 4), False, id="olmo2 norms over split heads, tensor=2 context=4"),
         pytest.param(
@@ -130,6 +134,35 @@ def test_rows_are_dealt_so_that_every_device_has_as_many_visible_tiles():
     assert tiles_by_shard(order) == [27, 27, 27, 26]
 
 
+@pytest.mark.parametrize(
+    ("T", "num_shards"),
+    [(30208, 4), (8704, 4), (20224, 2), (33280, 4), (15360, 4), (1024, 8), (32768, 4)],
+)
+def test_tiles_of_dealt_tokens_hold_neighbours(T, num_shards):
+    """When this fails, blocks are smaller than a tile, whose tokens then come from all over the row: with a window, kernels
+    visit several times as many tiles."""
+    group, branch = np.ones(T, np.int32), np.zeros(T, np.int32)
+    position, size = np.arange(T, dtype=np.int32), block_of(T, num_shards)
+    assert size >= 128 and T // num_shards % size == 0
+    order = dealt_order(position, group, branch, num_shards=num_shards)
+    tiles = [
+        visible_tiles_of_row(position[at], group, branch, tile=(128, 128), window=1024) for at in (np.arange(T), order)
+    ]
+    assert tiles[1].sum() == tiles[0].sum()
+    if T // num_shards >= 512:
+        every = visible_tiles_of_row(position[order], group, branch, tile=(128, 128)).reshape(num_shards, -1).sum(1)
+        assert np.ptp(every) < 0.02 * every.mean()
+
+
+def test_a_dimension_that_context_does_not_divide_is_split_without_it():
+    """When this fails, six devices hold the whole model each, and nothing says so."""
+    mesh, spec = tiny.mesh_of(1, 2, 1, context=3), PartitionSpec
+    assert sharding(mesh, "DF", (4096, 16)).spec == spec("fsdp", "tensor")
+    assert sharding(mesh, "DF", (4098, 16)).spec == spec(("fsdp", "context"), "tensor")
+    assert sharding(mesh, "DF", (4097, 16)).spec == spec(None, "tensor")
+    assert sharding(mesh, "BT", (3, 9)).spec == spec(None, "context")
+
+
 def test_dealt_tokens_keep_what_they_see_and_predict():
     """When this fails, a hidden state is read at another token than the one before its target."""
     limits = {"row_length": 256, "rows_per_shard": 1, "num_row_shards": 4}
@@ -154,5 +187,10 @@ def test_row_lengths_are_multiples_of_what_devices_that_share_rows_take():
     chosen = make_plan(GROUPS, [np.arange(16)], row_length=None, **limits).shape
     assert chosen.T % 512 == 0 and chosen.B * chosen.T <= 4 * MICROBATCH_TOKENS
     assert make_plan(LONG, [np.arange(8)], row_length=None, split="always", **limits).shape.T % 512 == 0
+    assert any(group.num_tokens > 256 for group in LONG)
+    limits["context"] = 2
+    with pytest.raises(UserError, match=r"not fit rows of 256 tokens.* Raise rows.length to 512,"):
+        make_plan(LONG, [np.arange(8)], row_length=256, **limits)
+    limits["context"] = 4
     with pytest.raises(UserError, match=r"rows.length=1000 .* mesh.context=4 .* set rows.length=1024, or leave it out"):
         make_plan(GROUPS, [np.arange(16)], row_length=1000, **limits)

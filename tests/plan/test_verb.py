@@ -8,14 +8,18 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from rapo_jax.config.files import load_config
+from rapo_jax.parallel import make_mesh
 from rapo_jax.plan import assess, suggest, targets, verb
-from rapo_jax.plan.compile import compile_step, needed_bytes
+from rapo_jax.plan.compile import Memory, compile_step, needed_bytes
 from rapo_jax.plan.hlo import parse_hlo
+from rapo_jax.plan.lengths import Lengths
 from rapo_jax.plan.program import link_bytes, read_program
 from rapo_jax.plan.targets import GiB, gpu_description, split_topology
-from tests.tiny import CONFIG, RUN, rapo, write_model, write_rows
+from tests.tiny import CONFIG, RUN, rapo, tiny_spec, write_model, write_rows
 
 SHAPE = CONFIG | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 2}
 PLAN = RUN + "rows: {length: 512}\n"
@@ -276,6 +280,32 @@ def test_larger_slices_are_listed_by_size():
     target = targets.Target("v5e:4x8", "v5e", "4x8", (), targets.CHIPS["v5e"], 32)
     assert targets.larger(target) == ["8x8", "8x16", "16x16"]
     assert suggest.TENSOR == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "sizes", "expected"),
+    [
+        (8, {"fsdp": 1, "context": -1, "data": 2}, {(1, 2, 4, 1), (1, 1, 8, 1), (1, 1, 4, 2)}),
+        (8, {"fsdp": 1, "tensor": -1, "data": 2}, {(1, 2, 1, 4), (1, 1, 2, 4)}),
+        (8, {"context": 4, "tensor": 2, "fsdp": 1}, set()),
+        (6, {"context": 3, "fsdp": 2}, {(1, 1, 3, 2)}),
+    ],
+)
+def test_a_suggested_mesh_uses_all_devices(place, num_devices, sizes, expected):
+    """When this fails, a plan that does not fit ends with a sentence about sizes that nobody typed."""
+    config = load_config(place / "config.yaml", [f"mesh.{axis}={size}" for axis, size in sizes.items()])
+    config = dataclasses.replace(config, rows=dataclasses.replace(config.rows, length=None))
+    devices = tuple(jax.devices()[:num_devices])
+    mesh = dict(make_mesh(**vars(config.mesh), devices=devices).shape)
+    target = targets.Target("here", "", "", devices, targets.CHIPS["v5e"], num_devices)
+    question = assess.Question(config, dataclasses.replace(tiny_spec("llama3"), K=4), Lengths([], ""), target)
+    packing = assess.Packing({"T": suggest.LONG_ROW, "B": 1}, 1, 1, 1, 1.0, 1.0, 0.0, 0.0)
+    failed = assess.Assessment(question, mesh, packing, Memory(0, 0, 0, 0, 0, 0), None)
+    found = {
+        tuple(make_mesh(**vars(assess.changed(config, each.changes).mesh), devices=devices).shape.values())
+        for each in suggest.candidates(failed)
+    }
+    assert found - {tuple(mesh.values())} == expected
 
 
 # What is refused.
