@@ -112,8 +112,9 @@ model or suite costs only itself.
 """
 REPORT_MORE = """\
 A PATH is a run directory, a directory of `rapo evaluate`, a goal sweep (its
-sweep.json) or an answer file of `rapo generate`; NAME=PATH gives it a name, and
-answer files of one NAME are one model's. Where a prompt was answered at several
+sweep.json) or an answer file of `rapo generate`. NAME=PATH gives it a name;
+answer files of one NAME are one model's, whatever their rows call it (where the
+rows of a file name several models, the NAME stands before each). Where a prompt was answered at several
 goals, a slider goes from the lowest to the highest.
 
 The page is one file: it opens from disk and loads nothing. Several runs are

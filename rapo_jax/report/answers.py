@@ -3,10 +3,10 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rapo_jax.borders import read_json_lines
 from rapo_jax.errors import UserError
@@ -28,6 +28,15 @@ class Answer:
     goal: Goal
     text: str
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """The answers of one file. `given` is the NAME that the user gave it, or ""; `name`, what it is called."""
+
+    given: str
+    name: str
+    answers: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,43 @@ def read_answers(path: Path, name: str) -> list[Answer]:
     return answers
 
 
+def by_model(files: Sequence[AnswerFile]) -> list[Answer]:
+    """The answers of all files, those of different models apart: only files of one NAME are one model's.
+
+    A NAME stands for the model in its file, or before those that its rows name where they are several. Rows of two files
+    without a NAME that name one model are told apart by what the files are called. Raises UserError where that fails.
+    """
+    told = [(place, file, name_in(file)) for place, file in enumerate(files)]
+    owners: dict[str, set[str]] = {}
+    for place, file, name in told:
+        for model in {name(answer.model) for answer in file.answers}:
+            owners.setdefault(model, set()).add(f"NAME {file.given}" if file.given else f"file {place}")
+    shared = {model for model, files_of in owners.items() if len(files_of) > 1}
+    found, whose = [], {}
+    for place, file, name in told:
+        for answer in file.answers:
+            model = name(answer.model)
+            if model in shared and not file.given and model != file.name:
+                model = f"{file.name}: {model}"
+            owner = file.given or place
+            if whose.setdefault(model, owner) != owner:
+                raise UserError(f"2 answer files are of a model {model}; give each its own NAME=FILE.")
+            found.append(replace(answer, model=model))
+    return found
+
+
+def name_in(file: AnswerFile) -> Callable[[str], str]:
+    """What a model is called that rows of the file name."""
+    several = len({answer.model for answer in file.answers}) > 1
+
+    def name(model: str) -> str:
+        if not file.given or model == file.given:
+            return model
+        return f"{file.given}: {model}" if several else file.given
+
+    return name
+
+
 def answer_of(row: dict[str, Any], name: str, *, said: str) -> Answer:
     prompt = next((row[column] for column in PROMPT_COLUMNS if column in row), None)
     if prompt is None or not isinstance(row.get("response"), str):
@@ -75,7 +121,7 @@ def answer_of(row: dict[str, Any], name: str, *, said: str) -> Answer:
     )
 
 
-def is_finite_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 

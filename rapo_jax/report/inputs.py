@@ -9,13 +9,17 @@ from typing import Any
 from rapo_jax.borders import path_of, read_object
 from rapo_jax.errors import UserError, counted
 from rapo_jax.evaluate.result import Result, result_of
-from rapo_jax.report.answers import Answer, is_finite_number, read_answers
+from rapo_jax.report.answers import Answer, AnswerFile, by_model, is_finite_number, read_answers
 from rapo_jax.report.run_directory import RunRecord, read_run
 
 TAKEN = (
     "a page shows run directories, directories of rapo evaluate (results.json), goal sweeps (sweep.json) and answer files of rapo "
     "generate"
 )
+
+ENDINGS = re.compile(
+    r"(\.(jsonl|ndjson|json|txt))?(\.(gz|bz2|xz|zst))?$"
+)  # of answer files; a dot in a name is no ending
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ def read_inputs(words: Sequence[str]) -> Inputs:
     if twice:
         raise UserError(f"{twice[0]} is named twice; name everything once.")
     found = [(kind_of(path), path) for path in paths]
-    names = [name or own for (name, _), own in zip(named, own_names(found), strict=True)]
+    own = own_names(found)
+    names = [given or each for (given, _), each in zip(named, own, strict=True)]
     runs = [name for name, (kind, _) in zip(names, found, strict=True) if kind == "run"]
     if same := next((name for name in runs if runs.count(name) > 1), None):
         raise UserError(f"{counted(runs.count(same), 'run')} are named {same}; give each its own NAME=RUN_DIR.")
-    inputs = Inputs()
-    for name, (kind, path) in zip(names, found, strict=True):
+    inputs, files = Inputs(), []
+    for (given, _), name, (kind, path) in zip(named, names, found, strict=True):
         if kind == "run":
             inputs = replace(inputs, runs=(*inputs.runs, read_run(path, name)))
         elif kind == "evaluation":
@@ -80,8 +85,8 @@ def read_inputs(words: Sequence[str]) -> Inputs:
         elif kind == "sweep":
             inputs = replace(inputs, sweeps=(*inputs.sweeps, read_sweep(path, name)))
         else:
-            inputs = replace(inputs, answers=(*inputs.answers, *read_answers(path, name)))
-    return inputs
+            files.append(AnswerFile(given, name, read_answers(path, name)))
+    return replace(inputs, answers=tuple(by_model(files)))
 
 
 def own_names(found: Sequence[tuple[str, Path]]) -> list[str]:
@@ -89,7 +94,12 @@ def own_names(found: Sequence[tuple[str, Path]]) -> list[str]:
     names = [""] * len(found)
     for kind in {kind for kind, _ in found}:
         places = [place for place, (other, _) in enumerate(found) if other == kind]
-        for place, name in zip(places, short_names([said_of(kind, found[place][1]) for place in places]), strict=True):
+        said = [said_of(kind, found[place][1]) for place in places]
+        # Of files that differ in their endings alone, these are said too.
+        said = [
+            text if said.count(text) == 1 else str(found[n][1].resolve()) for n, text in zip(places, said, strict=True)
+        ]
+        for place, name in zip(places, short_names(said), strict=True):
             names[place] = name
     return names
 
@@ -98,7 +108,7 @@ def said_of(kind: str, path: Path) -> str:
     """A path without what says only its kind."""
     path = path.resolve()
     if kind == "answers":
-        return str(path.with_name(path.name.partition(".")[0] or path.name))
+        return str(path.with_name(ENDINGS.sub("", path.name) or path.name))
     return str(path.parent if path.name in ("results.json", "sweep.json") else path)
 
 

@@ -3,13 +3,14 @@
 import csv
 import io
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rapo_jax.errors import masked
 from rapo_jax.evaluate.result import numbers_of
 from rapo_jax.report.charts import MOST_POINTS, PANELS
 from rapo_jax.report.facts import SIDES, speed
 from rapo_jax.report.inputs import Inputs
+from rapo_jax.report.published import publishable
 from rapo_jax.report.run_directory import RunRecord, curve
 
 HEADER = ("kind", "name", "suite", "quantity", "where", "model", "value", "low", "high", "n")
@@ -69,29 +70,30 @@ def plain(value: Any) -> Any:
     return publishable(str(value))
 
 
-def publishable(text: str) -> str:
-    """A text that UTF-8 can hold, without passwords and tokens."""
-    return masked(text).encode("utf-8", "replace").decode()
-
-
 def as_csv(inputs: Inputs) -> str:
     """A row for each measure, each mean of a sweep, and each last number of a run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEADER)
+    for row in csv_rows(inputs):  # each cell by itself: a secret may hold what parts the cells
+        writer.writerow([publishable(cell) if isinstance(cell, str) else cell for cell in row])
+    return out.getvalue()
+
+
+def csv_rows(inputs: Inputs) -> Iterator[Sequence[Any]]:
+    """The rows below the header."""
     for run in inputs.runs:
         last = run.last | {name: x for name, x in run.evaluated.items() if name.startswith("eval_")}
         numbers = last | {f"speed/{name}": x for name, (_, x) in speed(run).items() if x is not None}
-        writer.writerows(("run", run.name, "", name, "", "", plain(x), "", "", "") for name, x in numbers.items())
+        yield from (("run", run.name, "", name, "", "", plain(x), "", "", "") for name, x in numbers.items())
     for each in inputs.evaluations:
         for result in each.results:
             for m in result.measures:
                 measured = numbers_of(m.estimate).values()
-                writer.writerow(("evaluation", each.name, result.suite, m.quantity, m.where, m.model, *measured))
+                yield "evaluation", each.name, result.suite, m.quantity, m.where, m.model, *measured
     for sweep in inputs.sweeps:
         for line in sweep.lines:
             for n, (goal, mean) in enumerate(zip(sweep.goals, line.means, strict=True)):
                 low, high = (bounds[n] if bounds else "" for bounds in (line.low, line.high))
                 row = ("mean judged score", f"goal {goal:g}", line.model, mean, low, high, sweep.num_prompts)
-                writer.writerow(("sweep", sweep.name, "", *row))
-    return publishable(out.getvalue())
+                yield "sweep", sweep.name, "", *row

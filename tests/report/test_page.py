@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from rapo_jax.config.yaml_text import parse_yaml
 from rapo_jax.evaluate.suites import likelihood, preference, unlearning
 from tests.compatibility.test_older_runs import ARCHIVE
 from tests.evaluate.test_suites import FLAT, FOLLOWS
-from tests.report.places import CONFIG, HOSTILE, RECORDS, Page, report, write_answers, write_results, write_run
+from tests.report.places import (
+    CONFIG,
+    ESTIMATE,
+    HOSTILE,
+    RECORDS,
+    REPORT,
+    Page,
+    report,
+    write_answers,
+    write_results,
+    write_run,
+)  # fmt: skip
 
 SWEEP = {
     "goals": [1, 5, 10],
@@ -146,12 +158,46 @@ def test_a_page_of_ours_is_replaced_and_says_how_it_was_made(place, capsys):
     assert "Run: first" in page.shown and "Comparison of the runs" not in page.shown
 
 
-def test_secrets_in_addresses_are_not_shown(tmp_path):
-    config = "run_dir: x\nseed: 0\ndata: {path: 'https://me:hunter2@host/rows?token=abc'}\n"
-    write_run(tmp_path / "run", config=config, report={"train": {"path": "https://me:hunter2@host/rows?token=abc"}})
-    assert report(tmp_path / "run", "-o", tmp_path / "p.html", "--json", tmp_path / "n.json") == 0
-    for name in ("p.html", "n.json"):
-        assert "hunter2" not in (tmp_path / name).read_text() and "token=abc" not in (tmp_path / name).read_text()
+SECRET = "https://me:hunter2@host/rows?token=abc"
+
+
+def with_secrets(tree):
+    """The same tree with a secret in each text and each key of a number."""
+    if isinstance(tree, dict):
+        return {key: with_secrets(each) for key, each in tree.items()}
+    if isinstance(tree, list):
+        return [with_secrets(each) for each in tree]
+    return SECRET if isinstance(tree, str) else tree
+
+
+def test_secrets_in_addresses_are_not_shown(tmp_path, monkeypatch):
+    """When this fails, whoever gets a page gets the passwords and tokens of whoever made it."""
+    monkeypatch.chdir(tmp_path)
+    token = "hf_" + "a" * 20
+    config = json.dumps(with_secrets(parse_yaml(CONFIG, said="")) | {SECRET: {SECRET: [SECRET]}})
+    data = with_secrets(REPORT) | {"run": dict.fromkeys(("device", "family", "rapo_jax", "jax", SECRET), SECRET)}
+    data["train"] |= {"scores_from": SECRET, "preferences": {SECRET: 3}, "rows_dropped": {SECRET: 1}}
+    run = write_run(
+        tmp_path / token, config=config.replace('"rank": null', '"rank": 8'), report=data | {"eval": data["train"]},
+        records=[record | {SECRET: 1.0} for record in RECORDS],
+    )  # fmt: skip
+    write_run(tmp_path / "other")
+    named = {"quantity": SECRET, "where": SECRET, "model": SECRET} | ESTIMATE
+    suite = {"suite": "odd", "explains": SECRET, "measures": [named], "curves": {SECRET: SECRET}}
+    write_results(tmp_path / "evaluated", **{SECRET: suite, "odd": suite | {"suite": SECRET}})
+    sweep = SWEEP | {"models": {SECRET: SWEEP["models"]["ra"], "\ud83d": SWEEP["models"]["ra"]}}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    row = {"prompt": SECRET, "response": SECRET, "model": SECRET, "goal": 1, "score": 2}
+    write_answers(tmp_path / "a.jsonl", [row, row | {"goal": 3}, row | {"model": "\ud83d"}])
+    words = [run, "other", "evaluated", "sweep.json", "a.jsonl"]
+    files = ("--json", "n.json", "--csv", "n.csv", "--title", SECRET)
+    assert report(*words, "-o", "p.html", *files) == 0
+    for name in ("p.html", "n.json", "n.csv"):
+        text = (tmp_path / name).read_text()
+        assert "hunter2" not in text and "token=abc" not in text and token not in text and "***@host" in text
+    with (tmp_path / "n.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert {len(row) for row in rows} == {10} and {row[0] for row in rows[1:]} >= {"run", "evaluation", "sweep"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rapo_jax.report.answers import Answer, gallery_of, goal_label, read_answers
 from rapo_jax.report.charts import binned
 from rapo_jax.report.comparison import ABSENT, differences, setting
 from rapo_jax.report.facts import data_facts, metric_rows, objective_of, origin, speed
-from rapo_jax.report.inputs import own_names, short_names
+from rapo_jax.report.inputs import own_names, read_inputs, short_names
 from rapo_jax.report.run_directory import curve, flat, read_records, read_run
 from tests.report.places import CONFIG, RECORDS, REPORT, report, write_answers, write_results, write_run
 
@@ -117,6 +117,30 @@ def test_things_are_called_by_the_shortest_end_of_their_path(tmp_path):
     assert short_names(["runs/a/dpo", "runs/b/dpo"]) == ["a/dpo", "b/dpo"]
     found = [("run", tmp_path / "ra"), ("answers", tmp_path / "ra.jsonl"), ("sweep", tmp_path / "sweep.json")]
     assert own_names(found) == ["ra", "ra", tmp_path.name]
+    files = ("beta-0.1.jsonl", "beta-0.5.jsonl.gz", "v1.2", "a.jsonl", "a.txt")
+    assert own_names([("answers", tmp_path / name) for name in files]) == [
+        "beta-0.1", "beta-0.5", "v1.2", "a.jsonl", "a.txt",
+    ]  # fmt: skip
+
+
+def test_answers_of_different_files_are_one_model_s_only_where_they_have_one_name(tmp_path):
+    """When this fails, a page shows the answers of two models as those of one."""
+
+    def models(*words):
+        return [
+            (a.model, a.text) for a in read_inputs([str(tmp_path / w) if "=" not in w else w for w in words]).answers
+        ]
+
+    for name in ("beta-0.1", "beta-0.5"):
+        write_answers(tmp_path / f"{name}.jsonl", [{"prompt": "x", "response": name}])
+    for name, rows in {"one": ("m",), "two": ("m", "n")}.items():
+        write_answers(tmp_path / f"{name}.jsonl", [{"prompt": "x", "response": name, "model": m} for m in rows])
+    assert models("beta-0.1.jsonl", "beta-0.5.jsonl") == [(each, each) for each in ("beta-0.1", "beta-0.5")]
+    both = [f"x={tmp_path}/beta-0.1.jsonl", f"x={tmp_path}/beta-0.5.jsonl"]
+    assert models(*both) == [("x", "beta-0.1"), ("x", "beta-0.5")]
+    assert models(f"x={tmp_path}/one.jsonl") == [("x", "one")]
+    assert models(f"x={tmp_path}/two.jsonl", "one.jsonl") == [("x: m", "two"), ("x: n", "two"), ("m", "one")]
+    assert models("one.jsonl", "two.jsonl") == [("one: m", "one"), ("two: m", "two"), ("n", "two")]
 
 
 def bad_inputs(at):
@@ -134,6 +158,9 @@ def bad_inputs(at):
     write_answers(at / "no.jsonl", [{"response": "x"}])
     write_answers(at / "goal.jsonl", [{"prompt": "x", "response": "x", "goal": "high"}])
     write_answers(at / "none.jsonl", [])
+    write_answers(at / "good.jsonl", [{"prompt": "x", "response": "x"}])
+    write_answers(at / "link.jsonl.txt", [{"prompt": "x", "response": "y"}])
+    (at / "link.jsonl").symlink_to(at / "good.jsonl")
 
 
 BAD = {
@@ -150,6 +177,14 @@ BAD = {
     "run run": "run is named twice;",
     "a=run a=other/run": "2 runs are named a; give each its own NAME=RUN_DIR.",
     "run -o empty": "--out=empty is a directory; it must be a file, such as",
+    "run -o page.html --json ./page.html": "--out and --json are both page.html; give each a file of its own.",
+    "run -o page.html --json n --csv n": "--json and --csv are both n;",
+    "good.jsonl -o page.html --csv good.jsonl": "--csv=good.jsonl is one of the files to show, which it would replace;",
+    "a=good.jsonl -o page.html --json link.jsonl": "--json=link.jsonl is one of the files to show,",
+    "run -o page.html --json run/config.yaml": "--json=run/config.yaml lies in ",
+    "run -o page.html --csv other/run/new/n.csv": "run, a directory of a run or of results; choose a file outside.",
+    "run -o half/page.html": "--out=half/page.html lies in ",
+    "link.jsonl=good.jsonl link.jsonl.txt": "2 answer files are of a model link.jsonl; give each its own NAME=FILE.",
     "run -o x.json": "--out=x.json exists and is no page of rapo report;",
 }
 
