@@ -78,7 +78,7 @@ continues.
   python:MODULE:FUNCTION   function(prompts, responses) gives rewards, or
       (rewards, attributes): prompts[i] is a list of {"role", "content"},
       responses[i] a list of texts, rewards[i] as many numbers, attributes[i]
-      as many {name: number}
+      as many {name: number}; it is called with at most 8 rows
   command:PROGRAM   reads lines like
       {"row": 3, "prompt": [{"role": ..., "content": ...}], "responses": [...]}
       and writes, in any order, lines like
@@ -90,8 +90,9 @@ continues.
       share won: of use within a row only. What is asked and what it cost is said;
       replies are kept in --judge-cache, and nothing is paid for twice
 
-These three keep every row that is scored; Ctrl-C exits with 130, and the same
-command asks for the others.
+These three keep each row as soon as it is answered (a function's, when its call
+returns; a program's last, when it ends). Ctrl-C exits with 130; the same command
+asks for the others. They get texts: rows with calls of tools are refused.
 """
 EVALUATE_MORE = """\
 Nothing is generated: the suites read the log-probabilities of scored pairs under

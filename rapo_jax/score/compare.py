@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,8 @@ def kendall(one: Sequence[float], other: Sequence[float]) -> float:
 
     if len(set(one)) < 2 or len(set(other)) < 2:
         return math.nan
-    return float(kendalltau(one, other).statistic)
+    found: Any = kendalltau(one, other)
+    return float(found.statistic)
 
 
 def same_end(one: Rewards, other: Rewards, end) -> float:

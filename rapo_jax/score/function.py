@@ -22,7 +22,7 @@ from rapo_jax.messages import Record
 from rapo_jax.score.outside import Found, OutsideScorer, texts_of
 from rapo_jax.score.scorer import MakeMesh, RowScores, ScoreRequest, plain, refuse_options, row_scores
 
-AT_ONCE = 64  # rows of one call
+AT_ONCE = 8  # rows of one call, which are lost where it is interrupted
 
 
 def open_function(config: Config, request: ScoreRequest, mesh: MakeMesh) -> OutsideScorer:

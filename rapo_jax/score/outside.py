@@ -5,19 +5,20 @@ goes on.
 """
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from rapo_jax.borders import json_line, read_json_lines, read_object, write_json
+from rapo_jax.borders import json_line, parse_json, read_json_lines, read_object, write_json
 from rapo_jax.data.values import BadRow
 from rapo_jax.distributed import say
-from rapo_jax.errors import UserError, counted
+from rapo_jax.errors import UserError, counted, shown
 from rapo_jax.messages import Record
 from rapo_jax.score.scorer import Origin, RowScores, row_scores
 from rapo_jax.space import on_disk
@@ -41,6 +42,7 @@ class OutsideScorer:
             raise UserError(
                 f"{self.origin['kind']}: such a scorer needs none of the other processes; run the command as one process."
             )
+        refuse_more_than_texts(records, kind=str(self.origin["kind"]))
         rows = KeptRows(kept, self.identity | {"rows": fingerprint_of_records(records)})
         known = rows.open(records)
         missing = [at for at in range(len(records)) if at not in known]
@@ -81,18 +83,19 @@ class KeptRows:
                 raise UserError(
                     f"{self.directory} holds scores of something else; changed: {'; '.join(changed)}. {remedy}"
                 )
-        elif any(path.name != "in_use" for path in self.directory.iterdir()):
-            raise UserError(f"{self.directory} holds scores by another kind of scorer. {remedy}")
         write_json(about, self.identity)
         if not self.path.exists():
             return {}
-        drop_torn_line(self.path)
-        places: dict[Any, int] = {record.row: at for at, record in enumerate(records)}
+        places = {record.row: at for at, record in enumerate(records)}
         known = {}
-        for number, line in read_json_lines(self.path):
-            at = places.get(line.get("row"), -1)
+        for number, line in lines_of_killed_writer(
+            self.path, key="row", remedy=f"remove {self.directory} to start anew"
+        ):
+            row = row_of(line, places)
             try:
-                known[at] = row_scores(line, len(records[at].responses) if at >= 0 else 0)
+                if row is None:
+                    raise BadRow("row", f"there is no row {shown(line.get('row'))}")
+                known[places[row]] = row_scores(line, len(records[places[row]].responses))
             except BadRow as bad:
                 raise UserError(f"{self.path} line {number}: {bad}; remove {self.directory} to start anew.") from bad
         return known
@@ -103,11 +106,51 @@ class KeptRows:
             file.write(json_line(scores.as_line(row)) + "\n")
 
 
-def drop_torn_line(path: Path) -> None:
-    """Cuts off a last line without line feed, whose writer was killed."""
-    with path.open("rb+") as file:
-        whole = file.read().rpartition(b"\n")
-        file.truncate(len(whole[0]) + len(whole[1]))
+def row_of(values: Mapping[str, Any], rows: Mapping[int, int]) -> int | None:
+    """The number under "row", if it is one of these; 1.0 and true are none, although Python finds them there."""
+    row = values.get("row")
+    return row if type(row) is int and row in rows else None
+
+
+def lines_of_killed_writer(path: Path, *, key: str, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of every line of a file that is appended to, whose last writer may have been killed within a line.
+
+    After the last line the end is mended: half a line that begins as ours do, with `key`, is cut off. The file is as it was
+    where the reader of the lines stops before, or where its end is something else, for which UserError is raised.
+    """
+    yield from read_json_lines(path, drop_torn_line=True, remedy=remedy)
+    with on_disk(path), path.open("rb+") as file:
+        tail = file.read().rpartition(b"\n")[2]
+        if not tail.strip():
+            return
+        if is_object(tail):
+            file.write(b"\n")
+            return
+        begins = f'{{"{key}": '.encode()
+        if tail[: len(begins)] != begins[: len(tail)]:
+            raise UserError(f"{path} ends with {shown(tail.decode(errors='replace'))}; {remedy}.")
+        file.seek(-len(tail), os.SEEK_END)
+        file.truncate()
+
+
+def is_object(line: bytes) -> bool:
+    """Whether a line is a whole JSON object."""
+    with suppress(UserError):
+        return isinstance(parse_json(line, said="it"), dict)
+    return False
+
+
+def refuse_more_than_texts(records: Sequence[Record], *, kind: str) -> None:
+    """Raises UserError for rows whose responses are more than their texts, which is all that such a scorer gets."""
+    rows = [record for record in records if record.tools or record.more]
+    if rows:
+        names = {name for answer in rows[0].answers for name in answer.others()} | (
+            {"tools"} if rows[0].tools else set()
+        )
+        raise UserError(
+            f"a {kind} gets the texts of responses alone, and {counted(len(rows), 'row has', 'rows have')} more (the first: "
+            f"row {rows[0].row}, with {', '.join(sorted(names))}); leave such rows out, or score with --model."
+        )
 
 
 def fingerprint_of_records(records: Sequence[Record]) -> str:

@@ -30,11 +30,12 @@ from rapo_jax.data.values import BadRow
 from rapo_jax.distributed import say
 from rapo_jax.errors import UserError, counted, shown
 from rapo_jax.messages import Record
-from rapo_jax.score.outside import Found, OutsideScorer, texts_of
+from rapo_jax.score.outside import Found, OutsideScorer, row_of, texts_of
 from rapo_jax.score.scorer import MakeMesh, RowScores, ScoreRequest, refuse_options, row_scores
 
 KEPT_BYTES = 4000  # of the end of standard error
 LONGEST_LINE = 2**24  # bytes
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # a program in Python that does not flush: each row is kept when it is scored
 ENDS_WITHIN = 10.0  # seconds after the last score, and after being told to stop
 
 
@@ -94,7 +95,9 @@ class Program:
     def started(words: list[str], records: Sequence[Record], *, patience: float) -> "Program":
         """Starts a program, in a session of its own: Ctrl-C is for this process, which then ends the program."""
         try:
-            process = subprocess.Popen(words, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True)
+            process = subprocess.Popen(
+                words, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True, env=os.environ | UNBUFFERED
+            )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
@@ -131,8 +134,8 @@ class Program:
                 self.errors = (self.errors + part)[-KEPT_BYTES:]
 
     def answers(self) -> Found:
-        """The scores of the rows as they come. Raises UserError for a program that dies, hangs, writes what are no scores, or
-        leaves rows out."""
+        """The scores of the rows as they come. Raises UserError for a program that dies, hangs, writes what are no scores,
+        leaves rows out, or writes more. The last row waits for the end, so that what is refused there is refused again."""
         left = {record.row: place for place, record in enumerate(self.records)}
         number = 0
         while left:
@@ -142,8 +145,10 @@ class Program:
             number += 1
             if line.strip():
                 row, scores = self.read(line, number, left)
-                yield left.pop(row), scores
-        self.see_the_end()
+                place = left.pop(row)
+                if not left:
+                    self.see_the_end()
+                yield place, scores
 
     def next_line(self, number: int, num_left: int) -> bytes | None:
         """The next line of its output, or None after the last."""
@@ -163,9 +168,12 @@ class Program:
             values = parse_json(line.strip(), said=said)
         except UserError as error:
             raise self.wrong(f"wrote no scores: {str(error).rstrip('.')}: {shown(as_text(line))}") from error
-        row = values.get("row") if isinstance(values, dict) else None
-        if not isinstance(values, dict) or row not in left:
-            fact = f"row {shown(row)} was not asked for, or has scores already" if row is not None else "it has no row"
+        row = row_of(values, left) if isinstance(values, dict) else None
+        if row is None:
+            has_row = isinstance(values, dict) and values.get("row") is not None
+            fact = (
+                f"row {shown(values['row'])} was not asked for, or has scores already" if has_row else "it has no row"
+            )
             raise self.wrong(f"wrote no scores: {said} is {shown(as_text(line))}, and {fact}")
         try:
             return row, row_scores(values, len(self.records[left[row]].responses))
@@ -206,12 +214,11 @@ class Program:
 
     def stop(self) -> None:
         """Ends the program with what it started, kindly and then not, and lets go of its pipes."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):  # both, because what it started may live on where it has ended
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, number)  # also where it has ended, and what it started has not
+                os.killpg(self.process.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(ENDS_WITHIN)
-                break
         pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
         for thread, pipe in zip(self.threads, pipes, strict=True):
             thread.join(1.0)

@@ -1,7 +1,6 @@
 """A configuration and rows to score, for scorers that need no model."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +54,3 @@ class Place:
 def place(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.chdir(tmp_path)
     return Place(tmp_path, capsys)
-
-
-Write = Callable[[str], str]

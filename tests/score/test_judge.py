@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rapo_jax.messages import Message, Record
+from rapo_jax.score.judge import asking
 from rapo_jax.score.judge import server as judge_server
 from rapo_jax.score.judge.rubric import ASPECTS, COMPARISONS, RATINGS, BadReply
 from tests.score.conftest import DONE, ROWS, USER_ERROR
@@ -28,6 +29,7 @@ class Reached:
     def __init__(self):
         self.requests: list[dict[str, Any]] = []
         self.errs: Callable[[int, str], Any] = lambda number, text: None
+        self.errs_by_payload: Callable[[dict[str, Any]], Any] = lambda payload: None
         self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
         reached = self
 
@@ -56,7 +58,7 @@ class Reached:
                     r"=== (response(?: [AB])?) \[\w+\]\n(.*?)(?=\n\n===)", payload["messages"][1]["content"], re.S
                 )
             )
-            error = self.errs(number, found.get("response", ""))
+            error = self.errs_by_payload(payload) or self.errs(number, found.get("response", ""))
             error(handler) if callable(error) else say(handler, 200, reply(error or verdict_of(found)))
         finally:
             with self.lock:
@@ -216,12 +218,135 @@ def test_a_response_that_the_server_refuses_is_told(place, reached):
     assert "(row 2: the server refused the question (HTTP 400: too long))" in place.refused("judge", *options(reached))
 
 
-def test_a_server_without_forms_of_replies_is_asked_without(place, reached):
-    reached.errs = lambda number, text: (
-        saying(400, {"error": "unknown field response_format"}) if "response_format" in reached.requests[-1] else None
-    )
-    assert place.score("judge", *options(reached, "--judge-concurrency", "1")) == DONE, place.said
-    assert len(reached.requests) == 9 and "response_format" not in reached.requests[-1]
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_forms_of_replies_is_asked_without(status, place, reached):
+    """When this fails, questions that were on their way when the first was refused are given up."""
+    together = threading.Barrier(8)  # all questions are sent before the first is answered
+
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        together.wait(20)
+        say(handler, status, {"error": "unknown field response_format"})
+
+    reached.errs_by_payload = lambda payload: refuse if "response_format" in payload else None
+    assert place.score("judge", *options(reached, "--judge-timeout", "30")) == DONE, place.said
+    assert len(reached.requests) == 16 and "response_format" not in reached.requests[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["my notes", "my notes\nmore notes\n", '{"key": "k"}\n', '{"key": "k", "reply": {"text": "a"}}\nmy notes', "[1]"],
+)
+def test_a_file_that_holds_no_replies_is_left_as_it_is(text, place, reached):
+    """When this fails, a mistyped --judge-cache cuts off the end of somebody's file."""
+    other = place.directory / "notes.txt"
+    other.write_text(text)
+    message = place.refused("judge", *options(reached, "--judge-cache", other))
+    assert message.startswith(str(other)) and "it must be a file of a judge's replies" in message
+    assert other.read_text() == text and not reached.requests
+
+
+def test_a_whole_last_reply_without_line_feed_is_kept(place, reached):
+    assert place.score("judge", *options(reached)) == DONE
+    cache = place.directory / "judge_cache.jsonl"
+    before = cache.read_bytes()
+    cache.write_bytes(before.rstrip(b"\n"))
+    place.out.unlink(), place.out.with_suffix(".json").unlink()
+    assert place.score("judge", *options(reached)) == DONE and len(reached.requests) == 8
+    assert cache.read_bytes() == before
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {}"])
+def test_white_space_around_a_key_is_no_part_of_it(around, place, reached, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", around.format(KEY))
+    assert place.score("judge", *options(reached)) == DONE, place.said
+    assert {each["key"] for each in reached.requests} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("key", [f"{KEY}é", f"{KEY}\nmore", f"two {KEY}"])
+def test_a_key_that_no_header_holds_is_refused_without_printing_it(key, place, reached, monkeypatch):
+    """When this fails, a traceback or a library's error prints the key."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    message = place.refused("judge", *options(reached))
+    assert message.startswith("the key in OPENAI_API_KEY has 1 character that no key has") and KEY not in place.said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        saying(404, f"{'x' * 190} {KEY}".encode()),
+        saying(400, {"error": {"message": f"no {KEY} here"}}),
+        saying(200, {"error": f"bad key {KEY}", "more": f"{'x' * 130} {KEY}"}),
+        f"I know {KEY}",
+    ],
+)
+def test_whoever_quotes_the_key_it_is_not_printed(error, place, reached, monkeypatch):
+    """When this fails, a log that somebody shares has the key, or half of it, in it."""
+    monkeypatch.setattr(judge_server, "ATTEMPTS", 2)
+    reached.errs = lambda number, text: error
+    place.refused("judge", *options(reached))
+    assert "***" in place.said or "x" * 100 in place.said
+    assert KEY[:7] not in place.said
+
+
+def test_what_cannot_be_decoded_is_asked_for_again(place, reached):
+    """When this fails, an answer that a proxy mangled ends hours of work in a traceback."""
+    mangled = saying(200, b"no gzip", Content_Encoding="gzip")
+    reached.errs = lambda number, text: mangled if number == 2 else None
+    assert place.score("judge", *options(reached, "--judge-timeout", "30")) == DONE, place.said
+    assert "8 calls answered, 1 sent again" in place.said, place.said
+
+
+def test_half_a_surrogate_pair_is_sent(place, reached):
+    """When this fails, one broken character in a reply ends the command in a traceback."""
+    reached.errs = lambda number, text: "7 \ud83d" if number == 1 else None
+    assert place.score("judge", *options(reached, "--judge-timeout", "30")) == DONE, place.said
+    assert [each["messages"][2]["content"] for each in reached.requests if len(each["messages"]) == 4] == ["7 \ud83d"]
+
+
+def test_a_kept_reply_without_a_verdict_is_asked_for_anew(place, reached):
+    """When this fails, a server that erred once has erred for ever: its bad replies are used again."""
+    reached.errs = lambda number, text: "Sorry, no." if text == "Hello" else None
+    place.refused("judge", *options(reached))
+    assert len(reached.requests) == 9
+    reached.errs = lambda number, text: None
+    assert place.score("judge", *options(reached)) == DONE, place.said
+    assert len(reached.requests) == 10 and place.lines()[2]["rewards"][0] == MARKS["Hello"]
+
+
+def test_a_verdict_that_needed_a_second_question_is_not_paid_for_again(place, reached):
+    reached.errs = lambda number, text: "Hm." if number == 1 else None
+    assert place.score("judge", *options(reached)) == DONE and len(reached.requests) == 9
+    place.out.unlink(), place.out.with_suffix(".json").unlink()
+    assert place.score("judge", *options(reached)) == DONE and len(reached.requests) == 9
+    assert "8 are answered in" in place.said
+
+
+def test_a_model_that_gives_no_verdict_is_given_up_early(place, reached, monkeypatch):
+    """When this fails, a model that cannot judge is paid for all rows."""
+    monkeypatch.setattr(asking, "ENOUGH_FAILED", 3)
+    reached.errs = lambda number, text: "Sorry, no."
+    message = place.refused("judge", *options(reached, "--judge-concurrency", "1"))
+    assert message.startswith("--judge-model=judge-1 gave no verdict on any of the first 3 questions (row 1: ")
+    assert len(reached.requests) < 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [("0", 4, 8), ("Wed, 21 Oct 2015 07:28:00 GMT", 4, 8), ("nan", 4, 8), ("inf", 4, 8), ("x", 4, 8), ("20", 20, 22), ("9999", 300, 330)],
+)  # fmt: skip
+def test_a_server_that_asks_for_no_wait_is_left_alone_all_the_same(asked, least, most):
+    """When this fails, eight questions at once come back without a pause to a server that is overloaded."""
+    waits = [judge_server.pause(4, judge_server.seconds_of(asked)) for _ in range(50)]
+    assert least <= min(waits) and max(waits) <= most and len(set(waits)) > 1
+
+
+def test_after_the_last_attempt_there_is_no_wait(place, reached, monkeypatch):
+    waits = []
+    monkeypatch.setattr(judge_server, "ATTEMPTS", 2)
+    monkeypatch.setattr(judge_server, "pause", lambda *each: waits.append(each) or 0.0)
+    reached.errs = lambda number, text: saying(503, {"error": "loading"})
+    assert "gave no answer in 2 attempts" in place.refused("judge", *options(reached, "--judge-concurrency", "1"))
+    assert len(waits) == 1
 
 
 def test_a_server_that_is_down_is_told_at_once(place, reached):

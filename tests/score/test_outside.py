@@ -14,7 +14,7 @@ import pytest
 
 from rapo_jax.score import outside, program
 from tests.score.conftest import DONE, ROWS, Place
-from tests.tiny import rapo
+from tests.tiny import rapo, write_rows
 
 NUMBERS = itertools.count()  # of modules, which Python imports once
 LENGTHS = [[float(len(text)) for text in row["responses"]] for row in ROWS]
@@ -207,6 +207,9 @@ GOOD = "print(json.dumps({'row': row['row'], 'rewards': [1.0] * len(row['respons
         ("print('[1]')", "line 1 of its output is '[1]', and it has no row"),
         ("print('{\"row\": 7, \"rewards\": []}')", "row 7 was not asked for, or has scores already"),
         (f"for row in asked:\n    {GOOD}\n    {GOOD}", "row 1 was not asked for, or has scores already"),
+        ("print('{\"row\": [1], \"rewards\": []}')", "row [1] was not asked for, or has scores already"),
+        ("print('{\"row\": true, \"rewards\": [1, 2, 3]}')", "row True was not asked for"),
+        ("print('{\"row\": 1.0, \"rewards\": [1, 2, 3]}')", "row 1.0 was not asked for"),
         ("print('{\"row\": 1, \"rewards\": [1, 2]}')", "line 1 of its output is of row 1, and its rewards are [1, 2] for 3 responses"),
         ("print('{\"row\": 1, \"rewards\": [1, NaN, 2]}')", "rewards[1] is nan, not a finite number"),
         ("print('{\"row\": 1, \"rewards\": [1, 2, 3], \"attributes\": [1, 2, 3]}')", "its attributes are [1, 2, 3], not 3 objects of named numbers"),
@@ -242,6 +245,49 @@ def test_what_a_program_scored_before_it_died_is_kept(place, command):
     assert numbers == [1]
 
 
+def test_what_is_refused_at_the_end_is_refused_again(place, command):
+    """When this fails, a program that is refused is believed when the command is repeated."""
+    name = command(f"for row in asked:\n    {GOOD}\nprint('done')")
+    for _ in range(2):
+        assert "wrote more lines than rows: 'done'" in place.refused(name)
+
+
+def test_rows_of_a_program_that_does_not_flush_are_kept(place, command):
+    """When this fails, what a program prints stays in its buffer, and Ctrl-C or its death loses all of it."""
+    name = command(f"import os\nfor row in asked:\n    {GOOD.replace(', flush=True', '')}\n    os._exit(3)")
+    assert "ended with 3 before it had scored 2 rows" in place.refused(name)
+
+
+def test_what_a_program_started_ends_with_it(place, command, monkeypatch):
+    """When this fails, a server that a program left behind keeps the GPU."""
+    monkeypatch.setattr(program, "ENDS_WITHIN", 1.0)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    name = command(
+        f"""
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-S", "-c", {deaf!r}], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        open("child", "w").write(str(child.pid))
+        for row in asked:
+            {GOOD}
+        """
+    )
+    assert place.score(name) == DONE, place.said
+    child = int((place.directory / "child").read_text())
+    deadline = time.monotonic() + 5
+    while (alive := is_running(child)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
+
+
+def is_running(number: int) -> bool:
+    """Whether there is such a process, and not its remains alone."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_ctrl_c_ends_the_program_too(place, command, monkeypatch):
     """When this fails, a program goes on computing on the GPU after its command was interrupted."""
     started: list[program.Program] = []
@@ -265,6 +311,25 @@ def test_ctrl_c_ends_the_program_too(place, command, monkeypatch):
     assert place.said.splitlines()[-1] == "rapo score: interrupted; nothing more was saved. Run the same command again."
     assert started[0].process.poll() is not None
     assert len((Path(f"{place.out}.unfinished") / "rows.jsonl").read_text().splitlines()) == 1
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"responses": ["No", {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "with tool_calls)"),
+        ({"responses": ["No", "3"], "tools": [{"type": "function", "function": CALL["function"]}]}, "with tools)"),
+    ],
+)
+def test_rows_that_are_more_than_texts_are_refused(row, said, place, module):
+    """When this fails, a call of a tool is scored as an empty answer, and nobody is told."""
+    lengths = module("def judge(prompts, responses):\n    return [[float(len(t)) for t in each] for each in responses]")
+    write_rows(place.directory / "rows.jsonl", [ROWS[0], {"prompt": "What is two plus one?"} | row])
+    message = place.refused(lengths)
+    assert message.startswith("a function gets the texts of responses alone, and 1 row has more (the first: row 2, ")
+    assert said in message
 
 
 def test_an_empty_file_is_refused(place):

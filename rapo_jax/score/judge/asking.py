@@ -7,7 +7,7 @@ and no file of scores is written: a score made up for it would be trained on.
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rapo_jax.config.tree import Config
@@ -25,7 +25,7 @@ from rapo_jax.score.judge.rubric import (
     num_contradictions,
     quoted,
 )
-from rapo_jax.score.judge.server import Server, client_of
+from rapo_jax.score.judge.server import Server, client_of, without_key
 from rapo_jax.score.outside import Found, OutsideScorer
 from rapo_jax.score.scorer import JudgeOptions, MakeMesh, ScoreRequest, refuse_options
 
@@ -39,6 +39,7 @@ def open_judge(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Outside
     options = request.judge
     if options is None or not options.url or not options.model:
         raise UserError("--scorer=judge needs --judge-url (such as http://localhost:8000/v1) and --judge-model.")
+    options = replace(options, key=usable_key(options))
     rubric = COMPARISONS if options.compare else RATINGS
     client_of(options)  # raises for what is no address
     origin = {
@@ -50,6 +51,18 @@ def open_judge(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Outside
     }
     identity = {"--judge-model": options.model, "--judge-url": masked(options.url), "the rubric": rubric.digest}
     return OutsideScorer(dict(origin), identity, Judge(options, rubric).ask)
+
+
+def usable_key(options: JudgeOptions) -> str:
+    """The key without white space around it, such as the line feed of a file. Raises UserError for what no header can hold."""
+    key = options.key.strip()
+    wrong = sum(not "!" <= character <= "~" for character in key)
+    if wrong:
+        raise UserError(
+            f"the key in {options.key_from} has {counted(wrong, 'character')} that no key has (spaces, line feeds or letters beyond "
+            "ASCII); correct it there, or name another variable with --judge-key-from."
+        )
+    return key
 
 
 @dataclass
@@ -70,7 +83,6 @@ class Judge:
 
     options: JudgeOptions
     rubric: Rubric
-    found: int = 0  # replies of the file that were used
     repaired: int = 0  # verdicts that needed a second question
     failures: Failures = field(default_factory=Failures)
 
@@ -130,6 +142,8 @@ class Judge:
 
     async def verdict(self, question: JudgeQuestion) -> Verdict:
         """The verdict on a question, which is asked once more where the reply gives none. Raises BadReply."""
+        if (kept := self.kept_verdict(question)) is not None:
+            return kept
         reply = await self.reply(question)
         try:
             return self.verdict_of(reply)
@@ -139,21 +153,30 @@ class Judge:
         self.repaired += 1
         return verdict
 
+    def kept_verdict(self, question: JudgeQuestion) -> Verdict | None:
+        """The verdict that replies of the file gave in the end. Those that gave none are asked for anew."""
+        reply = self.file.known.get(self.key(question))
+        if reply is None:
+            return None
+        try:
+            return self.verdict_of(reply)
+        except BadReply as bad:
+            second = self.file.known.get(self.key(question.again(reply.text, str(bad))))
+        with suppress(BadReply):
+            return None if second is None else self.verdict_of(second)
+        return None
+
     def verdict_of(self, reply: Reply) -> Verdict:
         try:
             return self.rubric.verdict_of(reply.text)
         except BadReply as bad:
             cut = "it was cut off (--judge-max-tokens): " if reply.finish_reason == "length" else ""
-            raise BadReply(f"{cut}{bad}: {quoted(reply.text)}") from bad
+            raise BadReply(f"{cut}{bad}: {quoted(without_key(reply.text, self.options.key))}") from bad
 
     async def reply(self, question: JudgeQuestion) -> Reply:
-        """The reply to a question, of the file or else of the server."""
-        key = self.key(question)
-        if (known := self.file.known.get(key)) is not None:
-            self.found += 1
-            return known
+        """The reply of the server to a question, which is kept."""
         reply = await self.server.reply(self.payload(question), self.rubric.schema())
-        self.file.add(key, reply)
+        self.file.add(self.key(question), reply)
         return reply
 
     def payload(self, question: JudgeQuestion) -> dict[str, Any]:
@@ -168,7 +191,7 @@ class Judge:
     def see_failures(self, any_verdict: bool) -> None:
         """Raises UserError early for a model that gives no verdict at all."""
         if self.failures.number >= ENOUGH_FAILED and not any_verdict:
-            raise self.without_scores(f"none of the first {self.failures.number:,} questions")
+            raise self.without_scores(f"any of the first {self.failures.number:,} questions")
 
     def without_scores(self, fact: str) -> UserError:
         return UserError(
@@ -179,7 +202,7 @@ class Judge:
     def tell_cost(self, questions: Iterable[JudgeQuestion]) -> None:
         """Says what is about to be asked, and about how much that is."""
         asked = list(questions)
-        new = [question for question in asked if self.key(question) not in self.file.known]
+        new = [question for question in asked if self.kept_verdict(question) is None]
         tokens = sum(len(content) for question in new for _, content in question.messages) // CHARACTERS_A_TOKEN
         say(
             f"judge  {self.options.model} at {self.options.url}, {self.rubric.name}: {counted(len(asked), 'question')}, of which "

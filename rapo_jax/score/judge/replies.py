@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rapo_jax.borders import json_line, path_of, read_json_lines, shaped
+from rapo_jax.borders import DECOMPRESSED, json_line, path_of, shaped
 from rapo_jax.errors import UserError
 from rapo_jax.locks import content, holding, locked
-from rapo_jax.score.outside import drop_torn_line
+from rapo_jax.score.outside import lines_of_killed_writer
 from rapo_jax.space import on_disk
 
 
@@ -59,6 +59,8 @@ def opened_replies(path: Path) -> Iterator[ReplyFile]:
     """The replies of a file, for this process alone while the block runs. Raises UserError where another process has it, and
     for a file of something else."""
     path = path_of(path, said=f"--judge-cache={path}")
+    if path.suffix in DECOMPRESSED:
+        raise UserError(f"--judge-cache={path}: replies are appended as they are; give a name without {path.suffix}.")
     lock_path = path.with_name(path.name + ".lock")
     lock = locked(lock_path)
     if lock is None:
@@ -68,8 +70,7 @@ def opened_replies(path: Path) -> Iterator[ReplyFile]:
         known = {}
         remedy = "it must be a file of a judge's replies; give another --judge-cache, or remove it"
         if path.exists():
-            drop_torn_line(path)
-            for number, line in read_json_lines(path, remedy=remedy):
+            for number, line in lines_of_killed_writer(path, key="key", remedy=remedy):
                 kept = shaped(line, ReplyLine, said=f"{path} line {number}", remedy=remedy)
                 known[kept.key] = kept.reply
         with on_disk(path), path.open("ab") as file:

@@ -6,6 +6,7 @@ counted, which that package makes itself and in silence.
 
 import asyncio
 import email.utils
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from typing import Any
 
 import httpx2
 
-from rapo_jax.borders import parse_json
-from rapo_jax.errors import UserError, shown
+from rapo_jax.borders import json_line, parse_json
+from rapo_jax.errors import UserError
 from rapo_jax.score.judge.replies import Reply
 from rapo_jax.score.judge.rubric import BadReply
 from rapo_jax.score.scorer import JudgeOptions
@@ -25,13 +26,14 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the second attempt, doubl
 LONGEST_ASKED_WAIT = 300.0  # that a server may ask for
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 NOT_THIS_ONE = (400, 413, 422)  # the question is at fault, such as one that is too long
+NAMES_OF_FORMS = (b"response_format", b"json_schema")  # by one of which a server says that it takes none
 LARGEST = 2**22  # bytes of a reply
 
 
 class Temporary(Exception):
     """A failure after which the same may succeed. wait: seconds that the server asks for."""
 
-    def __init__(self, fact: str, wait: float | None = None):
+    def __init__(self, fact: str, wait: float = 0.0):
         super().__init__(fact)
         self.wait = wait
 
@@ -68,15 +70,16 @@ class Server:
         does not answer in the end."""
         fact = ""
         for attempt in range(ATTEMPTS):
+            asked_wait = 0.0
             try:
                 async with asyncio.timeout(self.options.timeout):
                     reply = await self.attempt(payload, schema)
             except TimeoutError:
-                fact, wait = f"no answer within {self.options.timeout:g} s (--judge-timeout)", None
-            except httpx2.TransportError as error:
-                fact, wait = said_of(error), None
+                fact = f"no answer within {self.options.timeout:g} s (--judge-timeout)"
+            except httpx2.RequestError as error:
+                fact = self.told(said_of(error))
             except Temporary as error:
-                fact, wait = str(error), error.wait
+                fact, asked_wait = self.told(str(error)), error.wait
             else:
                 self.spent.add(reply)
                 return reply
@@ -84,8 +87,9 @@ class Server:
                 raise UserError(
                     f"--judge-url={self.options.url} does not answer ({fact}); start the server, or correct the address."
                 )
-            self.spent.repeated += 1
-            await asyncio.sleep(pause(attempt) if wait is None else min(wait, LONGEST_ASKED_WAIT))
+            if attempt + 1 < ATTEMPTS:
+                self.spent.repeated += 1
+                await asyncio.sleep(pause(attempt, asked_wait))
         raise UserError(
             f"--judge-url={self.options.url} gave no answer in {ATTEMPTS} attempts (the last: {fact}); what was answered is "
             "kept: run the same command when it is well again."
@@ -93,15 +97,16 @@ class Server:
 
     async def attempt(self, payload: dict[str, Any], schema: dict[str, Any]) -> Reply:
         """One attempt at a request."""
-        sent = payload | {"response_format": schema} if self.takes_schema else payload
-        async with self.client.stream("POST", "chat/completions", json=sent) as answer:
+        with_schema = self.takes_schema  # others on their way may find out in the meantime that it does not
+        sent = json_line(payload | {"response_format": schema} if with_schema else payload).encode()
+        async with self.client.stream("POST", "chat/completions", content=sent) as answer:
             body = b""
             async for part in answer.aiter_bytes():
                 body += part
                 if len(body) > LARGEST:
                     raise Temporary(f"an answer of more than {LARGEST:,} bytes")
         self.has_answered = True
-        if answer.status_code == 400 and self.takes_schema and b"response_format" in body:
+        if answer.status_code in (400, 422) and with_schema and any(name in body for name in NAMES_OF_FORMS):
             self.takes_schema = False
             return await self.attempt(payload, schema)
         if answer.status_code == 200:
@@ -110,7 +115,7 @@ class Server:
 
     def refusal(self, status: int, body: bytes, retry_after: str | None) -> Exception:
         """What to do about an answer that is no reply."""
-        said = self.masked(sentence_of(body))
+        said = self.told(sentence_of(body))
         fact = f"HTTP {status}" + (f": {said}" if said else "")
         if status == 429 and b"insufficient_quota" in body:
             return UserError(
@@ -128,15 +133,22 @@ class Server:
             f"--judge-url={self.options.url} answers {fact}; correct the address, or --judge-model={self.options.model}."
         )
 
-    def masked(self, text: str) -> str:
-        """A text without the key, which servers quote."""
-        return text.replace(self.options.key, "***") if self.options.key else text
+    def told(self, text: str) -> str:
+        """What a server or a library says, as errors quote it: without the key, and only then cut to 200 characters."""
+        return " ".join(without_key(text, self.options.key).split())[:200].rstrip(".")
+
+
+def without_key(text: str, key: str) -> str:
+    """A text without the key, which servers and libraries quote."""
+    return text.replace(key, "***") if key else text
 
 
 def client_of(options: JudgeOptions) -> httpx2.AsyncClient:
     """A client of the server's address. Raises UserError for what is no address."""
     address = options.url.rstrip("/").removesuffix("/chat/completions")
-    headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
+    headers = {"Content-Type": "application/json"}
+    if options.key:
+        headers["Authorization"] = f"Bearer {options.key}"
     limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
     try:
         url = httpx2.URL(f"{address}/")
@@ -159,43 +171,43 @@ def reply_of(body: bytes) -> Reply:
     except UserError as error:
         raise Temporary(str(error).rstrip(".")) from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Temporary(f"an answer without a reply: {shown(body[:80].decode(errors='replace'))}") from error
+        raise Temporary(f"an answer without a reply: {body.decode(errors='replace')}") from error
     if not isinstance(text, (str, type(None))):
-        raise Temporary(f"an answer whose reply is no text: {shown(text)}")
+        raise Temporary(f"an answer whose reply is no text: {json_line(text)}")
     counts = [count if type(count) is int and count >= 0 else None for count in tokens]
     return Reply(text or "", str(choice.get("finish_reason") or ""), *counts)
 
 
 def sentence_of(body: bytes) -> str:
-    """What a server says about an error, of at most 200 characters."""
+    """What a server says about an error."""
     try:
         tree = parse_json(body, said="it")
         error = tree.get("error", tree)
-        text = str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
+        return str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
     except (UserError, AttributeError):
-        text = body[:200].decode(errors="replace")
-    return " ".join(text.split())[:200].rstrip(".")
+        return body.decode(errors="replace")
 
 
-def said_of(error: httpx2.TransportError) -> str:
-    text = str(error).strip() or "the connection was lost"
-    return f"{type(error).__name__}: {text}"[:200].rstrip(".")
+def said_of(error: httpx2.RequestError) -> str:
+    return f"{type(error).__name__}: {str(error).strip() or 'the connection was lost'}"
 
 
-def pause(attempt: int) -> float:
-    """Seconds before the next attempt: doubled each time, and scattered, so that not all come back together."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
+def pause(attempt: int, asked_wait: float) -> float:
+    """Seconds before the next attempt: doubled each time, at least what the server asks for, and scattered, so that not all
+    come back together."""
+    ours = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
+    return max(ours, min(asked_wait, LONGEST_ASKED_WAIT) * random.uniform(1.0, 1.1))
 
 
-def seconds_of(retry_after: str | None) -> float | None:
-    """The header Retry-After in seconds: a number, or a date."""
+def seconds_of(retry_after: str | None) -> float:
+    """The header Retry-After in seconds: a number, or a date; 0 for what is neither, or past."""
     if not retry_after:
-        return None
+        return 0.0
     try:
-        return max(0.0, float(retry_after))
+        seconds = float(retry_after)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+        try:
+            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
