@@ -42,9 +42,8 @@ def score_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--scorer-timeout",
         type=within(0.001),
-        default=600.0,
         metavar="S",
-        help="seconds that a program may write nothing (default %(default)g)",
+        help="seconds that a program may write nothing (default 600)",
     )
     judge_arguments(to)
     add_machines(to)
@@ -52,15 +51,12 @@ def score_arguments(to: argparse.ArgumentParser) -> None:
 
 def judge_arguments(to: argparse.ArgumentParser) -> None:
     """Of --scorer=judge."""
-    to.add_argument(
-        "--judge-url", default="", metavar="URL", help="an OpenAI-compatible server, such as http://localhost:8000/v1"
-    )
-    to.add_argument("--judge-model", default="", metavar="NAME", help="the judge's name there")
+    to.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server, such as http://localhost:8000/v1")
+    to.add_argument("--judge-model", metavar="NAME", help="the judge's name there")
     to.add_argument(
         "--judge-key-from",
-        default="OPENAI_API_KEY",
         metavar="VARIABLE",
-        help="environment variable with the server's key, if it needs one (default %(default)s)",
+        help="environment variable with the server's key, if it needs one (default OPENAI_API_KEY)",
     )
     to.add_argument(
         "--judge-compare", action="store_true", help="compare every two responses, in both orders (default: rate each)"
@@ -71,20 +67,16 @@ def judge_arguments(to: argparse.ArgumentParser) -> None:
         help="replies that were given, and are not asked for again (default: judge_cache.jsonl beside OUT)",
     )
     number = within(1, 1024, kind=int)
-    to.add_argument(
-        "--judge-concurrency", type=number, default=8, metavar="N", help="questions at once (default %(default)s)"
-    )
+    to.add_argument("--judge-concurrency", type=number, metavar="N", help="questions at once (default 8)")
     to.add_argument(
         "--judge-timeout",
         type=within(0.001),
-        default=120.0,
         metavar="S",
-        help="seconds for one answer (default %(default)g)",
+        help="seconds for one answer (default 120)",
     )
     to.add_argument(
         "--judge-max-tokens",
         type=within(1, kind=int),
-        default=1024,
         metavar="N",
-        help="tokens of one reply; more for a judge that thinks aloud (default %(default)s)",
+        help="tokens of one reply; more for a judge that thinks aloud (default 1024)",
     )

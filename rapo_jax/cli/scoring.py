@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rapo_jax.cli.preparing import keep_compilations, leave_accelerators, require_data
 from rapo_jax.errors import UserError, counted
@@ -39,13 +41,18 @@ def judge_options(options: argparse.Namespace):
     """How a judge is asked; None where no option of a judge is given."""
     from rapo_jax.score.scorer import JudgeOptions
 
-    if not (options.judge_url or options.judge_model or options.judge_compare):
+    given = options_of_judge(options)
+    if not given:
         return None
-    fields = ("url", "model", "compare", "concurrency", "timeout", "max_tokens")
-    given = {name: getattr(options, f"judge_{name}") for name in fields}
-    cache = options.judge_cache or Path(options.out).with_name("judge_cache.jsonl")
-    source = options.judge_key_from
-    return JudgeOptions(**given, key=os.environ.get(source, ""), key_from=source, cache=Path(cache))
+    cache = Path(given.pop("cache", "") or Path(options.out).with_name("judge_cache.jsonl"))
+    judge = JudgeOptions(**{"url": "", "model": ""} | given, cache=cache)
+    return replace(judge, key=os.environ.get(judge.key_from, ""))
+
+
+def options_of_judge(options: argparse.Namespace) -> dict[str, Any]:
+    """Those options of a judge that are given, without the beginning of their names."""
+    given = {name: value for name, value in vars(options).items() if name.startswith("judge_")}
+    return {name.removeprefix("judge_"): value for name, value in given.items() if value not in (None, False)}
 
 
 def tell_scores(out: Path, scored) -> None:
@@ -58,16 +65,23 @@ def tell_scores(out: Path, scored) -> None:
     say(f"{out}: {responses} of {rows} ({origin})")
     if flat:
         say(f"  from {min(flat):.4g} to {max(flat):.4g}, mean {sum(flat) / len(flat):.4g}")
-    scale = "" if scored.origin.get("asked_for") == "ratings" else " relabel.scale.fit=quantile"
-    say(f"  next: rapo train CONFIG data.rewards={out}{scale}")
+    asked_for = scored.origin.get("asked_for")
+    if asked_for == "comparisons":
+        say("  a share won compares the responses to one prompt only, which is enough without goals")
+    more = {"ratings": "", "comparisons": " relabel.goals=[]"}.get(str(asked_for), " relabel.scale.fit=quantile")
+    say(f"  next: rapo train CONFIG data.rewards={out}{more}")
 
 
 def compare(options: argparse.Namespace) -> int:
     """Says how far two files of scores agree, and draws it where --out says so."""
     from rapo_jax.score.compare import agreement_in_words, compare_scores, draw_agreement
 
-    if options.scorer or options.model or options.config:
-        raise UserError("--compare reads two files of scores and nothing else; leave out CONFIG, --scorer and --model.")
+    names = ("scorer", "model", "reference", "step", "write", "scorer_timeout")
+    given = ["CONFIG"] * bool(options.config)
+    given += [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, "", ())]
+    given += [f"--judge-{name.replace('_', '-')}" for name in options_of_judge(options)]
+    if given:
+        raise UserError(f"--compare reads two files of scores and nothing else; leave out {', '.join(given)}.")
     out = Path(options.out) if options.out else None
     if out and out.suffix != ".png":
         raise UserError(f"--out={out}: with --compare it is a picture; give a name that ends with .png.")

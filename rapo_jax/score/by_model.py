@@ -39,10 +39,11 @@ class RewardModel:
 
     config: Config
     model: ClosedModel
+    kind: str = "reward_model"
 
     @property
     def origin(self) -> Origin:
-        return {"kind": "reward_model", **named("model", self.model)}
+        return {"kind": self.kind, **named("model", self.model)}
 
     def score(self, records: Sequence[Record], *, kept: Path) -> list[RowScores]:
         groups = agreed_groups(records, self.config, read_by=self.model, scored=self.model)
@@ -59,12 +60,13 @@ class ImplicitReward:
     reference: ClosedModel
     beta: float
     with_logps: bool = False
+    kind: str = "implicit_reward"
 
     @property
     def origin(self) -> Origin:
         """A run is named with the step of its checkpoint, which is read first."""
         return {
-            "kind": "implicit_reward",
+            "kind": self.kind,
             **named("model", self.policy),
             **named("reference", self.reference),
             "beta": self.beta,

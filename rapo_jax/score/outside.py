@@ -37,12 +37,16 @@ class OutsideScorer:
     identity: dict[str, str]
     ask: Ask
 
+    @property
+    def kind(self) -> str:
+        return str(self.origin["kind"])
+
     def score(self, records: Sequence[Record], *, kept: Path) -> list[RowScores]:
         if jax.process_count() > 1:
             raise UserError(
-                f"{self.origin['kind']}: such a scorer needs none of the other processes; run the command as one process."
+                f"{self.kind}: such a scorer needs none of the other processes; run the command as one process."
             )
-        refuse_more_than_texts(records, kind=str(self.origin["kind"]))
+        refuse_more_than_texts(records, kind=self.kind)
         rows = KeptRows(kept, self.identity | {"rows": fingerprint_of_records(records)})
         known = rows.open(records)
         missing = [at for at in range(len(records)) if at not in known]

@@ -31,9 +31,10 @@ from rapo_jax.distributed import say
 from rapo_jax.errors import UserError, counted, shown
 from rapo_jax.messages import Record
 from rapo_jax.score.outside import Found, OutsideScorer, row_of, texts_of
-from rapo_jax.score.scorer import MakeMesh, RowScores, ScoreRequest, refuse_options, row_scores
+from rapo_jax.score.scorer import MakeMesh, Origin, RowScores, ScoreRequest, refuse_options, row_scores, without_secrets
 
 KEPT_BYTES = 4000  # of the end of standard error
+SILENT_FOR = 600.0  # seconds without a line of its output
 LONGEST_LINE = 2**24  # bytes
 UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # a program in Python that does not flush: each row is kept when it is scored
 ENDS_WITHIN = 10.0  # seconds after the last score, and after being told to stop
@@ -47,12 +48,14 @@ def open_program(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Outsi
         words = shlex.split(command)
     except ValueError as error:
         raise UserError(
-            f"--scorer={request.scorer}: {str(error).lower()}; quote its arguments as for a shell."
+            f"--scorer={without_secrets(request.scorer)}: {str(error).lower()}; quote its arguments as for a shell."
         ) from error
     if not words:
         raise UserError("--scorer=command: names no program; it must be command:PROGRAM, with its arguments.")
-    identity = {"--scorer": request.scorer, "the program's files": digest_of_files(words)}
-    return OutsideScorer({"kind": "program", "command": command}, identity, asking(words, request.patience))
+    digest = hashlib.sha256(request.scorer.encode("utf-8", "surrogateescape")).hexdigest()[:12]  # it may hold secrets
+    identity = {"--scorer": digest, "the program's files": digest_of_files(words)}
+    origin: Origin = {"kind": "program", "command": without_secrets(command)}
+    return OutsideScorer(origin, identity, asking(words, request.patience or SILENT_FOR))
 
 
 def digest_of_files(words: Sequence[str]) -> str:

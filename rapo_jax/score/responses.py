@@ -15,7 +15,7 @@ from rapo_jax.borders import read_json_lines, read_object, write_json, write_jso
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import each_process, is_first, on_first
 from rapo_jax.errors import UserError
-from rapo_jax.locks import claimed
+from rapo_jax.locks import IN_USE, claimed
 from rapo_jax.messages import Record
 from rapo_jax.parallel import make_mesh
 from rapo_jax.runs.agreement import require_same_configuration
@@ -23,6 +23,9 @@ from rapo_jax.score.groups import read_all
 from rapo_jax.score.scorer import Origin, RowScores, Scorer, ScoreRequest
 from rapo_jax.score.scorers import open_scorer
 from rapo_jax.space import on_disk
+
+OWNER = "owner.json"  # in a directory of partial results: the kind of scorer that they are of
+BY_MODELS = ("reward_model", "implicit_reward")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def score_source(config: Config, request: ScoreRequest, out: Path) -> SourceScor
         on_first(lambda: shutil.rmtree(kept))
         return SourceScores(rewards, scorer.origin)
     with ExitStack() as stack:
-        on_first(lambda: stack.enter_context(kept_for_us(kept)))
+        on_first(lambda: stack.enter_context(kept_for_us(kept, kind=scorer.kind)))
         scores = scorer.score(records, kept=kept)
         if is_first():
             write_scores(out, records, scores, scorer.origin)
@@ -63,18 +66,42 @@ def score_source(config: Config, request: ScoreRequest, out: Path) -> SourceScor
 
 
 @contextmanager
-def kept_for_us(kept: Path) -> Iterator[None]:
-    """Keeps the directory of partial results from other processes while the block runs; an empty one is removed."""
+def kept_for_us(kept: Path, *, kind: str) -> Iterator[None]:
+    """Keeps the directory of partial results from other processes while the block runs; an empty one is removed.
+
+    Raises UserError where the results are of another kind of scorer, which would be removed with ours.
+    """
     if kept.exists() and not kept.is_dir():
         raise UserError(f"{kept} is a file; it must be a directory.")
     with on_disk(kept):
         kept.mkdir(parents=True, exist_ok=True)
     try:
         with claimed(kept, said=str(kept)):
+            own(kept, kind)
             yield
     finally:
+        if kept.exists() and {path.name for path in kept.iterdir()} == {OWNER}:
+            (kept / OWNER).unlink()
         if kept.exists() and not any(kept.iterdir()):
             kept.rmdir()
+
+
+def own(kept: Path, kind: str) -> None:
+    """Writes the kind of scorer that a directory of partial results is of. Raises UserError where it is of another."""
+    about = kept / OWNER
+    remedy = f"Choose another --out, or remove {kept}. Nothing was overwritten."
+    if about.exists():
+        before = read_object(about, remedy=f"remove {kept} to start anew").get("kind")
+        if before != kind:
+            raise UserError(
+                f"{kept} holds scores of something else: of a scorer of the kind {before}, not {kind}. {remedy}"
+            )
+        return
+    names = {path.name for path in kept.iterdir()} - {IN_USE}
+    if not names:
+        write_json(about, {"kind": kind})
+    elif ("rows.jsonl" in names or "belongs.json" in names) == (kind in BY_MODELS):  # of a version without this record
+        raise UserError(f"{kept} holds scores by another kind of scorer, not {kind}. {remedy}")
 
 
 def refuse_output(out: Path, *, goes_on: bool) -> None:

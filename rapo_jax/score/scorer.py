@@ -4,6 +4,7 @@ A scorer keeps what it has computed in a directory of its own as it goes, so tha
 goes on. How its rewards are written for training is in responses.py, which scorers there are in scorers.py.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.config.tree import Config
 from rapo_jax.data.values import BadRow, finite_score
-from rapo_jax.errors import UserError, counted, shown
+from rapo_jax.errors import UserError, counted, masked, shown
 from rapo_jax.messages import Record
 
 MakeMesh = Callable[[], Mesh]
@@ -38,6 +39,11 @@ class RowScores:
 @runtime_checkable
 class Scorer(Protocol):
     """(prompts, responses) -> rewards, attributes. A record is a prompt with its responses."""
+
+    @property
+    def kind(self) -> str:
+        """The first word of `origin`, of which a directory of partial results is."""
+        ...
 
     @property
     def origin(self) -> Origin:
@@ -71,7 +77,7 @@ class ScoreRequest:
     """What the options of `rapo score` ask for. The scorer is that of the model's own kind where it has no name.
 
     write: further columns of the file.
-    patience: seconds that a program may take for a row.
+    patience: seconds that a program may write nothing, if not so many as it may by itself.
     """
 
     scorer: str = ""
@@ -79,7 +85,7 @@ class ScoreRequest:
     reference: str | None = None
     step: int | None = None
     write: tuple[str, ...] = ()
-    patience: float = 600.0
+    patience: float | None = None
     judge: JudgeOptions | None = None
 
 
@@ -118,6 +124,27 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
+COMMAND_SECRETS = (  # what a person gives a program to identify itself with: the value of an option or a variable, and well-known forms
+    re.compile(
+        r"(?i)((?<![\w-])(?:--?[\w-]*|\w*)(?:token|key|secret|password|passwd|pwd|credentials?|auth)=|"
+        r"(?<![\w-])--?[\w-]*(?:token|key|secret|password|passwd|pwd|credentials?|auth)\s+|\bbearer\s+)"
+        r"('[^']*'|\"[^\"]*\"|[^\s'\"]+)"
+    ),
+    re.compile(r"()\b((?:sk|pk|ghp|gho|xox[a-z])[-_][\w-]{8,})"),
+)
+
+
+def without_secrets(command: str) -> str:
+    """A command for files and for the screen.
+
+    >>> without_secrets("score.py --api-key abc --max-tokens 9 TOKEN=abc https://me:abc@host/x?key=abc")
+    'score.py --api-key *** --max-tokens 9 TOKEN=*** https://***@host/x?key=***'
+    """
+    for pattern in COMMAND_SECRETS:
+        command = pattern.sub(r"\1***", command)
+    return masked(command)
+
+
 def refuse_options(request: ScoreRequest, *, of: Sequence[str]) -> None:
     """Raises UserError for an option that the scorer of this name does not read; `of` are those that it reads."""
     given = {
@@ -129,4 +156,4 @@ def refuse_options(request: ScoreRequest, *, of: Sequence[str]) -> None:
     }
     for option, value in given.items():
         if value and option not in of:
-            raise UserError(f"--scorer={request.scorer} does not read {option}; leave it out.")
+            raise UserError(f"--scorer={without_secrets(request.scorer)} does not read {option}; leave it out.")

@@ -37,6 +37,8 @@ def open_scorer(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Scorer
     name = request.scorer
     if request.judge and name != "judge":
         raise UserError("options that begin with --judge are of --scorer=judge; add it, or leave them out.")
+    if request.patience is not None and not name.startswith("command:"):
+        raise UserError("--scorer-timeout is of --scorer=command:PROGRAM; add it, or leave the option out.")
     for prefix, opener in PREFIXES.items():
         if name.startswith(prefix):
             return opener(config, request, mesh)

@@ -61,7 +61,11 @@ def test_a_missing_file_and_what_is_no_picture_are_refused(files, tmp_path, caps
     assert rapo("score", "--compare", *files, "--out", tmp_path / "both.jsonl") == 2
     assert "with --compare it is a picture" in capsys.readouterr().err
     assert rapo("score", "config.yaml", "--compare", *files) == 2
-    assert "--compare reads two files of scores and nothing else" in capsys.readouterr().err
+    assert "--compare reads two files of scores and nothing else; leave out CONFIG." in capsys.readouterr().err
+    given = ["--judge-concurrency", 8, "--scorer-timeout", 600, "--write", "logps", "--step", 0, "--judge-compare"]
+    assert rapo("score", "--compare", *files, *given) == 2
+    said = capsys.readouterr().err
+    assert all(option in said for option in given[::2])
     assert rapo("score", "--out", tmp_path / "x.jsonl") == 2
     assert "CONFIG, a YAML file, is needed; see rapo score --help." in capsys.readouterr().err
     assert json.loads(files[1].read_text().splitlines()[0]) == B[0]

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rapo_jax.errors import UserError
 from rapo_jax.score import outside, program
+from rapo_jax.score.responses import kept_for_us
 from tests.score.conftest import DONE, ROWS, Place
 from tests.tiny import rapo, write_rows
 
@@ -135,6 +137,44 @@ def test_what_a_scorer_does_not_read_is_refused(place):
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--judge-cache", "x.jsonl"], "options that begin with --judge are of --scorer=judge"),
+        (["--judge-concurrency", "8"], "options that begin with --judge are of --scorer=judge"),
+        (["--judge-timeout", "120"], "options that begin with --judge are of --scorer=judge"),
+        (["--judge-max-tokens", "9"], "options that begin with --judge are of --scorer=judge"),
+        (["--judge-key-from", "KEY"], "options that begin with --judge are of --scorer=judge"),
+        (["--scorer-timeout", "600"], "--scorer-timeout is of --scorer=command:PROGRAM"),
+    ],
+)
+def test_options_of_another_scorer_are_refused(more, said, place):
+    """When this fails, someone believes that an option had an effect."""
+    assert said in place.refused("python:json:dumps", *more)
+
+
+def test_rows_that_another_scorer_kept_are_not_removed(place, module, command):
+    """When this fails, scoring into the same file by a model removes hours of a judge's scores when it ends."""
+    kept = Path(f"{place.out}.unfinished")
+    name = module("def judge(prompts, responses):\n    raise KeyboardInterrupt")
+    assert place.score(name) == 130 and list(kept.iterdir())
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    said = f"{kept} holds scores of something else: of a scorer of the kind function, not program. Choose another --out"
+    assert said in place.refused(command(f"for row in asked:\n    {GOOD}"))
+    with (
+        pytest.raises(UserError, match="of the kind function, not implicit_reward"),
+        kept_for_us(kept, kind="implicit_reward"),
+    ):
+        pass
+    (kept / "owner.json").unlink()  # as an earlier version left it
+    with (
+        pytest.raises(UserError, match="by another kind of scorer, not reward_model"),
+        kept_for_us(kept, kind="reward_model"),
+    ):
+        pass
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} | {"owner.json": before["owner.json"]} == before
+
+
 def test_rows_that_were_scored_are_not_asked_for_again(place, module, monkeypatch):
     """When this fails, an interruption in the third hour of a slow judge costs three hours."""
     monkeypatch.setattr("rapo_jax.score.function.AT_ONCE", 1)
@@ -192,6 +232,25 @@ def test_a_program_scores_rows_in_any_order(place, command):
     assert [line["rewards"] for line in place.lines()] == LENGTHS
     assert place.lines()[1]["attributes"] == [{"length": 1}, {"length": 38}]
     assert place.about() == {"kind": "program", "command": name.removeprefix("command:")}
+
+
+def test_what_a_program_is_given_in_secret_is_written_nowhere(place, command):
+    """When this fails, a shared file of scores, or its log, holds somebody's key."""
+    given = "--api-key k33p-it --max-tokens 9 TOKEN=k33p-it --header 'Authorization: Bearer k33p-it' sk-k33p-it-k33p-it"
+    name = command(f"for row in asked:\n    {GOOD}\n    sys.exit(1)")
+    assert "ended with 1" in place.refused(f"{name} {given}")
+    for path in place.directory.glob("scores*/*"):
+        assert b"k33p-it" not in path.read_bytes()
+    (place.directory / "rows.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
+    place.out = place.directory / "others.jsonl"
+    assert place.score(f"{name} {given}") == DONE, place.said
+    assert place.about()["command"].endswith(
+        "--api-key *** --max-tokens 9 TOKEN=*** --header 'Authorization: Bearer ***' ***"
+    )
+    assert "k33p-it" not in place.said
+    place.out = place.directory / "third.jsonl"
+    assert "k33p-it" not in place.refused(f"{name} --token=k33p-it 'open")
+    assert "k33p-it" not in place.refused(f"{name} --token=k33p-it", "--model", "x")
 
 
 GOOD = "print(json.dumps({'row': row['row'], 'rewards': [1.0] * len(row['responses'])}), flush=True)"
@@ -314,21 +373,26 @@ def test_ctrl_c_ends_the_program_too(place, command, monkeypatch):
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+ASKED = {"role": "user", "content": "What is two plus one?"}
+CALLING = {"role": "assistant", "content": "I add.", "tool_calls": [CALL]}
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"responses": ["No", {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "with tool_calls)"),
-        ({"responses": ["No", "3"], "tools": [{"type": "function", "function": CALL["function"]}]}, "with tools)"),
+        (
+            {"prompt": [ASKED], "chosen": [CALLING], "rejected": [ASKED | {"role": "assistant"}]},
+            "row 1, with tool_calls)",
+        ),
+        ({"prompt": "Hi", "chosen": "3", "rejected": "No", "tools": [CALL]}, "row 1, with tools)"),
     ],
 )
 def test_rows_that_are_more_than_texts_are_refused(row, said, place, module):
     """When this fails, a call of a tool is scored as an empty answer, and nobody is told."""
     lengths = module("def judge(prompts, responses):\n    return [[float(len(t)) for t in each] for each in responses]")
-    write_rows(place.directory / "rows.jsonl", [ROWS[0], {"prompt": "What is two plus one?"} | row])
+    write_rows(place.directory / "rows.jsonl", [row])
     message = place.refused(lengths)
-    assert message.startswith("a function gets the texts of responses alone, and 1 row has more (the first: row 2, ")
+    assert message.startswith("a function gets the texts of responses alone, and 1 row has more (the first: ")
     assert said in message
 
 
