@@ -4,10 +4,12 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rapo_jax.borders import shaped
+from rapo_jax.errors import UserError
 from rapo_jax.evaluate.bootstrap import Estimate
 
 NAME_WIDTH = 38
@@ -48,22 +50,91 @@ class Result:
         }
 
 
-def result_of(tree: dict[str, Any]) -> Result:
-    """The inverse of `Result.tree`, but that it knows no details. Raises KeyError or TypeError for another tree."""
+@dataclass(frozen=True)
+class MeasureTree:
+    """A measure in `Result.tree`."""
 
-    def number(value: Any) -> float:
-        return math.nan if value is None else float(value)
+    quantity: str
+    where: str
+    model: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
 
-    measures = [
-        Measure(
-            m["quantity"],
-            m["model"],
-            Estimate(number(m["value"]), number(m["low"]), number(m["high"]), m["n"]),
-            m["where"],
-        )
-        for m in tree["measures"]
-    ]
-    return Result(tree["suite"], tree["explains"], tuple(measures), tree["curves"])
+
+@dataclass(frozen=True)
+class ResultTree:
+    """`Result.tree`."""
+
+    suite: str
+    explains: str
+    measures: tuple[MeasureTree, ...]
+    curves: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The curve of a model in the suite `preference`, one number a bin."""
+
+    said: list[float]
+    right: list[float]
+    preferences: list[int]
+
+    def __post_init__(self) -> None:
+        if not len(self.said) == len(self.right) == len(self.preferences):
+            raise ValueError("said, right and preferences are not of one length")
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The curve of a model in the suite `likelihood`: a row a reward, a column a goal."""
+
+    goals: list[float]
+    rewards: list[Any]
+    logp_per_token: list[list[float]]
+
+    def __post_init__(self) -> None:
+        ragged = any(len(row) != len(self.goals) for row in self.logp_per_token)
+        if ragged or not self.goals or not 0 < len(self.rewards) == len(self.logp_per_token):
+            raise ValueError("logp_per_token has not a row for each of rewards and a column for each of goals")
+
+
+CURVES = {"preference": Reliability, "likelihood": HeatMap}  # by suite
+
+
+def result_of(tree: Any, *, said: str = "the result", remedy: str = "") -> Result:
+    """The inverse of `Result.tree`, but that it knows no details. Raises UserError for another tree, which it calls `said`."""
+    read = shaped(tree, ResultTree, said=said, remedy=remedy)
+    models = {m.model for m in read.measures}
+    for model, curve in read.curves.items() if read.suite in CURVES else ():
+        shaped(curve, CURVES[read.suite], said=f"{said}: curves of {model}", remedy=remedy)
+    if read.suite in CURVES and read.curves and (bare := sorted(models - set(read.curves))):
+        raise UserError(f"{said} has no curves of {bare[0]}; {remedy or 'evaluate again'}.")
+    measures = [Measure(m.quantity, m.model, estimate_of(m), m.where) for m in read.measures]
+    if read.suite == "unlearning":
+        places = {m: {(x.quantity, x.where) for x in measures if x.model == m} for m in models}
+        if any(each - of for each in places.values() for of in places.values() if is_logps(each - of)):
+            raise UserError(
+                f"{said} has log-probabilities of one model that another lacks; {remedy or 'evaluate again'}."
+            )
+    return Result(read.suite, read.explains, tuple(measures), read.curves)
+
+
+def is_logps(places: set[tuple[str, str]]) -> bool:
+    return any(quantity.startswith("log-probability under") for quantity, _ in places)
+
+
+def estimate_of(m: MeasureTree) -> Estimate:
+    value, low, high = (math.nan if x is None else x for x in (m.value, m.low, m.high))
+    return Estimate(value, low, high, m.n)
+
+
+def reliability_bins(result: Result) -> Iterator[tuple[str, int, float, float, int]]:
+    """(model, number of the bin, mean of sigmoid(margin) there, share of it that is right, preferences) of `preference`."""
+    for model, curve in result.curves.items():
+        bins = zip(curve["said"], curve["right"], curve["preferences"], strict=True)
+        yield from ((model, place, *each) for place, each in enumerate(bins))
 
 
 def numbers_of(estimate: Estimate) -> dict[str, float | int | None]:

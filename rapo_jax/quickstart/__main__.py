@@ -78,9 +78,10 @@ def report(world_dir: Path, out: Path, models: Sequence[tuple[str, str]]) -> Non
 def answer_rows(sweeps: "Mapping[str, Sequence[Sweep]]", prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Every answer with its model, goal and score, as rows that `rapo report` reads."""
     for name, runs in sweeps.items():
-        for goal, texts, scores in zip(runs[0].goals, runs[0].answers, runs[0].scores, strict=True):
-            for prompt, text, score in zip(prompts, texts, scores, strict=True):
-                yield {"model": name, "prompt": prompt, "goal": goal, "response": text, "score": float(score)}
+        for run in runs:  # one a seed
+            for goal, texts, scores in zip(run.goals, run.answers, run.scores, strict=True):
+                for prompt, text, score in zip(prompts, texts, scores, strict=True):
+                    yield {"model": name, "prompt": prompt, "goal": goal, "response": text, "score": float(score)}
 
 
 def print_examples(name: str, found: "Sweep", prompt: str) -> None:

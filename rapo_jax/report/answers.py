@@ -209,6 +209,6 @@ def mean_scores(answers: Iterable[Answer]) -> dict[str, dict[Goal, list[float]]]
     """The scores by model and goal."""
     found: dict[str, dict[Goal, list[float]]] = {}
     for answer in answers:
-        if answer.score is not None and len(answer.goal) == 1:
+        if answer.score is not None:
             found.setdefault(answer.model, {}).setdefault(answer.goal, []).append(answer.score)
     return found

@@ -3,6 +3,7 @@ the figures of `rapo evaluate`. Call within `drawing.styled`.
 """
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rapo_jax.report.run_directory import RunRecord, curve, part
 MOST_POINTS, MOST_BARS = 120, 40
 MOST_APART = 6  # runs that have pictures of their own; with more, a page would be slow and nobody would look at them
 STYLE_OF_SIDE = (2, 0, 1, 3)  # of SIDES: chosen and rejected look alike in all pictures
+WHERE = {"eval_": "held out", "": "training"}  # by what a metric's name begins with
 BY_SIDE = ("rewards/accuracies", "rewards/margins")
 # (title, unit, metric) of the curves of a run.
 PANELS = (
@@ -78,7 +80,8 @@ def run_charts(run: RunRecord, easel: Easel) -> Iterator[Chart]:
             marks = " Marks are held-out values." if steps else marks
         finish(axes, title=title, xlabel="optimizer step", ylabel=unit)
         points, _, size = lines[0][1]
-        yield easel.chart(figure, title, f"{title} of {run.name} by goal side. {smoothing(size, len(points))}{marks}")
+        said = f"{title} of {run.name} by goal side. {smoothing(size, len(points))}{marks}{undrawn([run], metric)}"
+        yield easel.chart(figure, title, said)
 
 
 def smoothing(size: int, points: int) -> str:
@@ -93,12 +96,23 @@ def compared_charts(runs: Sequence[RunRecord], easel: Easel) -> Iterator[Chart]:
     for title, unit, metric in PANELS:
         for said, side in SIDES[: 3 if metric in BY_SIDE else 1]:
             found = {
-                where: [curve(run.records, prefix + side + metric, most=MOST_POINTS) for run in runs]
-                for prefix, where in (("eval_", "held out"), ("", "training"))
+                prefix: [curve(run.records, prefix + side + metric, most=MOST_POINTS) for run in runs]
+                for prefix in WHERE
             }
-            where = next((w for least in (2, 1) for w, lines in found.items() if num_drawn(lines, least) > 1), None)
-            if where is not None:
-                yield compared_chart(f"{title}, {said}, {where}", unit, found[where], easel)
+            prefix = next((p for least in (2, 1) for p, lines in found.items() if num_drawn(lines, least) > 1), None)
+            if prefix is not None:
+                lines = found[prefix]
+                without = [run.name for run, (steps, _, _) in zip(runs, lines, strict=True) if not steps]
+                missing = f" No values of {', '.join(without)}." if without else ""
+                missing += undrawn(runs, prefix + side + metric)
+                yield compared_chart(f"{title}, {said}, {WHERE[prefix]}", unit, lines, easel, missing=missing)
+
+
+def undrawn(runs: Sequence[RunRecord], metric: str) -> str:
+    """What a caption says of reports that have no finite value to draw; "" where there are none."""
+    lost = {run.name: run.lost(metric) for run in runs}
+    said = [f"{counted(len(at), 'report')} of {name}, first at step {at[0]:,}" for name, at in lost.items() if at]
+    return f" Not finite, so not drawn: {'; '.join(said)}." if said else ""
 
 
 def num_drawn(lines: Sequence[tuple[list[float], list[float], int]], least: int) -> int:
@@ -106,7 +120,9 @@ def num_drawn(lines: Sequence[tuple[list[float], list[float], int]], least: int)
     return sum(len(steps) >= least for steps, _, _ in lines)
 
 
-def compared_chart(name: str, unit: str, lines: Sequence[tuple[list[float], list[float], int]], easel: Easel) -> Chart:
+def compared_chart(
+    name: str, unit: str, lines: Sequence[tuple[list[float], list[float], int]], easel: Easel, *, missing: str
+) -> Chart:
     figure, axes = easel.axes()
     for n, (steps, values, _) in enumerate(lines):
         style = series(n) | ({"marker": ""} if len(steps) > 12 else {})
@@ -114,7 +130,7 @@ def compared_chart(name: str, unit: str, lines: Sequence[tuple[list[float], list
             drawn.set_gid(f"series-{n}")
     finish(axes, legend=False, title=name, xlabel="optimizer step", ylabel=unit)
     size, points = max(size for _, _, size in lines), max(len(steps) for steps, _, _ in lines)
-    return easel.chart(figure, name, f"{name}: one line a run. {smoothing(size, points)}")
+    return easel.chart(figure, name, f"{name}: one line a run. {smoothing(size, points)}{missing}")
 
 
 def finish(axes: Any, *, legend: bool = True, **labels: str) -> None:
@@ -151,7 +167,8 @@ def binned(histogram: dict[str, Any]) -> tuple[list[float], list[int], float]:
     >>> binned({"1": 2, "3": 5})
     ([1.0, 3.0], [2, 5], 0.8)
     """
-    counts = {int(score): n for score, n in histogram.items() if score.lstrip("-").isdigit() and isinstance(n, int)}
+    whole = re.compile(r"-?[0-9]{1,9}").fullmatch
+    counts = {int(score): n for score, n in histogram.items() if whole(score) and isinstance(n, int)}
     if not counts:
         return [], [], 0.8
     size = max(1, math.ceil((max(counts) - min(counts) + 1) / MOST_BARS))
@@ -187,10 +204,10 @@ def answer_chart(answers: Sequence[Answer], easel: Easel) -> Chart | None:
     """The same from the scores in answer files; None where fewer than two goals have any."""
     lines, every = {}, set()
     for model, by_goal in mean_scores(answers).items():
-        goals = sorted(by_goal)
+        goals = sorted(goal for goal in by_goal if len(goal) == 1)
         if len(goals) > 1:
             every |= {goal[0] for goal in goals}
-            fewest = min(len(scores) for scores in by_goal.values())
+            fewest = min(len(by_goal[goal]) for goal in goals)
             lines[model] = ([goal[0] for goal in goals], [statistics.fmean(by_goal[goal]) for goal in goals], fewest)
     if not lines:
         return None

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rapo_jax.errors import counted
 from rapo_jax.report.comparison import setting
 from rapo_jax.report.run_directory import RunRecord, part
 
@@ -103,7 +104,16 @@ def held_out_of(config: dict[str, Any]) -> str:
 def steps_of(run: RunRecord) -> str:
     done = f"{run.steps:,}" if run.planned is None else f"{run.steps:,} of {run.planned:,}"
     epoch, skipped = run.last.get("epoch", math.nan), run.last.get("skipped_steps", 0.0)
-    return done + f", epoch {epoch:.2f}" * math.isfinite(epoch) + f"; {skipped:g} changed nothing" * (skipped > 0)
+    done += f", epoch {epoch:.2f}" * math.isfinite(epoch) + f"; {skipped:g} changed nothing" * (skipped > 0)
+    return done + "".join(lost_of(run, *each) for each in (("loss", "loss"), ("held-out loss", "eval_loss")))
+
+
+def lost_of(run: RunRecord, name: str, metric: str) -> str:
+    """In how many reports a metric is not finite, and since when; "" where it always is."""
+    if not (lost := run.lost(metric)):
+        return ""
+    reports = sum(metric in record for record in run.records)
+    return f"; {name} not finite in {len(lost):,} of {counted(reports, 'report')}, first at step {lost[0]:,}"
 
 
 def mesh_of(config: dict[str, Any], made: dict[str, Any]) -> str:
@@ -168,7 +178,7 @@ def share(number: Any) -> str:
 
 
 def speed(run: RunRecord) -> dict[str, tuple[str, float | None]]:
-    """name -> (unit, number): medians over reports, the first of which, with its compilation, is left out."""
+    """name -> (unit, number): medians over reports, the first of which, with its compilation, is left out; of memory the most."""
     seconds = run.seconds
     return {
         "pairs_per_s": ("groups/s", run.median("pairs_per_s")),
@@ -177,7 +187,7 @@ def speed(run: RunRecord) -> dict[str, tuple[str, float | None]]:
         "mfu": ("model-FLOP utilisation", run.median("mfu")),
         "step_s": ("seconds a step", run.median("time/step_s")),
         "waiting_for_data_s": ("seconds of it waiting for data", run.median("time/waiting_for_data_s")),
-        "peak_gib": ("GiB of device memory, at most", run.median("memory/peak_gib")),
+        "peak_gib": ("GiB of device memory, at most", run.highest("memory/peak_gib")),
         "hours": ("hours in steps, without evaluations and saves", None if seconds is None else seconds / 3600),
     }
 

@@ -159,12 +159,11 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def read_evaluation(path: Path, name: str) -> Evaluated:
     """results.json, or the directory that holds it."""
     file = path if path.is_file() else path / "results.json"
-    try:
-        results = tuple(result_of(tree) for tree in read_object(file).values())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is not what rapo evaluate writes ({error!r:.80}); evaluate again, or leave it out."
-        ) from error
+    tree, remedy = read_object(file), "evaluate again, or leave it out"
+    if not tree:
+        raise UserError(f"{file} holds no suites; {remedy}.")
+    said = f"{file} is not what rapo evaluate writes"
+    results = tuple(result_of(each, said=f"{said}: {suite}", remedy=remedy) for suite, each in tree.items())
     return Evaluated(name, path, results)
 
 
@@ -180,7 +179,7 @@ def read_sweep(path: Path, name: str) -> SweepRecord:
             for line in lines
             if not all(len(x) in (0, len(goals)) for x in (line.means, line.low, line.high))
         ]
-        if wrong or not goals or not all(line.means for line in lines):
+        if wrong or not goals or not lines or not all(line.means for line in lines):
             raise TypeError(f"{len(goals)} goals, and another number of scores")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no goal sweep ({error!r:.80}); sweep again, or leave it out.") from error

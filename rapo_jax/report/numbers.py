@@ -3,10 +3,12 @@
 import csv
 import io
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rapo_jax.evaluate.result import numbers_of
+from rapo_jax.evaluate.result import numbers_of, reliability_bins
+from rapo_jax.report.answers import goal_label, mean_scores
 from rapo_jax.report.charts import MOST_POINTS, PANELS
 from rapo_jax.report.facts import SIDES, speed
 from rapo_jax.report.inputs import Inputs
@@ -30,6 +32,11 @@ def numbers_tree(inputs: Inputs, *, made_by: str, command: str) -> dict[str, Any
             {"name": sweep.name, "goals": list(sweep.goals), "num_prompts": sweep.num_prompts}
             | {"models": [vars(line) for line in sweep.lines]}
             for sweep in inputs.sweeps
+        ],
+        "answers": [
+            {"model": model, "goal": goal, "mean_score": statistics.fmean(scores), "n": len(scores)}
+            for model, by_goal in mean_scores(inputs.answers).items()
+            for goal, scores in by_goal.items()
         ],
     }
     return plain(tree)
@@ -91,9 +98,17 @@ def csv_rows(inputs: Inputs) -> Iterator[Sequence[Any]]:
             for m in result.measures:
                 measured = numbers_of(m.estimate).values()
                 yield "evaluation", each.name, result.suite, m.quantity, m.where, m.model, *measured
+            for model, _, surety, right, count in reliability_bins(result) if result.suite == "preference" else ():
+                where = f"sigmoid of the margin {surety:.3f}"
+                row = ("share of preferences that are right", where, model, right, "", "", count)
+                yield "evaluation", each.name, result.suite, *row
     for sweep in inputs.sweeps:
         for line in sweep.lines:
             for n, (goal, mean) in enumerate(zip(sweep.goals, line.means, strict=True)):
                 low, high = (bounds[n] if bounds else "" for bounds in (line.low, line.high))
                 row = ("mean judged score", f"goal {goal:g}", line.model, mean, low, high, sweep.num_prompts)
                 yield "sweep", sweep.name, "", *row
+    for model, by_goal in mean_scores(inputs.answers).items():
+        for goal, scores in by_goal.items():
+            where = f"goal {goal_label(goal)}" if goal else "no goal"
+            yield "answers", "", "", "mean score", where, model, statistics.fmean(scores), "", "", len(scores)

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from markupsafe import Markup
 from rapo_jax.borders import json_line
 from rapo_jax.drawing import LINES, PAGE, series
 from rapo_jax.errors import masked
-from rapo_jax.evaluate.result import Result, shown
+from rapo_jax.evaluate.result import Result, reliability_bins, shown
 from rapo_jax.report import charts, facts
-from rapo_jax.report.answers import Gallery, gallery_of, goal_label, json_for_page, tree_of
+from rapo_jax.report.answers import Answer, Gallery, gallery_of, goal_label, json_for_page, mean_scores, rank, tree_of
 from rapo_jax.report.comparison import ABSENT, Differences, differences, setting
 from rapo_jax.report.inputs import Evaluated, Inputs, SweepRecord
 from rapo_jax.report.numbers import as_csv, numbers_tree
@@ -74,7 +75,8 @@ def page_of(inputs: Inputs, *, title: str, made_by: str, made_on: str, command: 
         printed=printed(gallery),
         goal_label=goal_label,
         answers_json=Markup(json_for_page(json.dumps(tree_of(gallery)))),
-        answer_chart=charts.answer_chart(inputs.answers, easel) if not inputs.sweeps else None,
+        answer_chart=charts.answer_chart(inputs.answers, easel),
+        answer_means=answer_means(inputs.answers),
         sweeps=[sweep_section(sweep, n, easel) for n, sweep in enumerate(inputs.sweeps)],
         results=[s for n, each in enumerate(inputs.evaluations) for s in result_sections(each, n, easel)],
         comparison=comparison(inputs.runs, easel) if len(inputs.runs) > 1 else None,
@@ -140,6 +142,32 @@ def printed(gallery: Gallery) -> list[tuple[str, list[tuple[str, list[tuple[str,
     return chosen
 
 
+def answer_means(answers: Sequence[Answer]) -> Table | None:
+    """Models in rows, goals in columns; None without scores."""
+    found = mean_scores(answers)
+    goals = sorted({goal for by_goal in found.values() for goal in by_goal}, key=rank)
+    rows = tuple(
+        (model, tuple(mean_said(by_goal[goal]) if goal in by_goal else ABSENT for goal in goals))
+        for model, by_goal in found.items()
+    )
+    return Table("Mean score of the answers by goal asked", tuple(map(goal_label, goals)), rows) if rows else None
+
+
+def mean_said(scores: Sequence[float]) -> str:
+    return f"{number(statistics.fmean(scores))}, n {len(scores):,}"
+
+
+def reliability_table(result: Result) -> Table:
+    """What the figure of the suite `preference` draws: each model's bins by how sure it was."""
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for model, place, surety, right, count in reliability_bins(result):
+        if not place:
+            rows.append((model, ()))
+        rows.append((f"bin {place + 1}", (number(surety), number(right), f"{count:,}")))
+    columns = ("sigmoid of the margin, mean", "share that is right", "preferences")
+    return Table(f"{result.suite}: reliability by how sure the implicit reward is", columns, tuple(rows))
+
+
 def sweep_section(sweep: SweepRecord, place: int, easel: charts.Easel) -> Section:
     rows = tuple(
         (
@@ -162,7 +190,10 @@ def result_sections(each: Evaluated, place: int, easel: charts.Easel) -> list[Se
     sections = []
     for number, result in enumerate(each.results):
         drawn, anchor = tuple(charts.result_charts(result, easel)), f"result-{place}-{number}"
-        sections.append(Section(f"{result.suite}: {each.name}", anchor, result.explains, drawn, measure_tables(result)))
+        tables = measure_tables(result)
+        if result.suite == "preference" and result.curves:
+            tables += (reliability_table(result),)
+        sections.append(Section(f"{result.suite}: {each.name}", anchor, result.explains, drawn, tables))
     return sections
 
 

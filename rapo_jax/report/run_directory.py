@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rapo_jax.borders import read_json_lines, read_object, read_text
+from rapo_jax.borders import read_json_lines, read_object, read_text, shaped
 from rapo_jax.config.yaml_text import parse_yaml
 from rapo_jax.errors import UserError, shown
 from rapo_jax.intervals import is_finite
@@ -66,6 +66,40 @@ class RunRecord:
         values = [x for record in self.records[1:] or self.records if math.isfinite(x := record.get(metric, math.nan))]
         return statistics.median(values) if values else None
 
+    def highest(self, metric: str) -> float | None:
+        """The metric's largest value over all reports."""
+        return max((x for record in self.records if math.isfinite(x := record.get(metric, math.nan))), default=None)
+
+    def lost(self, metric: str) -> list[int]:
+        """The steps of the reports in which the metric is not finite: a run that diverged has many."""
+        return [int(record["step"]) for record in self.records if math.isnan(record.get(metric, 0.0))]
+
+
+@dataclass(frozen=True)
+class ObjectiveKeys:
+    """The keys of `objective` that are read as more than text."""
+
+    name: str = "?"
+    plus: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class RelabelKeys:
+    """Those of `relabel`."""
+
+    goals: list[str] | None = None
+    attributes: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class DataKeys:
+    """Those of `data`."""
+
+    sources: list[Any] | None = None
+
+
+SHAPES = {"objective.": ObjectiveKeys, "relabel.": RelabelKeys, "data.": DataKeys}
+
 
 def part(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
     """The object under these keys; {} where there is none."""
@@ -79,9 +113,13 @@ def read_run(path: Path, name: str) -> RunRecord:
     tree = parse_yaml(read_text(path / "config.yaml"), said=str(path / "config.yaml"))
     if not isinstance(tree, dict):
         raise UserError(f"{path / 'config.yaml'} holds no keys and values; it is not the configuration of a run.")
+    config = flat(tree)
+    for prefix, shape in SHAPES.items():
+        read = {name: config[prefix + name] for name in vars(shape()) if prefix + name in config}
+        shaped(read, shape, said=str(path / "config.yaml"), path=prefix, remedy="correct it, or leave this run out")
     report = path / "data_report.json"
     data = read_object(report) if report.exists() else {}
-    return RunRecord(name, path, flat(tree), data, tuple(read_records(path / "metrics.jsonl")))
+    return RunRecord(name, path, config, data, tuple(read_records(path / "metrics.jsonl")))
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

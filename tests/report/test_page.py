@@ -125,8 +125,37 @@ def test_numbers_are_the_same_as_json_as_csv_and_in_the_page(page, place):
     with (place / "n.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["kind"] for row in rows} == {"run", "evaluation", "sweep"}
+    bins = [row for row in rows if row["where"].startswith("sigmoid of the margin")]
+    (of_model,) = (suite["curves"] for suite in beside["evaluations"][0]["results"] if suite["suite"] == "preference")
+    (curve,) = of_model.values()
+    assert bins and [(float(row["value"]), int(row["n"])) for row in bins] == list(
+        zip(curve["right"], curve["preferences"], strict=True)
+    )
+    assert "preference: reliability by how sure" in page.shown
     (top,) = (row for row in rows if row["model"] == "ra" and row["where"] == "goal 10")
     assert (top["value"], top["low"], top["high"], top["n"]) == ("8.0", "7.0", "9.0", "64")
+
+
+def test_scores_of_answers_are_drawn_and_told_beside_a_sweep(tmp_path, monkeypatch):
+    """When this fails, means that a picture shows can be had nowhere as numbers, or a sweep of another model hides them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.json").write_text(json.dumps(SWEEP))
+    scores = [(1, 2.0), (1, 4.0), (9, 8.0), (None, 5.0), ([1, 2], 6.0)]
+    rows = [{"prompt": "a", "response": "b", "goal": goal, "score": score} for goal, score in scores]
+    write_answers(tmp_path / "x.jsonl", rows)
+    assert report("sweep.json", "x.jsonl", "-o", "p.html", "--json", "n.json", "--csv", "n.csv") == 0
+    page = Page((tmp_path / "p.html").read_text())
+    assert "Mean score of the answers against the goal asked" in page.shown and "3, n 2" in page.shown
+    found = {
+        json.dumps(each["goal"]): (each["mean_score"], each["n"])
+        for each in json.loads(Path("n.json").read_text())["answers"]
+    }
+    assert found == {"[1.0]": (3, 2), "[9.0]": (8, 1), "[]": (5, 1), "[1.0, 2.0]": (6, 1)}
+    with Path("n.csv").open() as file:
+        told = {
+            row["where"]: (float(row["value"]), row["n"]) for row in csv.DictReader(file) if row["kind"] == "answers"
+        }
+    assert told == {"goal 1": (3, "2"), "goal 9": (8, "1"), "no goal": (5, "1"), "goal 1, 2": (6, "1")}
 
 
 def test_runs_are_compared(page):

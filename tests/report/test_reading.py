@@ -6,12 +6,13 @@ import pytest
 
 from rapo_jax.errors import UserError
 from rapo_jax.report.answers import Answer, gallery_of, goal_label, read_answers, text_of_prompt
-from rapo_jax.report.charts import binned
+from rapo_jax.report.charts import binned, undrawn
 from rapo_jax.report.comparison import ABSENT, differences, setting
 from rapo_jax.report.facts import data_facts, metric_rows, objective_of, origin, speed
 from rapo_jax.report.inputs import own_names, read_inputs, short_names
+from rapo_jax.report.page import overview
 from rapo_jax.report.run_directory import curve, flat, read_records, read_run
-from tests.report.places import CONFIG, RECORDS, REPORT, report, write_answers, write_results, write_run
+from tests.report.places import CONFIG, ESTIMATE, RECORDS, REPORT, report, write_answers, write_results, write_run
 
 
 def test_a_record_that_was_cut_off_or_is_not_finite_is_no_number(tmp_path):
@@ -47,6 +48,21 @@ def test_a_run_says_what_was_trained_from_what_and_how_fast(tmp_path):
     assert where == "held-out data at step 4" and rows == [("loss", [0.45, 0.4, 0.5, None, None])]
 
 
+def test_a_run_that_diverged_says_so(tmp_path):
+    """When this fails, a run whose loss is lost after its second step looks short, or healthy by an evaluation before that."""
+    records = [record | ({"loss": None} if record["step"] > 2 else {}) for record in RECORDS]
+    run = read_run(write_run(tmp_path / "ra", records=records), "ra")
+    assert dict(origin(run))["steps"] == "4 of 4, epoch 1.00; loss not finite in 2 of 4 reports, first at step 3"
+    assert "not finite" in dict(overview([run]).rows)["ra"][2]
+    assert undrawn([run], "loss") == " Not finite, so not drawn: 2 reports of ra, first at step 3."
+    assert undrawn([run], "rewards/accuracies") == ""
+
+
+def test_peak_memory_is_the_most_of_any_report(tmp_path):
+    records = [{"step": n, "memory/peak_gib": gib} for n, gib in ((1, 30.0), (2, 10.0), (3, 11.0))]
+    assert speed(read_run(write_run(tmp_path / "x", records=records), "x"))["peak_gib"][1] == 30
+
+
 def test_steps_that_were_not_reported_count_in_the_time(tmp_path):
     run = read_run(
         write_run(tmp_path / "x", records=[{"step": 10, "time/step_s": 1.0}, {"step": 30, "time/step_s": 2.0}]), "x"
@@ -68,6 +84,7 @@ def test_every_row_of_the_data_is_accounted_for():
     assert (facts["rows read"], facts["  empty response"], facts["records"]) == ("12", "1", "11")
     assert facts["ties (equal scores)"] == "1 found, 1 dropped"
     assert facts["tokens of prompts cut"] == "7 in 2 rows" and facts["tokens of responses cut"] == "0"
+    assert binned({"--1": 1, "\u00b2": 1}) == ([], [], 0.8)
     assert binned({"1": 2, "3": 5}) == ([1.0, 3.0], [2, 5], 0.8)
     assert binned({str(n): 1 for n in range(100)}) == (
         [1 + 3 * n for n in range(34)],
@@ -150,6 +167,26 @@ def bad_inputs(at):
     write_run(at / "torn", records='{"step": 1}\nhello\n{"step": 2}\n')
     (at / "empty").mkdir()
     write_results(at / "half", odd={"suite": "odd", "measures": []})
+    row = {"quantity": "q", "where": "all", "model": "m"} | ESTIMATE
+    suite = {"suite": "preference", "explains": "", "measures": [row], "curves": {}}
+    bins = {"said": [0.5, 0.6], "right": [0.5, None], "preferences": [1, 1]}
+    heat = {"goals": [1, 2], "rewards": ["1"], "logp_per_token": [[0.5]]}
+    for name, changed in {
+        "value": {"measures": [row | {"value": "high"}]},
+        "number": {"measures": [row | {"n": None}]},
+        "bins": {"curves": {"m": bins}},
+        "ragged": {"curves": {"m": bins | {"right": [0.5]}}},
+        "heat": {"suite": "likelihood", "curves": {"m": heat}},
+        "bare": {"curves": {"n": bins | {"right": [0.5, 0.5]}}},
+        "lacks": {"suite": "unlearning", "curves": {"m": {}}, "measures": [
+            row | {"model": "n"}, row | {"quantity": "log-probability under no goal, nats"},
+        ]},
+    }.items():  # fmt: skip
+        write_results(at / name, odd=suite | changed)
+    (write_results(at / "void") / "results.json").write_text("{}")
+    write_run(at / "noname", config=CONFIG.replace("{name: dpo,", "{name: ,"))
+    write_run(at / "true", config=CONFIG.replace("goals: [chosen, rejected]", "goals: true"))
+    write_run(at / "word", config=CONFIG.replace("goals: [chosen, rejected]", "goals: chosen"))
     for name, text in {
         "x.json": "{}",
         "sweep.json": '{"goals": [1, 2], "models": {"m": [{"mean_score_by_goal": [1]}]}}',
@@ -168,7 +205,18 @@ BAD = {
     "empty": "empty holds no config.yaml, no results.json and no sweep.json;",
     "list": "config.yaml holds no keys and values;",
     "torn": "metrics.jsonl line 2 is not JSON",
-    "half": "results.json is not what rapo evaluate writes",
+    "half": "results.json is not what rapo evaluate writes: odd lacks explains, curves; evaluate again, or leave it out.",
+    "void": "results.json holds no suites; evaluate again, or leave it out.",
+    "value": "odd: measures[0].value is 'high', expected a number;",
+    "number": "odd: measures[0].n is None, expected an integer;",
+    "bins": "odd: curves of m: right[1] is None, expected a number;",
+    "ragged": "odd: curves of m: said, right and preferences are not of one length;",
+    "heat": "odd: curves of m: logp_per_token has not a row for each of rewards and a column for each of goals;",
+    "bare": "odd has no curves of m;",
+    "lacks": "odd has log-probabilities of one model that another lacks;",
+    "noname": "config.yaml: objective.name is None, expected a text",
+    "true": "config.yaml: relabel.goals is True, expected a list; correct it, or leave this run out.",
+    "word": "config.yaml: relabel.goals is 'chosen', expected a list;",
     "x.json": "x.json is neither a goal sweep nor the results of rapo evaluate;",
     "sweep.json": "sweep.json is no goal sweep",
     "no.jsonl": "no.jsonl line 1 has no prompt;",
