@@ -74,24 +74,29 @@ def save_png(figure: Any, path: Path, *, dpi: int = 130) -> None:
 
 def as_svg(figure: Any, name: str) -> str:
     """The figure as an element for a page, whose ids begin with `name`. Groups called series-N become classes, so that a page
-    can hide them; colours of the style become the page's."""
+    can hide them; colours of the style become the page's. What the figure says stays as it is."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"\s*<defs>\s*</defs>|\n\s*(?=<)", "", text)
-    text = text.replace("xlink:href=", "href=")
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r"\s*<defs>\s*</defs>|(?<=>)\n\s*(?=<)", "", text)
+    text = re.sub("<[^>]*>", lambda tag: tag[0].replace("xlink:href=", "href="), text)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', "".join(re.findall("<[^>]*>", text))))
 
     def renamed(found: re.Match[str]) -> str:
         if found[1] in used:
             return f' id="{name}-{found[1]}"'
         return f' class="{found[1]}"' if found[1].startswith("series-") else ""
 
-    text = re.sub(r' id="([^"]*)"', renamed, text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"#[0-9a-f]{6}\b", lambda found: PAGE.get(found[0], found[0]), text)
+    def on_page(tag: re.Match[str]) -> str:
+        markup = re.sub(r' id="([^"]*)"', renamed, tag[0])
+        markup = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", markup)
+        return re.sub(r"#[0-9a-f]{6}\b", lambda found: PAGE.get(found[0], found[0]), markup)
+
+    text = re.sub(
+        "<[^>]*>", on_page, text
+    )  # text between the tags is what a reader sees: it may look like any of these
     (box,) = re.findall(r'^<svg [^>]*?viewBox="([^"]*)"', text)
     kind = ' class="wide"' if float(box.split()[2]) > WIDE else ""
     return f'<svg viewBox="{box}"{kind} aria-hidden="true">{text[text.index(">") + 1 :]}'

@@ -210,11 +210,12 @@ def finite(number: float | None) -> float | None:
 
 def repeat(run: RunRecord) -> list[str]:
     """Commands that train the run again, and use it."""
-    config = run.path / "config.yaml"
+    path = run.path if run.path.name not in ("", "..") else run.path.resolve()  # of "." no neighbour can be named
+    config = path / "config.yaml"
     return [
-        command("rapo", "train", str(config), f"run_dir={run.path}-again"),
-        command("rapo", "export", str(run.path), f"{run.path}-hf"),
-        command("rapo", "evaluate", str(config), "--model", str(run.path), "--out", f"{run.path}-results"),
+        command("rapo", "train", str(config), f"run_dir={path}-again"),
+        command("rapo", "export", str(path), f"{path}-hf"),
+        command("rapo", "evaluate", str(config), "--model", str(path), "--out", f"{path}-results"),
     ]
 
 

@@ -12,6 +12,7 @@ if (prompts) {
     const element = document.createElement(name);
     element.textContent = text;  // never as HTML: a response may hold any text
     if (kind) element.className = kind;
+    element.dir = "auto";
     return element;
   };
   const show = () => {

@@ -40,7 +40,6 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
-    numbers: bool = True
 
 
 @dataclass(frozen=True)

@@ -86,14 +86,19 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.shown, self.scripts, self.open = "", [], []
+        self.shown, self.styles, self.scripts, self.open = "", "", [], []
+        self.around: list[str | None] = []  # the roles of the open tags
+        self.focusable: list[tuple[str, list[str | None]]] = []  # (tag, roles around it)
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        if "tabindex" in dict(attrs):
+            self.focusable.append((tag, self.around.copy()))
         if tag not in self.VOID:
             self.open.append(tag)
+            self.around.append(dict(attrs).get("role"))
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -102,11 +107,14 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
             self.open.pop()
+            self.around.pop()
 
     def handle_data(self, data):
         if self.open and self.open[-1] == "script":
             self.scripts.append((self.tags[-1][1], data))
-        elif not self.open or self.open[-1] != "style":
+        elif self.open and self.open[-1] == "style":
+            self.styles += data
+        else:
             self.shown += data
 
     def script(self, name: str) -> Any:

@@ -4,13 +4,21 @@ import base64
 import csv
 import hashlib
 import json
+import re
 import tarfile
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from rapo_jax.config.yaml_text import parse_yaml
+from rapo_jax.drawing import as_svg, styled
 from rapo_jax.evaluate.suites import likelihood, preference, unlearning
+from rapo_jax.evaluate.sweep import Sweep
+from rapo_jax.quickstart.__main__ import answer_rows
+from rapo_jax.report.charts import Easel, compared_charts
+from rapo_jax.report.run_directory import read_run
 from tests.compatibility.test_older_runs import ARCHIVE
 from tests.evaluate.test_suites import FLAT, FOLLOWS
 from tests.report.places import (
@@ -69,10 +77,90 @@ def test_a_page_asks_for_nothing_from_elsewhere(page):
         each for name in ("src", "href", "xlink:href", "srcset", "data", "action") for each in page.attribute(name)
     ]
     assert addresses and all(each.startswith(("#", "data:")) for each in addresses)
-    styles = " ".join(page.attribute("style"))
-    assert "url(" not in styles.replace("url(#", "")
+    styles = " ".join([*page.attribute("style"), page.styles])
+    assert "--ink" in page.styles and "@import" not in styles and "url(" not in styles.replace("url(#", "")
     policy = next(content for content in page.attribute("content") if "default-src" in content)
-    assert policy.startswith("default-src 'none';")
+    kinds = dict(each.strip().split(" ", 1) for each in policy.split(";"))
+    assert kinds.pop("script-src").startswith("'sha256-")
+    assert kinds == {
+        "default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:", "base-uri": "'none'",
+        "form-action": "'none'",
+    }  # fmt: skip
+
+
+def test_wide_figures_can_be_scrolled_by_keys(page):
+    """When this fails, whoever has no mouse sees half of a figure: what is inside an image has no focus."""
+    assert all("img" not in around for _, around in page.focusable)
+    wide = [each for each in page.attribute("class") if each == "wide"]
+    regions = [attributes for tag, attributes in page.tags if tag == "div" and attributes.get("class") == "scrolls"]
+    assert wide and all(each["tabindex"] == "0" and each["role"] == "region" for each in regions)
+    assert "img" in page.attribute("role")
+
+
+def test_borders_of_controls_can_be_seen(page):
+    """When this fails, a border has less than 3:1 against what is beside it (WCAG 2.2, 1.4.11)."""
+
+    def luminance(colour):
+        shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    schemes = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{([^}]*)\}", page.styles)
+    ]
+    assert len(schemes) == 2
+    for colours in schemes:
+        for behind in ("paper", "panel"):
+            dark, light = sorted(luminance(colours[each]) for each in ("edge", behind))
+            assert (light + 0.05) / (dark + 0.05) >= 3
+    for control in ("select, button", "fieldset"):
+        (colour,) = re.findall(rf"^{control} \{{[^}}]*border: 1px solid var\(--(\w+)\)", page.styles, re.MULTILINE)
+        assert colour == "edge"
+
+
+def test_text_of_any_direction_leaves_the_rest_in_order(page):
+    """When this fails, an Arabic or Hebrew name or answer turns round what stands beside it."""
+    assert {attributes.get("dir") for tag, attributes in page.tags if tag in ("blockquote", "option", "h1")} == {"auto"}
+    assert "bdi" in {tag for tag, _ in page.tags} and "unicode-bidi: isolate" in page.styles
+    (own,) = (text for attributes, text in page.scripts if not attributes.get("type"))
+    assert 'element.dir = "auto"' in own
+
+
+def test_a_figure_s_text_is_not_edited():
+    """When this fails, a model whose name looks like markup has another name in its figure."""
+    name = 'x id="q" url(#a) xlink:href= #1b1d21'
+    with styled():
+        figure, axes = Easel().axes()
+        axes.plot([0, 1], [0, 1])
+        axes.set(title=name)
+        svg = as_svg(figure, "f1")
+    root = ElementTree.fromstring(svg)
+    assert name in ["".join(each.itertext()) for each in root.iter("text")]
+    assert "var(--ink)" in svg and "#1b1d21" not in "".join(re.findall("<[^>]*>", svg))
+
+
+def test_captions_name_runs_that_have_no_values(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name)
+    write_run(tmp_path / "silent", records='{"step": 1}\n')
+    runs = [read_run(tmp_path / name, name) for name in ("a", "b", "silent")]
+    with styled():
+        said = [chart.said for chart in compared_charts(runs, Easel())]
+    assert said and all("No values of silent." in each for each in said)
+
+
+def test_printed_commands_are_whole(tmp_path, monkeypatch):
+    """When this fails, the command of a page makes another page, or that of a run writes to ".-again"."""
+    monkeypatch.chdir(write_run(tmp_path / "run"))
+    assert report(".", "-o", "../p.html", "--title", "A b", "--csv", "../n.csv", "--json", "../n.json") == 0
+    shown = Page((tmp_path / "p.html").read_text()).shown
+    assert "rapo report . -o ../p.html --title 'A b' --json ../n.json --csv ../n.csv" in shown
+    assert f"run_dir={tmp_path / 'run'}-again" in shown and f"rapo export {tmp_path / 'run'} " in shown
+
+
+def test_the_quickstart_keeps_every_answer():
+    run = Sweep((1.0, 2.0), np.array([[1.0], [2.0]]), ("a", "b"), (("a",), ("b",)))
+    assert [row["response"] for row in answer_rows({"m": [run, run]}, ["p"])] == ["a", "b", "a", "b"]
 
 
 def test_every_id_is_unique_and_every_link_leads_to_one(page):
