@@ -14,6 +14,9 @@ only scored positions are multiplied by the vocabulary matrix.
 Where rows are shorter than the longest group, a group may be split over rows of its microbatch: some of its branches stand
 in another row, after a copy of the prompt. All that belongs to the group is at its home, one of these rows, and `summed_at`
 says at which place of which row each branch is summed.
+
+Where devices share rows (mesh.context), `tokens`, `position`, `group` and `branch` stand in another order, in which each device
+has as much to do, and `source` points into it: what a token sees follows from its position, not from its place.
 """
 
 from dataclasses import dataclass, fields

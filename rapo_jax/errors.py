@@ -4,6 +4,7 @@ Any other exception is a bug and shows its traceback.
 """
 
 import re
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -63,6 +64,15 @@ def counted(number: int, one: str, many: str = "") -> str:
     ('1 row', '1,200 rows', '1 row holds')
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def axes_in_words(sizes: Mapping[str, Any]) -> str:
+    """The axes of a mesh with their sizes; the context axis only where it is in use.
+
+    >>> axes_in_words({"data": 1, "fsdp": 4, "context": 1, "tensor": 2})
+    '1 data x 4 fsdp x 2 tensor'
+    """
+    return " x ".join(f"{size} {axis}" for axis, size in sizes.items() if (axis, size) != ("context", 1))
 
 
 def masked(text: str) -> str:

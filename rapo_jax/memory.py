@@ -4,10 +4,11 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the text of XLA's error
 
 # What asks for memory, by verb, and what is not lost when there is too little.
 FEWER_ROWS = "lower rows.per_shard, rows.length or data.max_length"
+AMONG_MORE = "the model among more devices with mesh.fsdp, and long rows with mesh.context"
 MEMORY_KNOBS = {
-    "train": f"{FEWER_ROWS}, set model.remat=full, or share the model among more devices with mesh.fsdp",
-    "score": f"{FEWER_ROWS}, set model.dtype=bfloat16, or share the model among more devices with mesh.fsdp",
-    "evaluate": f"{FEWER_ROWS}, set model.dtype=bfloat16, or share the model among more devices with mesh.fsdp",
+    "train": f"{FEWER_ROWS}, set model.remat=full, or share {AMONG_MORE}",
+    "score": f"{FEWER_ROWS}, set model.dtype=bfloat16, or share {AMONG_MORE}",
+    "evaluate": f"{FEWER_ROWS}, set model.dtype=bfloat16, or share {AMONG_MORE}",
     "generate": "lower --batch-tokens or --batch-size; --dtype bfloat16 takes less, with another --out",
     "export": "share the model among more devices, or take a machine with more memory",
 }

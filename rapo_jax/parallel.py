@@ -5,8 +5,9 @@ Four axes: `data` replicates parameters and splits rows, `fsdp` splits rows and 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import TypedDict
 
 import jax
 import numpy as np
@@ -75,18 +76,14 @@ def num_row_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def shards_of_rows(mesh: Mesh) -> dict[str, int]:
+class ShardsOfRows(TypedDict):
+    num_row_shards: int
+    context: int
+
+
+def shards_of_rows(mesh: Mesh) -> ShardsOfRows:
     """What a batch plan must know of a mesh: the number of shards of a batch's rows, and of each row's tokens."""
     return {"num_row_shards": num_row_shards(mesh), "context": mesh.shape[CONTEXT]}
-
-
-def axes_in_words(sizes: Mapping[str, int]) -> str:
-    """The axes of a mesh with their sizes; the context axis only where it is in use.
-
-    >>> axes_in_words({"data": 1, "fsdp": 4, "context": 1, "tensor": 2})
-    '1 data x 4 fsdp x 2 tensor'
-    """
-    return " x ".join(f"{size} {axis}" for axis, size in sizes.items() if axis != CONTEXT or size > 1)
 
 
 def sharding(mesh: Mesh, letters: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -22,8 +22,10 @@ from jaxtyping import Int
 from rapo_jax.batching.dealing import ROW_MULTIPLE
 from rapo_jax.errors import UserError, counted
 
-SPLIT_MULTIPLE = 16  # row lengths are multiples of it; multiples of 128 would waste up to 8 % of rows of 1,600
-MICROBATCH_TOKENS = 4096  # most tokens of an automatic microbatch on each row shard, unless a row must be longer
+SPLIT_MULTIPLE = 16  # of row lengths where devices share none; multiples of 128 would waste up to 8 % of rows of 1,600
+MICROBATCH_TOKENS = (
+    4096  # most tokens of an automatic microbatch on each shard of rows and tokens, unless a row must be longer
+)
 NUM_SAMPLED_STEPS = 16  # steps on which row lengths are compared
 MOST_SAMPLED = 4096  # groups of a sampled step, at most
 MOST_BLOCKS = 4  # microbatches a step up to which the row length is fitted to their number

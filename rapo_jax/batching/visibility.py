@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-EVERYTHING = 2**30  # a window wider than any row
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -38,9 +36,10 @@ def visible_tiles_of_row(
     branch_T: Int[np.ndarray, "T"],
     *,
     tile: tuple[int, int],
-    window: int = EVERYTHING,
+    window: int | None = None,
 ) -> Bool[np.ndarray, "rows columns"]:
-    """Whether anything is visible in each tile, [T / height, T / width], by the rule of models/attention/layout.py."""
+    """Whether anything is visible in each tile, [T / height, T / width], by the rule of models/attention/layout.py, within a window if
+    one is given."""
     height, width = tile
     queries, keys = (runs_of(position_T, group_T, branch_T, size=size) for size in tile)
     seen = np.zeros((len(group_T) // height, len(group_T) // width), bool)
@@ -52,7 +51,7 @@ def visible_tiles_of_row(
             sees = (first_k <= last_q) & (first_q <= last_k)
         else:
             on_path = (branch_k == 0) | (branch_k == branch_q)
-            sees = on_path & (first_k <= last_q) & (first_q - last_k < window)
+            sees = on_path & (first_k <= last_q) & (window is None or first_q - last_k < window)
         at_q, at_k = np.nonzero(sees)
         seen[queries.tile[q][at_q], keys.tile[k][at_k]] = True
     return seen

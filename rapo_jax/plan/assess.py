@@ -15,7 +15,7 @@ from rapo_jax.config.files import as_dict, from_dict, insert
 from rapo_jax.config.tree import Config
 from rapo_jax.config.yaml_text import parse_yaml
 from rapo_jax.models.spec import Spec
-from rapo_jax.parallel import CONTEXT, make_mesh, num_row_shards
+from rapo_jax.parallel import make_mesh, shards_of_rows
 from rapo_jax.plan.compile import Memory, compile_step, resident_memory
 from rapo_jax.plan.hlo import parse_hlo
 from rapo_jax.plan.kernels import Attention, attention_of
@@ -136,9 +136,7 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
     config, spec, target = changed(question.config, question.changes), question.spec, question.target
     mesh = make_mesh(**vars(config.mesh), devices=target.devices)
     started = time.monotonic()
-    plan = pipeline.plan_training(
-        question.lengths.groups, config, num_row_shards=num_row_shards(mesh), context=mesh.shape[CONTEXT]
-    )
+    plan = pipeline.plan_training(question.lengths.groups, config, **shards_of_rows(mesh))
     packing = packing_of(plan, config, len(question.lengths.groups), time.monotonic() - started)
     said = (question, dict(mesh.shape), packing)
     least = resident_memory(config, spec, mesh, plan.shape)

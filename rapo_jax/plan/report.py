@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from rapo_jax.errors import counted
-from rapo_jax.parallel import CONTEXT, axes_in_words
+from rapo_jax.errors import axes_in_words, counted
+from rapo_jax.parallel import CONTEXT
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, Packing, changed
 from rapo_jax.plan.least import least_collectives
 from rapo_jax.plan.program import Program, link_bytes

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rapo_jax.errors import counted
+from rapo_jax.errors import axes_in_words, counted
 from rapo_jax.report.comparison import setting
 from rapo_jax.report.run_directory import RunRecord, part
 
@@ -117,11 +117,17 @@ def lost_of(run: RunRecord, name: str, metric: str) -> str:
 
 
 def mesh_of(config: dict[str, Any], made: dict[str, Any]) -> str:
-    axes = part(made, "mesh") or {axis: config.get(f"mesh.{axis}", "?") for axis in ("data", "fsdp", "tensor")}
-    said = " x ".join(f"{size} {axis}" for axis, size in axes.items())
+    axes = part(made, "mesh") or asked_mesh(config)
+    said = axes_in_words(axes)
     if device := made.get("device"):
         return f"{made.get('num_devices', '?')} {device} ({said})"
     return f"{said} (-1: all that are left); devices {NOT_RECORDED}"
+
+
+def asked_mesh(config: dict[str, Any]) -> dict[str, Any]:
+    """The sizes that a configuration asks for; those of earlier versions have no context axis."""
+    absent = {"data": "?", "fsdp": "?", "context": 1, "tensor": "?"}
+    return {axis: config.get(f"mesh.{axis}", size) for axis, size in absent.items()}
 
 
 def versions_of(made: dict[str, Any]) -> str:

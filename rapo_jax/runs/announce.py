@@ -26,10 +26,9 @@ from rapo_jax.data.report_figure import draw_report
 from rapo_jax.data.scaling import SCALE_FILE
 from rapo_jax.data.sources import counts_in_words
 from rapo_jax.distributed import say
-from rapo_jax.errors import counted, shown
+from rapo_jax.errors import axes_in_words, counted, shown
 from rapo_jax.models.parameters import parameter_letters, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, read_config
-from rapo_jax.parallel import axes_in_words
 from rapo_jax.runs.setup import Setup
 from rapo_jax.runs.start import Start
 from rapo_jax.train.optim import learning_rate

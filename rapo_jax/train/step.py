@@ -142,7 +142,7 @@ def reference_shardings(config: Config, spec: Spec, mesh: Mesh) -> dict:
 
 
 def batch_shardings(mesh: Mesh, shape: Shape) -> Batch[NamedSharding]:
-    """Shardings of a batch: rows over (data, fsdp), all else replicated."""
+    """Shardings of a batch: rows over (data, fsdp), their tokens and scored positions over context, all else replicated."""
     sizes = {letter: getattr(shape, letter) for letter in "MBTSPCAE"}
     return Batch(
         **{name: sharding(mesh, letters, tuple(sizes[c] for c in letters)) for name, letters in LETTERS.items()}

@@ -25,7 +25,9 @@ from tests.tiny import RUN, rapo
     ("arguments", "remedy"),
     [
         (["train", "CONFIG"], "rows.per_shard, rows.length or data.max_length, set model.remat=full, or share the model among "
-         "more devices with mesh.fsdp. What run_dir holds is safe, and the same command goes on from its last checkpoint."),
+         "more devices with mesh.fsdp, and long rows with mesh.context. What run_dir holds is safe, and the same command goes on from its last checkpoint."),
+        (["score", "CONFIG", "--out", "x"], "with mesh.fsdp, and long rows with mesh.context. What was computed is kept"),
+        (["evaluate", "x", "--model", "x", "--out", "x"], "with mesh.fsdp, and long rows with mesh.context. What was computed is kept"),
         (["generate", "x", "--prompts", "x", "--out", "x"], "lower --batch-tokens or --batch-size; --dtype bfloat16 takes less, with another --out. The answers so far are kept"),
     ],
 )  # fmt: skip

@@ -106,7 +106,8 @@ def test_two_processes_with_other_weights_stop_before_they_are_mixed(world, tmp_
 
 
 def test_two_processes_score_like_one(world, tmp_path):
-    """When this fails, `rapo score` on a pod writes other rewards than on one host, or hangs in its forward pass."""
+    """When this fails, `rapo score` on a pod writes other rewards than on one host, or hangs in its forward pass. Of each row the
+    one process has the first half of the stored tokens, and the other the second."""
     own = {
         "model.path": world.directory,
         "data.path": world.directory / "pairs.jsonl",
@@ -130,7 +131,8 @@ def test_two_processes_score_like_one(world, tmp_path):
         ]
 
     assert tiny.rapo(*arguments(tmp_path / "one.jsonl")) == runs.DONE
-    codes, said = in_two_processes(arguments(tmp_path / "two.jsonl"), log=tmp_path / "log")
+    shared = ["mesh.fsdp=1", "mesh.context=2", "mesh.tensor=4", "rows.length=256"]
+    codes, said = in_two_processes([*arguments(tmp_path / "two.jsonl"), *shared], log=tmp_path / "log")
     assert codes == [runs.DONE, runs.DONE] and said.count("next: rapo train") == 1
     files = ((tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two"))
     one, two = ([json.loads(line)["rewards"] for line in lines] for lines in files)

@@ -201,6 +201,17 @@ def test_a_plan_for_virtual_devices(place, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_plan_whose_devices_share_rows(place, tmp_path, capsys):
+    """When this fails, attention among the keys of other devices is counted as if each device had all queries, or none."""
+    out = tmp_path / "plan.json"
+    assert rapo(*arguments(place, QUICK, "mesh.context=2", "--devices", "cpu:4", "--json", out)) == 0
+    printed, tree = capsys.readouterr().out, json.loads(out.read_text())
+    assert "4 cpu (1 data x 2 fsdp x 2 context x 1 tensor)" in printed
+    assert tree["target"]["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1}
+    assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
+
+
+@pytest.mark.slow
 def test_remat_is_counted_separately(place, tmp_path):
     """When this fails, a plan counts work that is done twice as useful."""
     trees = {}

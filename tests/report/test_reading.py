@@ -8,7 +8,7 @@ from rapo_jax.errors import UserError
 from rapo_jax.report.answers import Answer, gallery_of, goal_label, read_answers, text_of_prompt
 from rapo_jax.report.charts import binned, undrawn
 from rapo_jax.report.comparison import ABSENT, differences, setting
-from rapo_jax.report.facts import data_facts, metric_rows, objective_of, origin, speed
+from rapo_jax.report.facts import data_facts, mesh_of, metric_rows, objective_of, origin, speed
 from rapo_jax.report.inputs import own_names, read_inputs, short_names
 from rapo_jax.report.page import overview
 from rapo_jax.report.run_directory import curve, flat, read_records, read_run
@@ -104,6 +104,17 @@ def test_what_differs_is_found_and_what_came_with_a_version_is_apart():
     assert [setting(each) for each in (None, True, 1e-6, 0.1, ["a", 2], {"a": 1.0}, "")] == [
         "null", "true", "1e-06", "0.1", "[a, 2]", "{a: 1}", "''",
     ]  # fmt: skip
+
+
+def test_the_axis_that_shares_rows_is_told_where_it_is_in_use():
+    """When this fails, a report hides how a run's rows were shared, or names an axis that nobody used."""
+    made = {"device": "TPU v5e", "num_devices": 8}
+    unused, used = ({"data": 1, "fsdp": 8 // size, "context": size, "tensor": 1} for size in (1, 4))
+    assert mesh_of({}, made | {"mesh": unused}) == "8 TPU v5e (1 data x 8 fsdp x 1 tensor)"
+    assert mesh_of({}, made | {"mesh": used}) == "8 TPU v5e (1 data x 2 fsdp x 4 context x 1 tensor)"
+    earlier = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
+    assert mesh_of(earlier, {}).startswith("1 data x -1 fsdp x 1 tensor (-1: ")
+    assert mesh_of(earlier | {"mesh.context": 2}, {}).startswith("1 data x -1 fsdp x 2 context x 1 tensor (")
 
 
 def test_answers_go_from_no_goal_and_the_lowest_to_the_highest():

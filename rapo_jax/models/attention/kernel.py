@@ -22,7 +22,8 @@ class Kernel:
     """An implementation of grouped-query attention, equal to `attend_einsum` for every mask.
 
     attend: (q_BTNH, k_BUKH, v_BUKH, *, mask_BTU, scale, softcap) -> out_BTNH; with a schedule also `schedule`. It is
-        called on each device's own rows and heads. Arrays that its backward pass needs and that remat may keep carry the
+        called on each device's own rows and heads; where devices share rows, with each one's own queries and all keys
+        (T < U). Arrays that its backward pass needs and that remat may keep carry the
         checkpoint_name "attention_out".
     schedule: mask_BTU -> arrays with a leading dimension B, computed once per mask rather than once per layer.
     takes: (T, U, H) -> whether it accepts T queries and U keys per row, in heads of width H; if not, einsum is used.

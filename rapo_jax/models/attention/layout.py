@@ -15,7 +15,8 @@ from jaxtyping import Bool, Int
 class Layout:
     """Position and membership of a row's tokens, int32 [B, T] each.
 
-    `index` is the storage order, which causality follows. `position` is the rotary position: every response of a group
+    `index` is the order that causality follows: the storage order, or where tokens are dealt to devices their position, with
+    padding after all tokens. `position` is the rotary position: every response of a group
     continues from the end of the prompt, so siblings share positions. `group` tells prompts apart (0 is padding);
     `branch` is 0 for a group's prompt and 1..C for its responses.
     """
