@@ -45,7 +45,8 @@ def judge_options(options: argparse.Namespace):
     if not given:
         return None
     cache = Path(given.pop("cache", "") or Path(options.out).with_name("judge_cache.jsonl"))
-    judge = JudgeOptions(**{"url": "", "model": ""} | given, cache=cache)
+    url, model = given.pop("url", ""), given.pop("model", "")
+    judge = JudgeOptions(url, model, **given, cache=cache)
     return replace(judge, key=os.environ.get(judge.key_from, ""))
 
 
