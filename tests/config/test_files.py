@@ -135,7 +135,7 @@ def test_numbers_in_scientific_notation_are_numbers(load, number):
         ("objective.betta=0.1", "unknown key objective.betta; did you mean objective.beta?"),
         ("modle.path=x", "unknown key modle; did you mean model?"),
         ("train.batchsize=4", "unknown key train.batchsize; did you mean train.batch_size?"),
-        ("mesh.zzz=1", "unknown key mesh.zzz; known: data, fsdp, tensor"),
+        ("mesh.zzz=1", "unknown key mesh.zzz; known: context, data, fsdp, tensor"),
         ("objective.name=dbo", "objective.name='dbo' is unknown; did you mean 'dpo'?"),
         ("data.columns.score=x", "unknown key data.columns.score; did you mean data.columns.score_chosen?"),
     ],

@@ -63,7 +63,8 @@ def test_steps_from_the_same_adapters_are_those_of_peft(family, lora, tmp_path):
     optimizer = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "schedule": "linear", "weight_decay": 0.1}
     tree = configuration(tmp_path, family, lora=lora, optimizer=optimizer)
     setup = set_up(from_dict(tree))
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    ones = (1,) * len(AXES)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(ones), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     (tmp_path / "start").mkdir()
     first = trainable(starting_parameters(setup), setup.spec, mesh, seed=0)
     save_adapters(first, setup.spec, tmp_path / "start", base=tree["model"]["path"])

@@ -117,7 +117,8 @@ class Ours:
 def run(tree: dict) -> Ours:
     """Trains on one device as `rapo train` would with this configuration."""
     config = from_dict(tree)
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    ones = (1,) * len(AXES)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(ones), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     setup = replace(set_up(config), mesh=mesh)
     data = pipeline.load_training(config, setup.tokenizer, goal_prompt=setup.goal_prompt)
     plan = pipeline.plan_training(data.groups, config, num_row_shards=num_row_shards(mesh))

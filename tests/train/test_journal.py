@@ -174,7 +174,7 @@ def test_a_run_becomes_a_page(run_dir, tmp_path):
     assert rapo("report", run_dir, "-o", tmp_path / "page.html", "--json", tmp_path / "numbers.json") == 0
     (run,) = json.loads((tmp_path / "numbers.json").read_text())["runs"]
     assert (run["steps"], run["planned_steps"], run["config"]["objective.beta"]) == (2, 2, 0.1)
-    assert run["data"]["run"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert run["data"]["run"]["mesh"] == {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
     assert run["data"]["run"]["parameters"] > 1000 and run["data"]["run"]["device"] == "cpu"
     assert len(run["curves"]["goal_chosen/rewards/accuracies"]["step"]) == 2
     assert "cpu (1 data x 8 fsdp x 1 tensor)" in (tmp_path / "page.html").read_text()
