@@ -12,7 +12,6 @@ from rapo_jax.report.answers import goal_label, mean_scores
 from rapo_jax.report.charts import MOST_POINTS, PANELS
 from rapo_jax.report.facts import SIDES, speed
 from rapo_jax.report.inputs import Inputs
-from rapo_jax.report.published import publishable
 from rapo_jax.report.run_directory import RunRecord, curve
 
 HEADER = ("kind", "name", "suite", "quantity", "where", "model", "value", "low", "high", "n")
@@ -64,17 +63,17 @@ def run_tree(run: RunRecord) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A tree that JSON can hold: lists for tuples, null for what is not finite, text without secrets for anything else."""
+    """A tree that JSON can hold: lists for tuples, null for what is not finite, text for anything else."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case None | bool() | int():
             return value
         case dict():
-            return {publishable(str(key)): plain(each) for key, each in value.items()}
+            return {str(key): plain(each) for key, each in value.items()}
         case list() | tuple():
             return [plain(each) for each in value]
-    return publishable(str(value))
+    return str(value)
 
 
 def as_csv(inputs: Inputs) -> str:
@@ -82,8 +81,7 @@ def as_csv(inputs: Inputs) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEADER)
-    for row in csv_rows(inputs):  # each cell by itself: a secret may hold what parts the cells
-        writer.writerow([publishable(cell) if isinstance(cell, str) else cell for cell in row])
+    writer.writerows(csv_rows(inputs))
     return out.getvalue()
 
 

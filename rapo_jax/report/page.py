@@ -18,7 +18,6 @@ from markupsafe import Markup
 
 from rapo_jax.borders import json_line
 from rapo_jax.drawing import LINES, PAGE, series
-from rapo_jax.errors import masked
 from rapo_jax.evaluate.result import Result, reliability_bins, shown
 from rapo_jax.report import charts, facts
 from rapo_jax.report.answers import Answer, Gallery, gallery_of, goal_label, json_for_page, mean_scores, rank, tree_of
@@ -120,7 +119,7 @@ def overview(runs: Sequence[RunRecord]) -> Table | None:
         sides = run.config.get("relabel.goals") or []
         cells = [facts.objective_of(run.config), ", ".join(map(str, sides)) or "none", facts.steps_of(run)]
         cells += [number(each) for each in (loss[0], *accuracy[:3], speed["pairs_per_s"][1], speed["hours"][1])]
-        rows.append((run.name, tuple(map(masked, cells))))
+        rows.append((run.name, tuple(cells)))
     return Table("Runs; metrics are held-out ones where a run has any", columns, tuple(rows))
 
 
@@ -222,11 +221,10 @@ class Comparison:
 
 def comparison(runs: Sequence[RunRecord], easel: charts.Easel) -> Comparison:
     found = differences([run.config for run in runs])
-    rows = tuple((key, tuple(map(masked, values))) for key, values in found.rows)
     marks = tuple(
         (run.name, PAGE[str(series(n)["color"])], DASHES[series(n)["linestyle"]]) for n, run in enumerate(runs)
     )
-    return Comparison(Differences(rows, found.unrecorded), tuple(charts.compared_charts(runs, easel)), marks)
+    return Comparison(found, tuple(charts.compared_charts(runs, easel)), marks)
 
 
 def run_view(run: RunRecord, place: int, *, drawn_by: charts.Easel | None) -> dict[str, Any]:
@@ -239,13 +237,13 @@ def run_view(run: RunRecord, place: int, *, drawn_by: charts.Easel | None) -> di
     return {
         "name": run.name,
         "anchor": f"run-{place}",
-        "origin": [(what, masked(value)) for what, value in facts.origin(run)],
+        "origin": facts.origin(run),
         "charts": list(charts.run_charts(run, drawn_by)) if drawn_by else [],
         "elsewhere": drawn_by is None,
         "metrics": Table(f"Metrics of {where}", tuple(name for _, name in used), rows),
         "speed": speed,
-        "commands": [masked(each) for each in facts.repeat(run)],
-        "config": [(key, masked(setting(value))) for key, value in run.config.items()],
+        "commands": facts.repeat(run),
+        "config": [(key, setting(value)) for key, value in run.config.items()],
         "empty": not run.records,
     }
 
@@ -264,11 +262,11 @@ def data_sections(runs: Sequence[RunRecord], easel: charts.Easel) -> list[dict[s
             {
                 "runs": [run.name for run in members],
                 "anchor": f"data-{place}",
-                "path": masked(said),
-                "charts": list(charts.data_charts(report, masked(said), easel)),
+                "path": said,
+                "charts": list(charts.data_charts(report, said, easel)),
                 "facts": facts.data_facts(report),
                 "held_out": facts.data_facts(held_out),
-                "held_out_path": masked(str(held_out.get("path", ""))),
+                "held_out_path": str(held_out.get("path", "")),
             }
         )
     return sections
