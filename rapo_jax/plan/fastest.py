@@ -84,9 +84,10 @@ class Search:
     def expected_peak(self, setting: Setting) -> float:
         """The least peak to expect: the estimated one, its temporaries corrected by those of compiled settings that are alike."""
         memory = setting.estimate.memory
-        certain = memory.resident + memory.gradients
+        certain = certain_bytes(setting)
         ratios = [
-            (each.assessment.memory.peak - certain_of(each)) / (each.setting.estimate.memory.peak - certain_of(each))
+            (each.assessment.memory.peak - certain_bytes(each.setting))
+            / (each.setting.estimate.memory.peak - certain_bytes(each.setting))
             for each in self.tried
             if each.assessment and each.assessment.compile_seconds is not None and alike(each.setting, setting)
         ]
@@ -213,10 +214,6 @@ def least_cost(setting: Setting) -> float:
 
 def certain_bytes(setting: Setting) -> float:
     return setting.estimate.memory.resident + setting.estimate.memory.gradients
-
-
-def certain_of(tried: Tried) -> float:
-    return certain_bytes(tried.setting)
 
 
 def alike(one: Setting, other: Setting) -> bool:

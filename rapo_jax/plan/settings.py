@@ -13,7 +13,8 @@ from typing import get_args
 
 from jax.sharding import Mesh
 
-from rapo_jax.batching.batch_plan import ROW_MULTIPLE, Group, group_lengths
+from rapo_jax.batching.batch_plan import Group, group_lengths
+from rapo_jax.batching.dealing import ROW_MULTIPLE
 from rapo_jax.batching.pipeline import number_of_steps
 from rapo_jax.batching.splitting import GroupLengths, round_up
 from rapo_jax.config.tree import Config, MeshSizes, Remat

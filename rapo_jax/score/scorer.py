@@ -152,7 +152,6 @@ def refuse_options(request: ScoreRequest, *, of: Sequence[str]) -> None:
         "--reference": request.reference,
         "--step": request.step is not None,
         "--write": request.write,
-        "--judge-url": request.judge,
     }
     for option, value in given.items():
         if value and option not in of:

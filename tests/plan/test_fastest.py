@@ -18,7 +18,7 @@ from rapo_jax.plan.fastest import ALLOWANCE, MARGIN, Search, search_fastest, try
 from rapo_jax.plan.fastest_report import fastest_screen
 from rapo_jax.plan.settings import BFLOAT16_MOMENT, CACHE, settings_for
 from rapo_jax.plan.targets import GiB
-from tests.plan.test_verb import PLAN, QUICK, SHAPE, message
+from tests.plan.test_verb import QUICK, message
 from tests.tiny import rapo
 
 CHIP = targets.Chip(memory=2 * GiB, memory_bandwidth=1e11, link=1e9)
@@ -29,15 +29,6 @@ def known_speed(monkeypatch):
     """Few records, and a CPU whose speed is known, so that it has a roofline."""
     monkeypatch.setattr("rapo_jax.plan.lengths.NUM_RECORDS", 60)
     monkeypatch.setitem(accounting.PEAK_FLOPS, "cpu", 1e11)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("fastest")
-    (place / "config.yaml").write_text(PLAN)
-    (place / "shape").mkdir()
-    (place / "shape" / "config.json").write_text(json.dumps(SHAPE))
-    return place
 
 
 def question(place, *more, number=4, memory=2 * GiB):

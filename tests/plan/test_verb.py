@@ -19,10 +19,8 @@ from rapo_jax.plan.hlo import parse_hlo
 from rapo_jax.plan.lengths import Lengths
 from rapo_jax.plan.program import link_bytes, read_program
 from rapo_jax.plan.targets import GiB, gpu_description, split_topology
-from tests.tiny import CONFIG, RUN, rapo, tiny_spec, write_model, write_rows
-
-SHAPE = CONFIG | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 2}
-PLAN = RUN + "rows: {length: 512}\n"
+from tests.plan.conftest import PLAN, SHAPE
+from tests.tiny import rapo, tiny_spec, write_model, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +30,6 @@ def same_environment():
     yield
     os.environ.clear()
     os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A config, and a model that is nothing but a config.json."""
-    place = tmp_path_factory.mktemp("plan")
-    (place / "config.yaml").write_text(PLAN)
-    (place / "shape").mkdir()
-    (place / "shape" / "config.json").write_text(json.dumps(SHAPE))
-    return place
 
 
 @pytest.fixture(autouse=True)

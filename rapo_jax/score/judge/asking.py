@@ -35,7 +35,7 @@ ENOUGH_FAILED = 20  # responses without a verdict, and none with one: the model 
 
 def open_judge(config: Config, request: ScoreRequest, mesh: MakeMesh) -> OutsideScorer:
     """--scorer=judge. Raises UserError where its server or its model has no name."""
-    refuse_options(request, of=("--judge-url",))
+    refuse_options(request, of=())
     options = request.judge
     if options is None or not options.url or not options.model:
         raise UserError("--scorer=judge needs --judge-url (such as http://localhost:8000/v1) and --judge-model.")
