@@ -1,4 +1,4 @@
-"""The command line's arguments and help. What each subcommand does is in cli.py."""
+"""The command line's arguments and help. What each subcommand does is in rapo_jax/cli."""
 
 import argparse
 import textwrap
