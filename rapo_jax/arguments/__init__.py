@@ -130,6 +130,14 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="default 1")
     to.add_argument("--seed", type=within(-(2**63), 2**63 - 1, kind=int), metavar="S", help="default 0")
     to.add_argument(
+        "--num-samples",
+        "--n",
+        type=within(1, 10**6, kind=int),
+        default=1,
+        metavar="N",
+        help="answers to each prompt, one a row, numbered in a column sample (default %(default)s)",
+    )
+    to.add_argument(
         "--batch-size", type=within(1, kind=int), default=16, metavar="B", help="prompts at once (default %(default)s)"
     )
     to.add_argument(

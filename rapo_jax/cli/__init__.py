@@ -230,7 +230,7 @@ def generate(options: argparse.Namespace) -> int:
     keep_compilations()
     work_begins()
     fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
-    fields += ("temperature", "top_p", "seed", "batch_size", "batch_tokens", "dtype", "chat_template")
+    fields += ("temperature", "top_p", "seed", "num_samples", "batch_size", "batch_tokens", "dtype", "chat_template")
     given = {name: getattr(options, name) for name in fields}
     given["template_options"] = read_mapping(options.template_options or "{}", option="--template-options")
     model = find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1))

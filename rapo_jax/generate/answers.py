@@ -22,10 +22,11 @@ from rapo_jax.errors import Interrupted, UserError, counted
 from rapo_jax.generate.asked import Asked, GivenSampling, goal_of_row, require_on_scale
 from rapo_jax.generate.batches import BatchLimits
 from rapo_jax.generate.columns import beside, renamed_columns
-from rapo_jax.generate.decode import decode_segments
+from rapo_jax.generate.engine import Engine, Question
+from rapo_jax.generate.own import OwnEngine
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
-from rapo_jax.generate.store import Sample, SampleStore, day_of, open_store
+from rapo_jax.generate.store import Key, SampleStore, day_of, open_store
 from rapo_jax.models.spec import require_vocabulary
 from rapo_jax.opened import ClosedModel, OpenedTokenizer, Rendering, answer_text, load_model, require_ids_fit
 
@@ -36,7 +37,8 @@ class Request:
 
     Without `goal` a prompt asks for the goal in its own row, or else for what the model's chat template asks for; `no_goal`
     asks for none in any case, and `any_goal` allows goals outside the model's scale. `raw` continues texts without a chat
-    template. Settings of sampling that are None come from columns of the rows, or else are the defaults of `Sampling`.
+    template. Settings of sampling that are None come from columns of the rows, or else are the defaults of `Sampling`. Every
+    prompt is answered `num_samples` times, each answer with random numbers of its own.
     Lengths are in tokens. A batch has at most `batch_size` prompts and `batch_tokens` tokens, prompts and answers together.
     """
 
@@ -51,6 +53,7 @@ class Request:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    num_samples: int = 1
     batch_size: int = 16
     batch_tokens: int = 16384
     dtype: str = "float32"
@@ -98,14 +101,17 @@ def answer_file(model: ClosedModel, request: Request) -> str:
     require_same(identity)
     with ExitStack() as stack:
         store = on_first(lambda: stack.enter_context(open_store(kept, identity, day=day)))
-        known = from_first(np.array([bool(store) and (index, 0) in store.known for index in range(len(job.prompts))]))
+        wanted = [(index, number) for index in range(len(job.prompts)) for number in range(request.num_samples)]
+        known = from_first(np.array([bool(store) and key in store.known for key in wanted]))
         on_first(lambda: refuse_output(out, goes_on=bool(known.all())))
         progress = Progress(len(known), int(known.sum()))
-        announce(job, kept, num_known=int(known.sum()), num_damaged=store.damaged if store else 0)
+        announce(
+            job, kept, num_known=int(known.sum()), num_wanted=len(known), num_damaged=store.damaged if store else 0
+        )
         if not known.all():
-            fill(store, job, request, known=set(map(int, np.flatnonzero(known))), progress=progress)
+            fill(store, job, request, known={wanted[at] for at in np.flatnonzero(known)}, progress=progress)
         if store:
-            write_json_lines(out, answer_rows(job, store))
+            write_json_lines(out, answer_rows(job, store, num_samples=request.num_samples))
             kept.unlink()
     return f"{counted(len(known), 'answer')}, {progress.rate}"
 
@@ -135,7 +141,7 @@ def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
     asked = how_asked(opened, prompts, request, model=model.name)
     tokens = encode(opened, prompts, goals=[None if each.said else each.goal for each in asked], request=request)
     require_ids_fit(tokens, opened.tokenizer, model.spec, said=model.name)
-    columns = [columns_of(each) for each in asked]
+    columns = [columns_of(each, num_samples=request.num_samples) for each in asked]
     renamed = renamed_columns([prompt.columns for prompt in prompts], columns, said=request.prompts)
     return Job(model, opened, prompts, asked, tokens, columns, renamed)
 
@@ -179,11 +185,12 @@ def encode(
     return chat_tokens(opened, prompts, goals=goals, max_length=request.max_prompt_length)
 
 
-def columns_of(asked: Asked) -> dict[str, Any]:
-    """How a prompt is asked, as columns."""
+def columns_of(asked: Asked, *, num_samples: int) -> dict[str, Any]:
+    """How a prompt is asked, as columns. Those of several samples are numbered from 0."""
     goal, sampling = asked.goal, asked.sampling
     written = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-    return {"goal": list(goal) if isinstance(goal, tuple) else goal, **written}
+    numbered = {"sample": 0} if num_samples > 1 else {}
+    return {"goal": list(goal) if isinstance(goal, tuple) else goal, **written, **numbered}
 
 
 def identity_of(job: Job, request: Request) -> dict[str, Any]:
@@ -213,7 +220,7 @@ def digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
-def announce(job: Job, kept: Path, *, num_known: int, num_damaged: int) -> None:
+def announce(job: Job, kept: Path, *, num_known: int, num_wanted: int, num_damaged: int) -> None:
     """Says what is not as the command alone would have it."""
     for name, new in job.renamed.items():
         say(f"  note   the prompts' column {name} is kept as {new}")
@@ -222,39 +229,42 @@ def announce(job: Job, kept: Path, *, num_known: int, num_damaged: int) -> None:
             f"  note   {counted(num_damaged, 'damaged line')} of {kept} {'is' if num_damaged == 1 else 'are'} sampled again"
         )
     if num_known:
-        say(f"{num_known:,} of {counted(len(job.prompts), 'answer')} found in {kept}")
+        say(f"{num_known:,} of {counted(num_wanted, 'answer')} found in {kept}")
 
 
-def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[int], progress: Progress) -> None:
+def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[Key], progress: Progress) -> None:
     """Samples what is not known and appends it to the store. Raises Interrupted."""
-    model = load_model(job.model, job.opened, dtype=request.dtype)
-    segments = decode_segments(
-        model.parameters,
-        model.spec,
-        [(tokens, each.sampling) for tokens, each in zip(job.tokens, job.asked, strict=True)],
-        stop_tokens=model.stop_tokens,
-        mesh=model.mesh,
-        dtype=model.dtype,
-        limits=request.limits,
-        known=known,
-    )
+    engine: Engine = OwnEngine(load_model(job.model, job.opened, dtype=request.dtype), request.limits)
     progress.start()
     with interruptible() as interrupted:
-        for number, segment in enumerate(segments):
+        for number, drawn in enumerate(engine.sample(questions(job), num_samples=request.num_samples, known=known)):
             if store:
-                store.append(Sample(index, answer.tokens, answer.finish_reason) for index, answer in segment.finished)
-            progress.add(segment)
+                store.append(drawn.samples)
+            progress.add(drawn)
             if interrupted(number) and progress.answers < progress.total:
                 where = f"{request.out}.partial"
                 raise Interrupted(f"{progress.answers:,} of {counted(progress.total, 'answer')} are kept in {where}")
 
 
-def answer_rows(job: Job, store: SampleStore) -> list[dict[str, Any]]:
-    """The rows of the answer file, in the order of the prompts."""
+def questions(job: Job) -> list[Question]:
+    """The prompts as an engine is asked them."""
+    write = job.opened.goal_prompt.write
+    return [
+        Question(
+            index, tokens, asked.sampling, write(prompt.messages, None if asked.said else asked.goal), prompt.tools
+        )
+        for index, (prompt, tokens, asked) in enumerate(zip(job.prompts, job.tokens, job.asked, strict=True))
+    ]
+
+
+def answer_rows(job: Job, store: SampleStore, *, num_samples: int) -> list[dict[str, Any]]:
+    """The rows of the answer file, one for each sample, in the order of the prompts."""
     rows = []
     for index, (prompt, asked) in enumerate(zip(job.prompts, job.columns, strict=True)):
-        sample = store.known[index, 0]
-        text = answer_text(job.opened.tokenizer, sample.tokens)
-        answer = {"response": text, "finish_reason": sample.finish_reason, "num_tokens": len(sample.tokens)}
-        rows.append(beside(prompt.columns, answer | asked, renamed=job.renamed))
+        for number in range(num_samples):
+            sample = store.known[index, number]
+            text = answer_text(job.opened.tokenizer, sample.tokens) if sample.text is None else sample.text
+            answer = {"response": text, "finish_reason": sample.finish_reason, "num_tokens": sample.num_tokens}
+            answer |= asked if num_samples == 1 else asked | {"sample": number}
+            rows.append(beside(prompt.columns, answer, renamed=job.renamed))
     return rows

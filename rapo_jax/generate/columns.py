@@ -12,7 +12,7 @@ from typing import Any
 from rapo_jax.data.files import FileRow
 from rapo_jax.errors import UserError
 
-OURS = ("response", "finish_reason", "num_tokens", "goal", "temperature", "top_p", "seed")
+OURS = ("response", "finish_reason", "num_tokens", "sample", "goal", "temperature", "top_p", "seed")
 KEPT_AS = "input_{}"  # the name of a user's column that has one of our names and another value
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from rapo_jax.generate.batches import PREFILL_CHUNK, BatchLimits, DecodeBatch, padded, plan_batches
 from rapo_jax.generate.sampling import Method, RowSampling, Sampling, draw, method_of, row_sampling
+from rapo_jax.generate.store import Key
 from rapo_jax.models.attention.layout import Layout
 from rapo_jax.models.decoder import Cache, Decoder, ForwardOptions, abstract_decoder
 from rapo_jax.models.spec import Spec
@@ -110,7 +111,7 @@ def decode(
     segments = decode_segments(
         parameters,
         spec,
-        [(prompt, sampling) for prompt in prompts],
+        [(prompt, sampling, (index, 0)) for index, prompt in enumerate(prompts)],
         stop_tokens=stop_tokens,
         mesh=mesh,
         dtype=dtype,
@@ -123,7 +124,7 @@ def decode(
 def decode_segments(
     parameters: dict[str, Any],
     spec: Spec,
-    asked: Sequence[tuple[Int[np.ndarray, " _"], Sampling]],
+    asked: Sequence[tuple[Int[np.ndarray, " _"], Sampling, Key]],
     *,
     stop_tokens: Sequence[int],
     mesh: Mesh,
@@ -131,12 +132,13 @@ def decode_segments(
     limits: BatchLimits,
     known: Collection[int] = (),
 ) -> Iterator[Segment]:
-    """Decodes all prompts that are `asked`, each with its own settings, and yields after every few steps.
+    """Decodes all prompts that are `asked`, each with its own settings and as the sample of this key, and yields after
+    every few steps.
 
     Prompts whose indices are `known` are not yielded. The batches are those of all prompts all the same, so that what is
     left of an interrupted list is computed as it would have been; a batch that is wholly known is left out.
     """
-    prompts, samplings = [prompt for prompt, _ in asked], [sampling for _, sampling in asked]
+    prompts, samplings, keys = [list(each) for each in zip(*asked, strict=True)]
     stops = np.asarray(sorted(set(stop_tokens)), np.int32)
     num_new = max(sampling.max_new_tokens for sampling in samplings)
     shards = num_row_shards(mesh)
@@ -144,6 +146,7 @@ def decode_segments(
     batches = plan_batches(lengths, max_new_tokens=num_new, limits=limits, row_shards=shards)
     batches = [batch for batch in batches if not set(batch.members) <= set(known)]
     programs = Programs(spec, mesh, stops, drawing=Drawing(num_new, method_of(samplings), jnp.dtype(dtype)))
+    programs.keys = keys
     with jax.set_mesh(mesh):
         for number, batch in enumerate(batches, 1):
             at(f"batch {number} of {len(batches)}")
@@ -178,6 +181,7 @@ class Programs:
         self.turning_point = spec.rope.turning_point
         self.prefill = partial(_prefill, graph, drawing=drawing)
         self.steps = partial(_steps, graph, drawing=drawing)
+        self.keys: Sequence[Key] = ()  # of all prompts
         self.compiled: dict[tuple, Callable[..., Decoding]] = {}
         self.compiling = 0.0  # seconds since they were last reported
 
@@ -190,12 +194,15 @@ class Programs:
         samplings: Sequence[Sampling],
         earlier: Mapping[int, int] | None = None,
     ) -> Iterator[Segment]:
-        """Decodes one batch. Its number is filled in by the caller. `earlier`: as for `row_sampling`."""
+        """Decodes one batch. Its number is filled in by the caller. `earlier`: by index, as for
+        `row_sampling`."""
         tokens_BT, length_B, filled = padded(prompts, batch)
         samplings = [samplings[index] for index in filled]
-        tokens_BT, length_B, rows = self.on_device(
-            (tokens_BT, length_B, row_sampling(samplings, filled, earlier=earlier))
-        )
+        keys, before = [self.keys[index] for index in filled], None
+        if earlier is not None:
+            before = [earlier.get(index, 0) for index in filled]
+        rows = row_sampling(samplings, keys, earlier=before)
+        tokens_BT, length_B, rows = self.on_device((tokens_BT, length_B, rows))
         state = self.call(self.prefill, (parameters, self.stops, tokens_BT, length_B, rows), batch)
         rows_left, drawn = dict(enumerate(batch.members)), 0
         while rows_left:

@@ -1,6 +1,6 @@
 """How the next token is drawn from the logits: greedy, by temperature, or from the nucleus. Every row has its own settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32, UInt32
 
 Method = Literal["greedy", "sampled", "nucleus"]
 
@@ -49,21 +49,28 @@ def method_of(samplings: Sequence[Sampling]) -> Method:
 
 
 def row_sampling(
-    samplings: Sequence[Sampling], prompts: Sequence[int], *, earlier: Mapping[int, int] | None = None
+    samplings: Sequence[Sampling], keys: Sequence[tuple[int, int]], *, earlier: Sequence[int] | None = None
 ) -> RowSampling:
-    """The settings of rows that hold the prompts of these indices, as numpy. A row's key follows from seed and index alone.
+    """The settings of rows that hold these samples, each (index of its prompt, its number), as numpy.
 
-    earlier: by index, how many tokens of the answer were drawn before and now end the prompt.
+    earlier: how many tokens of each answer were drawn before and now end the prompt.
     """
-    seeds = {sampling.seed: jax.random.key(sampling.seed) for sampling in samplings}
-    keys = [jax.random.fold_in(seeds[each.seed], index) for each, index in zip(samplings, prompts, strict=True)]
     return RowSampling(
-        keys_B2=np.stack([np.asarray(jax.random.key_data(key)) for key in keys]),
+        keys_B2=np.stack([random_key(each.seed, *key) for each, key in zip(samplings, keys, strict=True)]),
         temperature_B=np.array([each.temperature for each in samplings], np.float32),
         top_p_B=np.array([each.top_p for each in samplings], np.float32),
         limit_B=np.array([each.max_new_tokens for each in samplings], np.int32),
-        drawn_B=None if earlier is None else np.array([earlier.get(index, 0) for index in prompts], np.int32),
+        drawn_B=None if earlier is None else np.array(earlier, np.int32),
     )
+
+
+def random_key(seed: int, prompt: int, sample: int) -> UInt32[np.ndarray, "2"]:
+    """The random key of a sample, which follows from these three alone; the token at position n is drawn with n folded into it.
+
+    Numbers of samples are beyond those of positions, so that no sample's key is that of another's token.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), prompt)
+    return np.asarray(jax.random.key_data(jax.random.fold_in(key, 2**31 + sample) if sample else key))
 
 
 def draw(

@@ -25,16 +25,31 @@ Key = tuple[int, int]  # (index of the prompt, number of its sample)
 
 @dataclass(frozen=True)
 class Sample:
-    """The tokens of an answer without the stop token, what ended them, and which sample of which prompt they are."""
+    """The tokens of an answer without the stop token, what ended them, and which sample of which prompt they are.
+
+    logps: the tokens' log-probabilities, on request. text: the answer where it is not just what the tokens say: cut at a stop
+    string, or of a server that gives no tokens, whose count of them is `count`.
+    """
 
     prompt: int
     tokens: list[int]
     finish_reason: Literal["stop", "length"]
     sample: int = 0
+    logps: list[float] | None = None
+    text: str | None = None
+    count: int | None = None
 
     @property
     def key(self) -> Key:
         return self.prompt, self.sample
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens) if self.count is None else self.count
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON; what is None is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,7 @@ def read_samples(store: SampleStore) -> None:
 
 def line_of(sample: Sample) -> bytes:
     """A sample as a line, with the CRC-32 of the rest of the line."""
-    body = json_line(asdict(sample))
+    body = json_line(sample.fields())
     return f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}\n'.encode()
 
 
@@ -164,4 +179,4 @@ def sample_of(line: bytes) -> Sample | None:
         sample = shaped(fields, Sample, said="")
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return None
-    return sample if zlib.crc32(json_line(asdict(sample)).encode()) == crc else None
+    return sample if zlib.crc32(json_line(sample.fields()).encode()) == crc else None

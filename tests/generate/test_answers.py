@@ -13,6 +13,7 @@ from rapo_jax.errors import UserError
 from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.generate.prompts import read_prompts
+from rapo_jax.generate.sampling import random_key
 from rapo_jax.messages import Message
 from rapo_jax.opened import Rendering, open_model, open_tokenizer
 from tests import tiny
@@ -43,6 +44,18 @@ def test_every_row_is_kept_with_its_answer_and_how_it_was_sampled(exported, tmp_
     assert list(rows[0])[2:] == ["response", "finish_reason", "num_tokens", "goal", "temperature", "top_p", "seed"]
     assert [(row["goal"], row["temperature"], row["top_p"], row["seed"]) for row in rows] == [(5, 0.5, 1, 3)] * 3
     assert all(row["num_tokens"] <= 6 and row["finish_reason"] in ("stop", "length") for row in rows)
+
+
+def test_a_prompt_has_as_many_rows_as_samples_and_the_first_is_that_of_one_sample(exported, tmp_path):
+    """When this fails, five answers a prompt are one answer five times, or asking for more changes those that were there."""
+    sampled = {"temperature": 1.0, "seed": 3}
+    one, three = answers(exported, tmp_path, **sampled), answers(exported, tmp_path, num_samples=3, **sampled)
+    assert [(row["prompt"], row["sample"], row["seed"]) for row in three] == [
+        (p, n, 3) for p in PROMPTS for n in range(3)
+    ]
+    assert [{name: row[name] for name in one[0]} for row in three[::3]] == one and "sample" not in one[0]
+    assert len({row["response"] for row in three}) > 6
+    assert len({tuple(random_key(3, prompt, n)) for prompt in range(9) for n in range(9)}) == 81
 
 
 @pytest.mark.parametrize(("options", "goal"), [({}, 5.0), ({"goal": 2.0}, 2.0), ({"no_goal": True}, None)])

@@ -205,15 +205,15 @@ def test_any_flipped_bit_of_a_line_is_noticed():
 
 def test_progress_tells_a_rate_and_a_time_left_without_compilation(monkeypatch, capsys):
     """When this fails, the first line promises hours because XLA compiled for a minute."""
-    from rapo_jax.generate.decode import Segment
+    from rapo_jax.generate.engine import Drawn
 
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     progress = Progress(total=40, answers=8)
     progress.start()
-    for seconds, compiling, finished, batch in [(64.0, 60.0, 8, 1), (68.0, 0.0, 8, 2)]:
+    for seconds, compiling, finished in [(64.0, 60.0, 8), (68.0, 0.0, 8)]:
         clock[0] = seconds
-        progress.add(Segment([(0, None)] * finished, 100, compiling, batch=batch, num_batches=4, ends=True))  # pyright: ignore
+        progress.add(Drawn([Sample(0, [5], "stop")] * finished, 100, compiling, at_once=8))
     assert capsys.readouterr().out == (
         "  16 of 40 answers  25 new tokens/s  12 s left\n  24 of 40 answers  25 new tokens/s  8 s left\n"
     )

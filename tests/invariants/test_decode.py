@@ -158,7 +158,7 @@ def test_rows_of_one_batch_are_drawn_each_with_its_own_settings():
     ]
     mesh = tiny.mesh_of(1, 1, 1)
     parameters = tiny.on_mesh(tiny.random_parameters(spec), spec, mesh)
-    asked = list(zip(PROMPTS, settings, strict=True))
+    asked = [(*each, (index, 0)) for index, each in enumerate(zip(PROMPTS, settings, strict=True))]
     together = decoding.decode_segments(
         parameters, spec, asked, stop_tokens=[], mesh=mesh, dtype="float32", limits=BatchLimits(4)
     )
