@@ -16,6 +16,7 @@ from rapo_jax.arguments.texts import (
     PLAN_MORE,
     RELABEL_MORE,
     REPORT_MORE,
+    ROUND_MORE,
     SCORE_MORE,
     TRAIN_MORE,
 )
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     export_arguments(verb("export", "write a Hugging Face directory", EXPORT_MORE))
     generate_arguments(verb("generate", "answer a file of prompts", GENERATE_MORE))
     score_arguments(verb("score", "score every response of a data source", SCORE_MORE))
+    round_arguments(verb("round", "train on the model's own scored responses", OVERRIDES + ROUND_MORE))
     evaluate_arguments(verb("evaluate", "measure how models follow goals", EVALUATE_MORE))
     report_arguments(verb("report", "show runs and results on one HTML page", REPORT_MORE))
     plan_arguments(verb("plan", "memory, work and time of a step on any hardware", OVERRIDES + PLAN_MORE))
@@ -152,6 +154,12 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--template-options", metavar="T", help="variables of the chat template, such as '{enable_thinking: false}'"
     )
+    add_machines(to)
+
+
+def round_arguments(to: argparse.ArgumentParser) -> None:
+    add_config(to)
+    to.add_argument("--rounds", type=within(1, kind=int), metavar="N", help="how many (default: rounds.num_rounds)")
     add_machines(to)
 
 

@@ -111,6 +111,21 @@ over prompts. OUT holds results.json, .csv and .txt, a figure for each suite, an
 what was computed: the same command goes on after an interruption, and a further
 model or suite costs only itself.
 """
+ROUND_MORE = """
+A round samples rounds.num_samples responses to every prompt of rounds.prompts,
+has rounds.scorer score them, trains on the best and the worst of each (as
+data.pairs and relabel say), exports, and judges the model on held-out prompts.
+The next round begins from the model of the last.
+
+CONFIG is as for `rapo train`, with the section `rounds` (rapo keys rounds) in the
+place of data.path. Everything stands in run_dir: round-1/model is a Hugging Face
+directory, round-1/run a run, round-1/responses.jsonl and scores.jsonl its data,
+rounds.json the table. Every stage can also be run by hand, elsewhere, with
+`rapo generate`, `score`, `train` and `export`, if it writes the same file.
+
+Ctrl-C exits with 75; the same command goes on, also after a crash. A larger
+--rounds goes on after the last one.
+"""
 REPORT_MORE = """\
 A PATH is a run directory, a directory of `rapo evaluate`, a goal sweep (its
 sweep.json) or an answer file of `rapo generate`. NAME=PATH gives it a name;

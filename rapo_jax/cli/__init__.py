@@ -239,6 +239,19 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def round_(options: argparse.Namespace) -> int:
+    """Trains on the model's own responses, round by round."""
+    from rapo_jax.config.files import load_config
+    from rapo_jax.rounds.rounds import run_rounds
+
+    more = [] if options.rounds is None else [f"rounds.num_rounds={options.rounds}"]
+    config = load_config(options.config, [*options.overrides, *more])
+    keep_compilations()
+    work_begins()
+    run_rounds(config)
+    return 0
+
+
 def evaluate(options: argparse.Namespace) -> int:
     """Says how models answer to goals, with intervals, from the likelihoods of held-out responses."""
     from rapo_jax.config.files import load_config
@@ -328,6 +341,7 @@ VERBS = {
     "export": export,
     "generate": generate,
     "score": score,
+    "round": round_,
     "evaluate": evaluate,
     "report": report,
     "plan": plan,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rapo_jax.config.fields import about, key, section
 from rapo_jax.config.objective import Objective
+from rapo_jax.config.rounds import Rounds
 from rapo_jax.intervals import NOT_NEGATIVE, POSITIVE, UNIT, Interval
 from rapo_jax.matrices import MATRICES
 from rapo_jax.relabel import SIDES, Side
@@ -363,3 +364,4 @@ class Config:
         MeshSizes, "how devices are arranged", read_by=("train", "plan", "score", "evaluate", "export")
     )
     rows: Rows = section(Rows, "fixed shapes of a batch", read_by=("train", "plan", "score", "evaluate"))
+    rounds: Rounds = section(Rounds, "training on the model's own responses", read_by=("round",))

@@ -13,7 +13,7 @@ Everything follows from a seed. The files are those of any other run: a Hugging 
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -235,6 +235,14 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "use_cache": True,
         "vocab_size": len(tokenizer),
     }
+
+
+def rewards(prompts: Sequence[Sequence[Mapping[str, str]]], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+    """The judge as a scorer of `rapo score` and `rapo round`: --scorer python:rapo_jax.quickstart.world:rewards."""
+    return [
+        [float(judge(prompt[-1]["content"], response)) for response in each]
+        for prompt, each in zip(prompts, responses, strict=True)
+    ]
 
 
 def write_world(

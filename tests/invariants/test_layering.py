@@ -30,6 +30,7 @@ FLOORS = [
     ["runs"],
     ["export", "plan", "score"],
     ["evaluate"],
+    ["rounds"],
     ["report"],
     ["quickstart", "arguments"],
     ["cli"],
