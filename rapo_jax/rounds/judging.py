@@ -37,7 +37,7 @@ def judge(config: Config, at: Place, asking: Asking) -> Judged:
     """Judges a model, or reads what was said of it. Goes on where an earlier call stopped."""
     if not each_process(on_first(at.judged.exists))[0]:
         sample(config, asking, at.answered)
-        score(config, at.answered)
+        score(config, at.answered, every=True)
         on_first(lambda: write_json(at.judged, dataclasses.asdict(judged(asking.goals, at))))
     remedy = "remove it to have it made again"
     return shaped(read_object(at.judged, remedy=remedy), Judged, said=str(at.judged), remedy=remedy)

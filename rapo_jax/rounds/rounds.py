@@ -127,7 +127,8 @@ def own(run_dir: Path, config: Config) -> None:
 
 def first_model(config: Config) -> Start:
     directory = model_directory(config.model.path, option="model.path")
-    return Start(config.model.path, False, read_goal_prompt(directory) is not None)
+    prompt = read_goal_prompt(directory)
+    return Start(config.model.path, False, prompt is not None and prompt.baked is not None)
 
 
 def trained_model(config: Config, at: Place) -> Start:

@@ -8,13 +8,15 @@ from typing import Any
 
 from rapo_jax.borders import read_json_lines, write_json_lines
 from rapo_jax.config.tree import Columns, Config, Data, Relabel
+from rapo_jax.data.values import messages
 from rapo_jax.distributed import each_process, on_first
 from rapo_jax.generate.answers import Request, answer_file
+from rapo_jax.messages import Record
 from rapo_jax.opened import ClosedModel
 from rapo_jax.parallel import make_mesh
 from rapo_jax.rounds.places import Sampled
 from rapo_jax.runs.trained import find_model
-from rapo_jax.score.responses import score_source
+from rapo_jax.score.responses import score_records, score_source
 from rapo_jax.score.scorer import ScoreRequest
 
 
@@ -101,13 +103,27 @@ def by_prompt(samples: Path, num_responses: int) -> Iterator[dict[str, Any]]:
         yield asked | {"responses": [answer["response"] for answer in answers]}
 
 
-def score(config: Config, at: Sampled) -> list[tuple[float, ...]]:
-    """The rewards of `at.responses`, row by row, also written as `at.scores`. Goes on where an earlier call stopped."""
+def score(config: Config, at: Sampled, *, every: bool = False) -> list[tuple[float, ...]]:
+    """The rewards of `at.responses`, row by row, also written as `at.scores`. Goes on where an earlier call stopped.
+
+    Of those that training reads, or of `every` response, also where it is empty or repeats another one.
+    """
     if not each_process(on_first(lambda: is_whole(at.scores, ".unfinished")))[0]:
-        rounds = config.rounds
+        rounds, told = config.rounds, scored_config(config, at.responses)
         request = ScoreRequest(scorer=rounds.scorer, model=rounds.scorer_model)
-        score_source(scored_config(config, at.responses), request, at.scores)
+        if every:
+            score_records(told, request, at.scores, read=lambda: records_of(at.responses))
+        else:
+            score_source(told, request, at.scores)
     return read_scores(at.scores)
+
+
+def records_of(responses: Path) -> list[Record]:
+    """Rows that `by_prompt` wrote, with all their responses."""
+    return [
+        Record(number, messages(row["prompt"], "prompt"), tuple(row["responses"]), None, tools=row.get("tools", ""))
+        for number, row in read_json_lines(responses)
+    ]
 
 
 def scored_config(config: Config, path: Path) -> Config:
@@ -117,6 +133,7 @@ def scored_config(config: Config, path: Path) -> Config:
         path=str(path),
         sources=(),
         schema="lists",
+        bad_rows="drop",  # of a prompt whose responses are all empty; counted and said
         columns=Columns(),
         rewards="",
         eval_path="",

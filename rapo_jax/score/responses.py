@@ -4,7 +4,7 @@ Partial results are kept beside the output until all are complete, so that an in
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,13 @@ def score_source(config: Config, request: ScoreRequest, out: Path) -> SourceScor
 
     Raises Interrupted, and UserError for scorers that cannot be had and for data that they cannot score.
     """
+    return score_records(config, request, out, read=lambda: read_all(config))
+
+
+def score_records(
+    config: Config, request: ScoreRequest, out: Path, *, read: Callable[[], list[Record]]
+) -> SourceScores:
+    """As score_source, for records from elsewhere, which are read once the scorer has been found."""
     require_same_configuration(config)
     kept = out.with_name(out.name + ".unfinished")
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
@@ -49,7 +56,7 @@ def score_source(config: Config, request: ScoreRequest, out: Path) -> SourceScor
         return make_mesh(**vars(config.mesh))
 
     scorer = open_scorer(config, request, mesh)
-    records = read_all(config)
+    records = read()
     if each_process(on_first(lambda: out.exists() and kept.exists()))[0]:
         _ = scorer.origin  # of a run: its checkpoint is read by all processes together
     if each_process(on_first(lambda: is_finished(out, kept, scorer, records)))[0]:

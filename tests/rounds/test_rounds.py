@@ -238,3 +238,27 @@ def test_the_table_fits_a_terminal_and_says_what_is_not_known():
     ]
     text = table(rows)
     assert max(map(len, text.splitlines())) <= 80 and "5.25 [4.75, 5.75]" in text and "+5.25 [+4.75, +5.75]" in text
+
+
+@pytest.mark.slow
+def test_answers_that_are_empty_or_alike_are_judged_and_trained_around(place, tmp_path, monkeypatch):
+    """When this fails, a model that says nothing, or the same at every goal, ends the rounds or raises their mean."""
+    from rapo_jax.generate import answers
+
+    written = answers.answer_rows
+
+    def hollow(job, store, **named):
+        """The first prompt has only empty answers, the second twice the same one."""
+        rows = written(job, store, **named)
+        texts = dict(enumerate(["", "", "", "alike", "alike", "other"]))
+        return [row | {"response": texts.get(number, row["response"])} for number, row in enumerate(rows)]
+
+    monkeypatch.setattr(answers, "answer_rows", hollow)
+    rows = run(place, tmp_path / "run", "rounds.num_rounds=1")
+    at = Place(tmp_path / "run", 1)
+    assert [len(row["rewards"]) for row in lines(at.answered.scores)] == [3] * rows[1].judged.score.n
+    assert [len(row["rewards"]) for row in lines(at.sampled.scores)][:2] == [
+        2,
+        3,
+    ]  # of the first prompt nothing is left
+    assert rows[1].judged.score.n == len(lines(tmp_path / "run" / "eval_prompts.jsonl"))
