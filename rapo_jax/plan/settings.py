@@ -17,7 +17,7 @@ from rapo_jax.batching.batch_plan import Group, group_lengths
 from rapo_jax.batching.dealing import ROW_MULTIPLE
 from rapo_jax.batching.pipeline import number_of_steps
 from rapo_jax.batching.splitting import GroupLengths, round_up
-from rapo_jax.config.tree import Config, MeshSizes, Remat
+from rapo_jax.config.tree import Config, MeshSizes, Remat, Split
 from rapo_jax.parallel import make_mesh, num_row_shards
 from rapo_jax.plan.assess import Question, Seconds
 from rapo_jax.plan.estimate import SampledRows, StepEstimate, estimate_step, rows_of, sampled
@@ -29,6 +29,7 @@ from rapo_jax.train.reference import reference_is_resident
 BFLOAT16_MOMENT = RESIDENT[0]
 
 PER_SHARD = (1, 2, 4, 8)
+OwnRows = tuple[int | None, int | None, Split | None]  # rows.length, rows.per_shard, rows.split
 SEARCHED = ("data", "fsdp", "tensor")  # axes of the mesh; others stay as they are
 
 
@@ -111,27 +112,30 @@ def ways_to_pack(
     kernel, shards = attention_kernel(config, mesh), num_row_shards(mesh)
     seen, most = set(), 0.0
 
-    def packed(length: int | None, per_shard: int | None) -> tuple[Config, SampledRows]:
-        chosen = replace(config, rows=replace(config.rows, length=length, per_shard=per_shard))
+    def packed(length: int | None, per_shard: int | None, split: Split | None) -> tuple[Config, SampledRows]:
+        chosen = replace(config, rows=replace(config.rows, length=length, per_shard=per_shard, split=split))
         return chosen, rows_of(chosen, question.spec, groups, num_row_shards=shards, kernel=kernel)
 
-    own = config.rows.length, config.rows.per_shard
-    asked = [own, (None, None), *((None, number) for number in PER_SHARD)]
-    for length, per_shard in asked:
-        if per_shard is not None and (length, per_shard) != own and most == 1:
+    own = config.rows.length, config.rows.per_shard, config.rows.split
+    asked = [own, *((None, number, own[2]) for number in (None, *PER_SHARD))]
+    for length, per_shard, split in asked:
+        if per_shard is not None and (length, per_shard, split) != own and most == 1:
             continue  # all rows of a step are computed at once already
-        chosen, rows = packed(length, per_shard)
+        chosen, rows = packed(length, per_shard, split)
         if per_shard is not None:
             most = rows.shape.M
         if rows.shape.T % ROW_MULTIPLE:
-            asked.append((round_up(rows.shape.T, ROW_MULTIPLE), per_shard))
-        if (rows.shape.T, rows.shape.B) not in seen:
-            seen.add((rows.shape.T, rows.shape.B))
-            yield row_changes(own, (length, per_shard)), chosen, rows
+            rounded = round_up(
+                rows.shape.T, ROW_MULTIPLE
+            )  # where groups are split, too short for the longest whole one
+            asked.append((rounded, per_shard, "always" if rows.shape.split else split))
+        if (rows.shape.T, rows.shape.B, rows.shape.split) not in seen:
+            seen.add((rows.shape.T, rows.shape.B, rows.shape.split))
+            yield row_changes(own, (length, per_shard, split)), chosen, rows
 
 
-def row_changes(own: tuple[int | None, int | None], asked: tuple[int | None, int | None]) -> tuple[str, ...]:
-    names = "rows.length", "rows.per_shard"
+def row_changes(own: OwnRows, asked: OwnRows) -> tuple[str, ...]:
+    names = "rows.length", "rows.per_shard", "rows.split"
     return tuple(
         f"{name}={'null' if new is None else new}"
         for name, old, new in zip(names, own, asked, strict=True)
