@@ -1,5 +1,8 @@
-"""What a store of checkpoints does when the disk or another process fails. Damaged files: tests/invariants."""
+"""What a store of checkpoints does while it writes, and when the disk or another process fails. Damaged files: tests/invariants."""
 
+import errno
+import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +12,7 @@ import pytest
 from rapo_jax import space
 from rapo_jax.checkpoint import Store
 from rapo_jax.errors import UserError
+from rapo_jax.fingerprints import Fingerprint, fingerprint
 
 STATE = {"weights": jnp.arange(250, dtype=jnp.float32)}
 
@@ -43,9 +47,41 @@ def test_a_step_that_the_disk_has_no_room_for_is_named_with_its_size_and_what_is
         "space, and run the same command again."
     )
     assert not leftover.exists()
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="Safe: step 2"):
+    with monkeypatch.context() as patch:
         patch.setattr(store._checkpointer, "close", lambda: fail(full))
         store.close()
+
+
+def test_training_goes_on_while_a_step_is_written_and_what_is_written_is_the_step(store, monkeypatch):
+    """When this fails, every save stops the loop until its fingerprints are computed and the disk has the arrays, or a checkpoint
+    holds what the next step made of them in place."""
+    state = {"weights": jnp.arange(250, dtype=jnp.float32) * 3}
+    saved = fingerprint(state)
+    may_write, collect = threading.Event(), Fingerprint.collect
+    monkeypatch.setattr(Fingerprint, "collect", lambda self: may_write.wait(60) and collect(self))
+    store.save(4, state, identity={}, config={})
+    state = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(state)
+    store.check()
+    assert float(state["weights"][1]) == 4 and not (store.directory / "4").exists()
+    may_write.set()
+    store.wait()
+    restored = store.restore(abstract())
+    assert restored and restored.step == 4 and fingerprint(restored.state) == saved
+
+
+def test_a_write_that_fails_in_the_background_is_told_once_at_the_next_step(store, monkeypatch):
+    """When this fails, a run whose disk is full trains on to the next save, and hours of work are lost; or it ends with the
+    same error again, from the block that closes the store, and with orbax's own."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Fingerprint, "collect", lambda self: fail(OSError(errno.ENOSPC, "No space left on device")))
+        store.save(4, STATE, identity={}, config={})
+        with pytest.raises(UserError, match=r"no space left for .*/4: .* Safe: step 2\. Make space"):
+            for _ in range(600):
+                store.check()
+                time.sleep(0.05)
+    store.check()
+    store.close()
+    assert store.steps() == [2]
 
 
 def test_a_run_that_has_no_room_for_its_next_step_is_refused_before_it_trains(store, monkeypatch):
@@ -98,7 +134,7 @@ def test_who_reads_a_run_that_goes_on_gets_the_newest_step_of_then(store, tmp_pa
 
     monkeypatch.setattr(reader, "_load", gone_while_read)
     restored = reader.restore(abstract())
-    assert gone == [6] and not (tmp_path / "checkpoints" / "6").exists() and restored.step == 10
+    assert gone == [6] and not (tmp_path / "checkpoints" / "6").exists() and restored and restored.step == 10
     with pytest.raises(UserError, match=r"has no step 2; it has: "):
         reader.restore(abstract(), step=2)
     reader.close()

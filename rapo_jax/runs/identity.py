@@ -16,10 +16,10 @@ from rapo_jax.batching import pipeline
 from rapo_jax.batching.groups import what_is_scored
 from rapo_jax.chat.dates import unpinned
 from rapo_jax.chat.options import without_options
-from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
 from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.errors import UserError
+from rapo_jax.fingerprints import fingerprint
 from rapo_jax.models.spec import identity_fields
 from rapo_jax.runs.settings import Change, changes, not_default, settings_of, value_of
 from rapo_jax.runs.setup import Setup

@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 
 from rapo_jax.borders import path_of
 from rapo_jax.chat.goal_prompt import GoalPrompt
-from rapo_jax.checkpoint import Restored, Store, fingerprint
+from rapo_jax.checkpoint import Restored, Store
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config, MeshSizes
 from rapo_jax.distributed import require_same, say
 from rapo_jax.errors import UserError
+from rapo_jax.fingerprints import fingerprint
 from rapo_jax.models.directory import is_run_directory, model_directory
 from rapo_jax.models.lora import merged
 from rapo_jax.models.spec import Spec, read_config

@@ -16,10 +16,10 @@ from jaxtyping import Float
 
 from rapo_jax.batching.batch_plan import Group, num_branches
 from rapo_jax.batching.groups import fingerprint_of_groups
-from rapo_jax.checkpoint import fingerprint
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import on_first, require_same
 from rapo_jax.errors import UserError
+from rapo_jax.fingerprints import fingerprint
 from rapo_jax.messages import Record
 from rapo_jax.models.spec import require_vocabulary
 from rapo_jax.opened import ClosedModel, ModelDirectory, Rendering

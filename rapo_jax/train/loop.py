@@ -84,6 +84,7 @@ class Progress:
     clock: float = field(default_factory=time.monotonic)
     clock_step: int = 0
     waited_for_data: float = 0.0  # seconds since the clock was set
+    stood_still: float = 0.0  # the same, for saves
     evaluation_seconds: float = 0.0  # of the last evaluation
     save_seconds: float = 0.0  # of the last save, as far as the loop waits for it
     skipped: Skipped = NONE_SKIPPED
@@ -116,6 +117,7 @@ def run_loop(
                 profile.before(step, progress.pending)
             state, metrics = run.train_step(state, reference, to_device(batch, run.mesh, run.num_rows))
             write_metrics(run, progress, journal=journal)
+            store.check()
             progress.pending = (step, metrics)
             last, stop = step == run.num_steps, interrupted(step)
             evaluates = run.evaluations and (last or due(step, config.train.eval_every))
@@ -134,6 +136,7 @@ def run_loop(
                 started = time.monotonic()
                 store.save(step, state, eval_loss=eval_loss, **record)
                 progress.save_seconds = time.monotonic() - started
+                progress.stood_still += progress.save_seconds
             if stop and not last:
                 store.wait()
                 raise Interrupted(f"step {step} is saved")
@@ -182,8 +185,8 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
     pairs = (step - progress.clock_step) * train.batch_size
     seconds = max(now - progress.clock, 1e-9)
     values |= {"epoch": step * train.batch_size / run.num_groups, "pairs_per_s": pairs / seconds}
-    values |= speed(run, range(progress.clock_step, step), seconds, waited=progress.waited_for_data)
-    progress.clock, progress.clock_step, progress.waited_for_data = now, step, 0.0
+    values |= speed(run, range(progress.clock_step, step), seconds, progress=progress)
+    progress.clock, progress.clock_step, progress.waited_for_data, progress.stood_still = now, step, 0.0, 0.0
     progress.written = values | evaluation
     with waiting(f"writing the metrics of step {step}", "works"):
         journal.write(step, progress.written)
@@ -192,7 +195,7 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
             journal.evaluation(step, evaluation)
 
 
-def speed(run: Run, steps: range, seconds: float, *, waited: float) -> dict[str, float]:
+def speed(run: Run, steps: range, seconds: float, *, progress: Progress) -> dict[str, float]:
     """How fast `steps` (from 0) went and where their time went; rapo_jax/accounting.py defines the terms.
 
     MFU needs a device whose peak is known, peak memory a device that reports it.
@@ -202,7 +205,8 @@ def speed(run: Run, steps: range, seconds: float, *, waited: float) -> dict[str,
         "real_tokens_per_s": cost.real_tokens / seconds,
         "real_token_fraction": cost.real_tokens / cost.positions,
         "time/step_s": seconds / len(steps),
-        "time/waiting_for_data_s": waited / len(steps),
+        "time/waiting_for_data_s": progress.waited_for_data / len(steps),
+        "time/saving_s": progress.stood_still / len(steps),
     }
     utilisation = mfu(cost.useful_flops / seconds, device_kind=devices[0].device_kind, num_devices=run.mesh.size)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

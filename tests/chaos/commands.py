@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orbax.checkpoint import v1 as ocp
-
 from tests.tiny import runs
 from tests.tiny.runs import free_port
 
@@ -138,7 +136,7 @@ def digests(out: Path) -> dict[str, str]:
         found["metrics"] = json.dumps(runs.metrics_of(run_dir))
         found["steps"] = str(runs.steps_of(run_dir))
         newest = run_dir / "checkpoints" / str(runs.steps_of(run_dir)[-1])
-        meta = ocp.load_checkpointables(str(newest), {"meta": None})["meta"]
+        meta = json.loads(next((newest / "meta").glob("*data*")).read_text())
         found["arrays"] = json.dumps(meta["fingerprint"], sort_keys=True)
         found["names"] = str(sorted(path.name for path in run_dir.iterdir()))
         found["checkpoints"] = str(sorted(path.name for path in (run_dir / "checkpoints").iterdir()))

@@ -18,7 +18,7 @@ FLOORS = [
     ["borders", "locks", "messages"],
     ["relabel", "objectives", "logprobs", "batch", "matrices"],
     ["config"],
-    ["distributed", "parallel"],
+    ["distributed", "fingerprints", "parallel"],
     ["models"],
     ["accounting", "checkpoint", "data"],
     ["chat"],

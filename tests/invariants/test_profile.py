@@ -42,6 +42,7 @@ def test_the_reported_speeds_are_consistent(profiled):
         assert record["real_tokens_per_s"] * record["time/step_s"] == pytest.approx(cost.real_tokens)
         assert record["real_token_fraction"] == pytest.approx(cost.real_tokens / cost.positions)
         assert 0 <= record["time/waiting_for_data_s"] <= record["time/step_s"] * 2
+        assert 0 <= record["time/saving_s"] <= record["time/step_s"]
 
 
 def test_the_cost_of_all_steps_is_that_of_their_groups(profiled):

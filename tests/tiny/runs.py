@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rapo_jax.checkpoint import Store, flat
+from rapo_jax.checkpoint import Store
+from rapo_jax.fingerprints import flat
 from rapo_jax.quickstart.world import write_world
 from rapo_jax.runs.setup import open_run_dir, set_up
 from rapo_jax.train.optim import adamw

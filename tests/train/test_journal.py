@@ -21,7 +21,7 @@ OF_GROUPS = {"loss", "logps/chosen", "logps/rejected"} | {
     f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")
 }
 OF_STEPS = {"step", "epoch", "learning_rate", "grad_norm", "pairs_per_s", "real_tokens_per_s", "real_token_fraction"}
-OF_STEPS |= {"time/step_s", "time/waiting_for_data_s", "skipped_steps"}
+OF_STEPS |= {"time/step_s", "time/waiting_for_data_s", "time/saving_s", "skipped_steps"}
 SIDES = ("", "goal_chosen/", "goal_rejected/")
 TIED = PAIRS[0] | {"score_chosen": 5, "score_rejected": 5}
 EMPTY = PAIRS[0] | {"chosen": ""}
