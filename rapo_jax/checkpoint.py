@@ -9,8 +9,7 @@ collected, and everything is written, in the background.
 """
 
 import logging
-import os
-import shutil
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import jax
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
-from rapo_jax.borders import write_json
+from rapo_jax.buckets import Directory, directory_at, is_bucket, reachable, read_marker, remove, write_marker
 from rapo_jax.distributed import anywhere, barrier, is_first
 from rapo_jax.errors import UserError
 from rapo_jax.fingerprints import begin, fingerprint, flat
@@ -30,6 +29,10 @@ from rapo_jax.space import on_disk, require_space
 Accept = Callable[[dict[str, Any], int], None]
 FORMAT = "rapo_jax checkpoint 1"
 MARKER = "rapo_jax.json"
+# How TensorStore begins where a file system, or a bucket, refuses or is gone.
+STATUS = re.compile(
+    r"(PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND|UNAVAILABLE|ABORTED|DATA_LOSS|FAILED_PRECONDITION|UNKNOWN): "
+)
 
 log = logging.getLogger(__name__)
 
@@ -99,16 +102,64 @@ def orbax_context() -> ocp.Context:
     return context
 
 
+def claimed_directory(run_dir: Path, elsewhere: str | None, *, writes: bool) -> Directory:
+    """Where the checkpoints of a run are: in the run directory, which says so where they are `elsewhere`.
+
+    Marks the directories as ours. Raises UserError for one that is in use for something else, and for a run that began with
+    its checkpoints in another place.
+    """
+    at_home = Path(run_dir).absolute() / "checkpoints"
+    marker = at_home / MARKER
+    if marker.is_file():
+        recorded = read_marker(marker).get("elsewhere")
+        if writes and recorded != elsewhere:
+            raise UserError(
+                f"run_dir={run_dir} keeps its checkpoints in {recorded or at_home}, and train.checkpoints={elsewhere or 'null'} "
+                f"names another place; set it to {recorded or 'null'}, or choose another run_dir."
+            )
+        elsewhere = recorded
+    elif not writes:
+        raise UserError(f"{at_home} holds no checkpoints of rapo_jax; RUN_DIR must be the run_dir of a training run.")
+    directory = at_home
+    if elsewhere is not None:
+        said = f"train.checkpoints={elsewhere}"
+        directory = directory_at(elsewhere, said=said)
+        with reachable(directory, said=said):
+            claim(directory, {"format": FORMAT}, writes=writes, key="train.checkpoints")
+    claim(at_home, {"format": FORMAT} | ({"elsewhere": elsewhere} if elsewhere else {}), writes=writes)
+    return directory
+
+
+def claim(directory: Directory, marker: dict[str, str], *, writes: bool, key: str = "run_dir") -> None:
+    """Marks a directory as ours, on process 0, if it is not. Raises UserError if it is in use for something else."""
+    if (directory / MARKER).is_file() or not writes:
+        return
+    if directory.is_dir() and any(path.name != MARKER for path in directory.iterdir()):
+        raise UserError(
+            f"{directory} is not empty and was not written by rapo_jax; nothing was changed. Choose another {key}."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    if is_first():
+        write_marker(directory / MARKER, marker)
+
+
 class Store:
-    """The checkpoints of a run directory. One writer at a time; readers use `writes=False`.
+    """The checkpoints of a run, in its directory or `elsewhere`. One writer at a time; readers use `writes=False`.
 
     Keeps the last `keep_last` (at least two, because the latest can be damaged) and the `keep_best` by eval_loss.
     """
 
-    def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 0, writes: bool = True):
-        self.directory = Path(run_dir).absolute() / "checkpoints"
+    def __init__(
+        self,
+        run_dir: Path,
+        elsewhere: str | None = None,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        writes: bool = True,
+    ):
         self.writes = writes
-        self._claim()
+        self.directory = claimed_directory(run_dir, elsewhere, writes=writes)
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(max(2, keep_last))]
         if keep_best:
@@ -135,23 +186,6 @@ class Store:
                 "that step away. Nothing was changed."
             ) from error
         self._pending, self._writing, self._told = None, (0, 0), False
-
-    def _claim(self) -> None:
-        """Marks the directory as ours. Raises UserError if it is in use for something else."""
-        marker = self.directory / MARKER
-        if marker.is_file():
-            return
-        if not self.writes:
-            raise UserError(
-                f"{self.directory} holds no checkpoints of rapo_jax; RUN_DIR must be the run_dir of a training run."
-            )
-        if self.directory.is_dir() and any(self.directory.iterdir()):
-            raise UserError(
-                f"{self.directory} is not empty and was not written by rapo_jax; nothing was changed. Choose another run_dir."
-            )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if is_first():
-            write_json(marker, {"format": FORMAT})
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
@@ -211,11 +245,21 @@ class Store:
                 yield
         except UserError:
             for part in self.directory.glob(f"{step}.*tmp*"):
-                shutil.rmtree(part, ignore_errors=True)
+                remove(part)
             raise
+        except (OSError, ValueError) as error:
+            if not (isinstance(error, OSError) or STATUS.match(str(error))):
+                raise
+            reason = str(error).strip().splitlines()[0][:300]
+            raise UserError(
+                f"step {step} could not be saved in {self.directory} ({reason}). {said} See to it that it can be "
+                "written, and run the same command again."
+            ) from error
 
     def require_space(self, state: Any) -> None:
         """Raises UserError where a step like `state` certainly does not fit on the disk, before any work is done for it."""
+        if is_bucket(self.directory):
+            return
         steps = [self.directory / str(step) for step in self.steps()]
         if steps:
             need = sum(path.stat().st_size for path in steps[-1].rglob("*") if path.is_file())
@@ -334,7 +378,7 @@ class Store:
             barrier("names for damaged checkpoints are chosen")
         if is_first():
             for s, name in names.items():
-                os.replace(self.directory / str(s), self.directory / name)
+                (self.directory / str(s)).rename(self.directory / name)
         if names:
             barrier("damaged checkpoints are renamed")
             self._checkpointer.reload()

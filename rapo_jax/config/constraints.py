@@ -63,7 +63,11 @@ def with_paths(config: Config) -> Config:
     cache = usable("reference.cache", config.reference.cache)
     reference = dataclasses.replace(config.reference, cache=cache)
     data = dataclasses.replace(config.data, cache=usable("data.cache", config.data.cache))
-    return dataclasses.replace(config, run_dir=usable("run_dir", config.run_dir), reference=reference, data=data)
+    train = config.train
+    if train.checkpoints and "://" not in train.checkpoints:
+        train = dataclasses.replace(train, checkpoints=usable("train.checkpoints", train.checkpoints))
+    run_dir = usable("run_dir", config.run_dir)
+    return dataclasses.replace(config, run_dir=run_dir, reference=reference, data=data, train=train)
 
 
 def check_intervals(config: Config) -> None:

@@ -291,6 +291,11 @@ class Train:
     save_every: int | None = key(
         None, "steps between checkpoints; null saves at the end only", affects="nothing", allowed=POSITIVE
     )
+    checkpoints: str | None = key(
+        None,
+        "directory of the checkpoints, or gs://BUCKET/PATH; one for each run; null: run_dir/checkpoints",
+        affects="nothing",
+    )
     keep_last: int = key(2, "newest checkpoints to keep", affects="nothing", allowed=POSITIVE)
     keep_best: int = key(
         1, "checkpoints to keep by eval_loss, where there is an evaluation", affects="nothing", allowed=NOT_NEGATIVE

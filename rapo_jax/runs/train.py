@@ -88,9 +88,8 @@ def train_or_resume(config: Config) -> Trained:
             setup, parameters, identity=identity, plan=inputs.plan, data=inputs.data, held_out=inputs.held_out
         )
         run = make_run(setup, inputs, identity=identity, columns=columns)
-        store = Store(
-            setup.run_dir, keep_last=config.train.keep_last, keep_best=config.train.keep_best if inputs.held_out else 0
-        )
+        keep_best = config.train.keep_best if inputs.held_out else 0
+        store = Store(setup.run_dir, config.train.checkpoints, keep_last=config.train.keep_last, keep_best=keep_best)
         try:
             reference = resident_reference(parameters, config, setup.spec, setup.mesh)
             first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)

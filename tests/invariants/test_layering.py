@@ -16,7 +16,7 @@ FLOORS = [
     ["failures", "hangs"],
     ["drawing", "intervals", "peers", "space"],
     ["borders", "locks", "messages"],
-    ["relabel", "objectives", "logprobs", "batch", "matrices"],
+    ["buckets", "relabel", "objectives", "logprobs", "batch", "matrices"],
     ["config"],
     ["distributed", "fingerprints", "parallel"],
     ["models"],

@@ -46,7 +46,7 @@ def made_once(make: Callable) -> Callable:
 def seen_by_a_step(config: Config) -> Config:
     """The configuration without what no step reads: paths, rows and goals, which come as arrays, and when to save."""
     default = Config()
-    unread = ("log_every", "eval_every", "save_every", "keep_last", "keep_best")
+    unread = ("log_every", "eval_every", "save_every", "keep_last", "keep_best", "checkpoints")
     return replace(
         config,
         run_dir="",
