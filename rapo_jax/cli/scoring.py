@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,16 @@ def score(options: argparse.Namespace) -> int:
 def judge_options(options: argparse.Namespace):
     """How a judge is asked; None where no option of a judge is given."""
     from rapo_jax.score.scorer import JudgeOptions
+    from rapo_jax.servers.access import key_of_environment
 
     given = options_of_judge(options)
     if not given:
         return None
     cache = Path(given.pop("cache", "") or Path(options.out).with_name("judge_cache.jsonl"))
     url, model = given.pop("url", ""), given.pop("model", "")
-    judge = JudgeOptions(url, model, **given, cache=cache)
-    return replace(judge, key=os.environ.get(judge.key_from, ""))
+    default, option = JudgeOptions.key_from, "--judge-key-from"
+    key = key_of_environment(os.environ, given.get("key_from"), default=default, option=option)
+    return JudgeOptions(url, model, key, **given, cache=cache)
 
 
 def options_of_judge(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rapo_jax.config.tree import Config
 from rapo_jax.data.values import BadRow, finite_score
 from rapo_jax.errors import UserError, counted, masked, shown
 from rapo_jax.messages import Record
+from rapo_jax.servers.access import Access
 
 MakeMesh = Callable[[], Mesh]
 Origin = dict[str, str | float]
@@ -70,6 +71,11 @@ class JudgeOptions:
     timeout: float = 120.0
     max_tokens: int = 1024
     cache: Path = Path("judge_cache.jsonl")
+
+    @property
+    def access(self) -> Access:
+        """How its server is reached."""
+        return Access(self.url, self.model, self.key, self.key_from, self.concurrency, self.timeout)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ FLOORS = [
     ["buckets", "relabel", "objectives", "logprobs", "batch", "matrices"],
     ["config"],
     ["distributed", "fingerprints", "parallel"],
-    ["models"],
+    ["models", "servers"],
     ["accounting", "checkpoint", "data"],
     ["chat"],
     ["batching"],

@@ -14,8 +14,8 @@ import pytest
 
 from rapo_jax.messages import Message, Record
 from rapo_jax.score.judge import asking
-from rapo_jax.score.judge import server as judge_server
 from rapo_jax.score.judge.rubric import ASPECTS, COMPARISONS, RATINGS, BadReply
+from rapo_jax.servers import server as servers
 from tests.score.conftest import DONE, ROWS, USER_ERROR
 
 KEY = "sk-not-to-be-printed"
@@ -124,7 +124,7 @@ TEN_WAYS: list[Any] = [
 
 @pytest.fixture
 def reached(monkeypatch):
-    monkeypatch.setattr(judge_server, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     reached = Reached()
@@ -299,7 +299,7 @@ def test_a_key_that_no_header_holds_is_refused_without_printing_it(key, place, r
 )
 def test_whoever_quotes_the_key_it_is_not_printed(error, place, reached, monkeypatch):
     """When this fails, a log that somebody shares has the key, or half of it, in it."""
-    monkeypatch.setattr(judge_server, "ATTEMPTS", 2)
+    monkeypatch.setattr(servers, "ATTEMPTS", 2)
     reached.errs = lambda number, text: error
     place.refused("judge", *options(reached))
     assert "***" in place.said or "x" * 100 in place.said
@@ -354,14 +354,14 @@ def test_a_model_that_gives_no_verdict_is_given_up_early(place, reached, monkeyp
 )  # fmt: skip
 def test_a_server_that_asks_for_no_wait_is_left_alone_all_the_same(asked, least, most):
     """When this fails, eight questions at once come back without a pause to a server that is overloaded."""
-    waits = [judge_server.pause(4, judge_server.seconds_of(asked)) for _ in range(50)]
+    waits = [servers.pause(4, servers.seconds_of(asked)) for _ in range(50)]
     assert least <= min(waits) and max(waits) <= most and len(set(waits)) > 1
 
 
 def test_after_the_last_attempt_there_is_no_wait(place, reached, monkeypatch):
     waits = []
-    monkeypatch.setattr(judge_server, "ATTEMPTS", 2)
-    monkeypatch.setattr(judge_server, "pause", lambda *each: waits.append(each) or 0.0)
+    monkeypatch.setattr(servers, "ATTEMPTS", 2)
+    monkeypatch.setattr(servers, "pause", lambda *each: waits.append(each) or 0.0)
     reached.errs = lambda number, text: saying(503, {"error": "loading"})
     assert "gave no answer in 2 attempts" in place.refused("judge", *options(reached, "--judge-concurrency", "1"))
     assert len(waits) == 1
@@ -394,7 +394,8 @@ def test_a_judge_that_is_not_named_is_refused(more, said, place, reached):
 def test_a_missing_package_is_named(place, reached, monkeypatch):
     """When this fails, an installation without the extra ends in a traceback."""
     monkeypatch.setitem(__import__("sys").modules, "httpx2", None)
-    for name in [each for each in __import__("sys").modules if each.startswith("rapo_jax.score.judge.")]:
+    rooms = ("rapo_jax.score.judge.", "rapo_jax.servers.")
+    for name in [each for each in __import__("sys").modules if each.startswith(rooms)]:
         monkeypatch.delitem(__import__("sys").modules, name)
     monkeypatch.delattr("rapo_jax.score.judge.asking", raising=False)
     assert "needs the package httpx2, which is not installed: pip install" in place.refused("judge", *options(reached))

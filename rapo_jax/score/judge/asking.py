@@ -4,8 +4,7 @@ A reply that gives no verdict is answered with what is wrong with it, once. A re
 and no file of scores is written: a score made up for it would be trained on.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,9 +24,12 @@ from rapo_jax.score.judge.rubric import (
     num_contradictions,
     quoted,
 )
-from rapo_jax.score.judge.server import Server, client_of, without_key
+from rapo_jax.score.judge.server import JudgeServer
 from rapo_jax.score.outside import Found, OutsideScorer
 from rapo_jax.score.scorer import JudgeOptions, MakeMesh, ScoreRequest, refuse_options
+from rapo_jax.servers.access import usable_key, without_key
+from rapo_jax.servers.server import Server, client_of
+from rapo_jax.servers.together import Answered, ask_all
 
 CHARACTERS_A_TOKEN = 4  # about, of English
 ENOUGH_FAILED = 20  # responses without a verdict, and none with one: the model cannot do this
@@ -39,9 +41,10 @@ def open_judge(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Outside
     options = request.judge
     if options is None or not options.url or not options.model:
         raise UserError("--scorer=judge needs --judge-url (such as http://localhost:8000/v1) and --judge-model.")
-    options = replace(options, key=usable_key(options))
+    key = usable_key(options.key, key_from=options.key_from, option="--judge-key-from")
+    options = replace(options, key=key)
     rubric = COMPARISONS if options.compare else RATINGS
-    client_of(options)  # raises for what is no address
+    client_of(options.access)  # raises for what is no address
     origin = {
         "kind": "judge",
         "model": options.model,
@@ -51,18 +54,6 @@ def open_judge(config: Config, request: ScoreRequest, mesh: MakeMesh) -> Outside
     }
     identity = {"--judge-model": options.model, "--judge-url": masked(options.url), "the rubric": rubric.digest}
     return OutsideScorer(dict(origin), identity, Judge(options, rubric).ask)
-
-
-def usable_key(options: JudgeOptions) -> str:
-    """The key without white space around it, such as the line feed of a file. Raises UserError for what no header can hold."""
-    key = options.key.strip()
-    wrong = sum(not "!" <= character <= "~" for character in key)
-    if wrong:
-        raise UserError(
-            f"the key in {options.key_from} has {counted(wrong, 'character')} that no key has (spaces, line feeds or letters beyond "
-            "ASCII); correct it there, or name another variable with --judge-key-from."
-        )
-    return key
 
 
 @dataclass
@@ -98,12 +89,10 @@ class Judge:
         with opened_replies(self.options.cache) as self.file:
             self.tell_cost(places)
             verdicts: list[dict[int, Verdict]] = [{} for _ in records]
-            with asyncio.Runner() as runner:
-                answers = self.answers(list(places))
-                while (answer := runner.run(next_of(answers))) is not None:
-                    question, verdict = answer
+            for answered in self.answers(list(places)):
+                for question, verdict in answered:
                     for at, number in places[question]:
-                        if isinstance(verdict, BadReply):
+                        if isinstance(verdict, Exception):
                             self.failures.add(records[at], str(verdict))
                             continue
                         verdicts[at][number] = verdict
@@ -112,33 +101,11 @@ class Judge:
                     self.see_failures(any(verdicts))
         self.tell_end([in_order(each) for each, n in zip(verdicts, num_questions, strict=True) if len(each) == n])
 
-    async def answers(
-        self, questions: Sequence[JudgeQuestion]
-    ) -> AsyncGenerator[tuple[JudgeQuestion, Verdict | BadReply], None]:
+    def answers(self, questions: Sequence[JudgeQuestion]) -> Iterator[Answered[JudgeQuestion, Verdict]]:
         """The verdicts as they come, or why there is none. At most `concurrency` questions are on their way."""
-        todo = iter(questions)
-        done: asyncio.Queue[tuple[JudgeQuestion, Verdict | Exception]] = asyncio.Queue(self.options.concurrency * 4)
-
-        async def work() -> None:
-            for question in todo:
-                try:
-                    await done.put((question, await self.verdict(question)))
-                except Exception as error:  # raised below, where it is waited for
-                    await done.put((question, error))
-
-        async with client_of(self.options) as client:
-            self.server = Server(self.options, client)
-            workers = [asyncio.create_task(work()) for _ in range(self.options.concurrency)]
-            try:
-                for _ in questions:
-                    question, verdict = await done.get()
-                    if isinstance(verdict, Exception) and not isinstance(verdict, BadReply):
-                        raise verdict
-                    yield question, verdict
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+        client, concurrency = client_of(self.options.access), self.options.concurrency
+        self.server = JudgeServer(Server(self.options.access, client))
+        return ask_all(questions, self.verdict, session=client, concurrency=concurrency, passed_on=BadReply, most=1)
 
     async def verdict(self, question: JudgeQuestion) -> Verdict:
         """The verdict on a question, which is asked once more where the reply gives none. Raises BadReply."""
@@ -215,10 +182,10 @@ class Judge:
 
     def tell_end(self, verdicts: Sequence[Sequence[Verdict]]) -> None:
         """Says what it cost and how well it went. Raises UserError where responses are without a verdict."""
-        spent = self.server.spent
+        spent, repeated = self.server.spent, self.server.server.repeated.total()
         tokens = f"{spent.prompt_tokens:,} tokens read and {spent.completion_tokens:,} written"
         tokens += f" (not told of {counted(spent.untold, 'call')})" if spent.untold else ""
-        say(f"       {counted(spent.calls, 'call')} answered, {spent.repeated:,} sent again; {tokens}")
+        say(f"       {counted(spent.calls, 'call')} answered, {repeated:,} sent again; {tokens}")
         say(
             f"       replies without a verdict: {self.repaired + self.failures.number:,}, of which {self.repaired:,} gave one when asked again"
         )
@@ -234,10 +201,3 @@ class Judge:
 
 def in_order(verdicts: dict[int, Verdict]) -> list[Verdict]:
     return [verdicts[number] for number in sorted(verdicts)]
-
-
-async def next_of(answers: AsyncGenerator[Any, None]) -> Any:
-    """The next of a generator, or None after the last."""
-    with suppress(StopAsyncIteration):
-        return await anext(answers)
-    return None
