@@ -34,11 +34,11 @@ def directory_at(text: str | Path, *, said: str) -> Directory:
         raise UserError(f"{said} must be gs://BUCKET/PATH, with a path in the bucket.")
     if not importlib.util.find_spec("gcsfs"):
         raise UserError(f"{said} needs the package gcsfs: pip install 'rapo_jax[gcs]'.")
-    import fsspec
     from etils import epath
+    from fsspec.config import conf
 
-    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False  # others write there too
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    for name in ("gs", "gcs"):
+        conf.setdefault(name, {})["use_listings_cache"] = False  # others write there too
     return epath.Path(str(text).rstrip("/"))
 
 
