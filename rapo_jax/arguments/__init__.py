@@ -4,6 +4,7 @@ import argparse
 import textwrap
 
 from rapo_jax import __version__
+from rapo_jax.arguments.engines import engine_arguments
 from rapo_jax.arguments.scoring import score_arguments
 from rapo_jax.arguments.shared import add_config, add_machines, add_step, goal_list, listed, within
 from rapo_jax.arguments.texts import (
@@ -139,21 +140,19 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
         metavar="N",
         help="answers to each prompt, one a row, numbered in a column sample (default %(default)s)",
     )
-    to.add_argument(
-        "--batch-size", type=within(1, kind=int), default=16, metavar="B", help="prompts at once (default %(default)s)"
-    )
+    to.add_argument("--batch-size", type=within(1, kind=int), metavar="B", help="prompts at once (default 16)")
     to.add_argument(
         "--batch-tokens",
         type=within(1, kind=int),
-        default=16384,
         metavar="N",
-        help="tokens at once, prompts and answers together; bounds the memory (default %(default)s)",
+        help="tokens at once, prompts and answers together; bounds the memory (default 16384)",
     )
-    to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    to.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32")
     to.add_argument("--chat-template", metavar="T", help="plain, chatml, zephyr, deepseek-r1 or a .jinja file")
     to.add_argument(
         "--template-options", metavar="T", help="variables of the chat template, such as '{enable_thinking: false}'"
     )
+    engine_arguments(to)
     add_machines(to)
 
 

@@ -66,6 +66,13 @@ a column of the answers and says something else is kept as input_NAME.
 
 Answers are kept in OUT.partial as they end. Ctrl-C exits with 75; the same
 command goes on, also after a crash, and gives the answers it would have given.
+
+With --engine URL, a server of the same model answers (vLLM, SGLang, any that is
+OpenAI-compatible); of MODEL_DIR only config and tokenizer are read, for goals and
+prompts. Prompts are sent as token ids, which leaves the server no choice of goal or
+template; --engine-sends text or chat is for servers that take no ids. What the
+server says it read is compared. It is asked again where it errs, and waited for
+where it is restarted; its key comes from the environment and is never printed.
 """
 SCORE_MORE = """\
 Without --scorer, a sequence classifier with one label gives its scores; a

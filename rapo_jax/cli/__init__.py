@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 
 from rapo_jax.arguments import parse
+from rapo_jax.cli.generating import generate
 from rapo_jax.cli.preparing import keep_compilations, require, require_data, without_chips
 from rapo_jax.cli.scoring import score
 from rapo_jax.errors import Interrupted, Lost, UserError, counted, masked
@@ -216,26 +217,6 @@ def export(options: argparse.Namespace) -> int:
     say(textwrap.fill(asks, width=79, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
     if done.address:
         say(f"  uploaded to {done.address}")
-    return 0
-
-
-def generate(options: argparse.Namespace) -> int:
-    """Answers a file of prompts."""
-    from rapo_jax.config.files import read_mapping
-    from rapo_jax.distributed import say
-    from rapo_jax.generate.answers import Request, answer_file
-    from rapo_jax.parallel import make_mesh
-    from rapo_jax.runs.trained import find_model
-
-    keep_compilations()
-    work_begins()
-    fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
-    fields += ("temperature", "top_p", "seed", "num_samples", "batch_size", "batch_tokens", "dtype", "chat_template")
-    given = {name: getattr(options, name) for name in fields}
-    given["template_options"] = read_mapping(options.template_options or "{}", option="--template-options")
-    model = find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1))
-    rate = answer_file(model, Request(**given))
-    say(f"{options.out}: {rate}")
     return 0
 
 

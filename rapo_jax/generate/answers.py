@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rapo_jax.errors import Interrupted, UserError, counted
 from rapo_jax.generate.asked import Asked, GivenSampling, goal_of_row, require_on_scale
 from rapo_jax.generate.batches import BatchLimits
 from rapo_jax.generate.columns import beside, renamed_columns
-from rapo_jax.generate.engine import Engine, Question
+from rapo_jax.generate.engine import Engine, OpenedEngine, Question, ServerOptions
 from rapo_jax.generate.own import OwnEngine
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
@@ -39,6 +39,7 @@ class Request:
     asks for none in any case, and `any_goal` allows goals outside the model's scale. `raw` continues texts without a chat
     template. Settings of sampling that are None come from columns of the rows, or else are the defaults of `Sampling`. Every
     prompt is answered `num_samples` times, each answer with random numbers of its own.
+    A `server` samples in place of ours, which then reads no weights.
     Lengths are in tokens. A batch has at most `batch_size` prompts and `batch_tokens` tokens, prompts and answers together.
     """
 
@@ -59,6 +60,7 @@ class Request:
     dtype: str = "float32"
     chat_template: str | None = None
     template_options: dict[str, Any] = field(default_factory=dict)
+    server: ServerOptions | None = None
 
     @property
     def sampling(self) -> GivenSampling:
@@ -73,7 +75,7 @@ class Request:
 class Job:
     """Everything but the weights: the prompts, how each is asked, its tokens, and the columns written beside its answer.
 
-    `renamed` are columns of the user's that are kept under another name.
+    `renamed` are columns of the user's that are kept under another name. `engine` is None for ours, which needs the weights.
     """
 
     model: ClosedModel
@@ -83,6 +85,7 @@ class Job:
     tokens: list[Int32[np.ndarray, " _"]]
     columns: list[dict[str, Any]]
     renamed: dict[str, str]
+    engine: OpenedEngine | None = None
 
 
 def answer_file(model: ClosedModel, request: Request) -> str:
@@ -143,7 +146,42 @@ def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
     require_ids_fit(tokens, opened.tokenizer, model.spec, said=model.name)
     columns = [columns_of(each, num_samples=request.num_samples) for each in asked]
     renamed = renamed_columns([prompt.columns for prompt in prompts], columns, said=request.prompts)
-    return Job(model, opened, prompts, asked, tokens, columns, renamed)
+    job = Job(model, opened, prompts, asked, tokens, columns, renamed)
+    return job if request.server is None else replace(job, engine=served_engine(request, request.server, job))
+
+
+def served_engine(request: Request, server: ServerOptions, job: Job) -> OpenedEngine:
+    """The engine of a server, to which a package is needed that nothing else needs. Raises UserError for what it cannot do."""
+    refuse_chat(request, server, job)
+    try:
+        from rapo_jax.generate.served_models import open_served, refuse_long
+    except ModuleNotFoundError as error:
+        if error.name != "httpx2":
+            raise
+        raise UserError(
+            f"{server.access.said} needs the package httpx2, which is not installed: pip install 'rapo_jax[server]'."
+        ) from error
+    engine = open_served(server, job.opened, model=job.model.name, vocabulary=job.model.spec.V)
+    refuse_long(engine, questions(job, request), [prompt.row.place for prompt in job.prompts])
+    return engine
+
+
+def refuse_chat(request: Request, server: ServerOptions, job: Job) -> None:
+    """Raises UserError for what the chat template of a server cannot do, which --engine-sends=chat leaves the goal to."""
+    if server.sends != "chat":
+        return
+    remedy = "leave out one of them, or send tokens"
+    for option, given in (("--raw", request.raw), ("--chat-template", request.chat_template)):
+        if given:
+            raise UserError(
+                f"--engine-sends=chat leaves the chat template to the server, and {option} does not; {remedy}."
+            )
+    without = sum(asked.said or asked.goal is None for asked in job.asked)
+    if without and job.opened.goal_prompt.baked is not None:
+        raise UserError(
+            f"--engine-sends=chat: the chat template of {job.model.name} asks for a goal by itself, and "
+            f"{counted(without, 'prompt is', 'prompts are')} to be asked without it; send tokens."
+        )
 
 
 def how_asked(opened: OpenedTokenizer, prompts: Sequence[Prompt], request: Request, *, model: str) -> list[Asked]:
@@ -200,14 +238,14 @@ def identity_of(job: Job, request: Request) -> dict[str, Any]:
     """
     samplings = [each.sampling for each in job.asked]
     settings = {name: [getattr(each, name) for each in samplings] for name in vars(samplings[0])}
+    model = job.model.identity() | {"--dtype": request.dtype} if job.engine is None else job.engine.identity()
     return (
-        job.model.identity()
+        model
         | {
             "--prompts": digest(
                 *(tokens.tobytes() for tokens in job.tokens), str([len(each) for each in job.tokens]).encode()
             ),
             "stop tokens": list(job.opened.stop_tokens),
-            "--dtype": request.dtype,
         }
         | {
             f"--{name.replace('_', '-')}": values[0] if len(set(values)) == 1 else digest(json.dumps(values).encode())
@@ -234,10 +272,12 @@ def announce(job: Job, kept: Path, *, num_known: int, num_wanted: int, num_damag
 
 def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[Key], progress: Progress) -> None:
     """Samples what is not known and appends it to the store. Raises Interrupted."""
-    engine: Engine = OwnEngine(load_model(job.model, job.opened, dtype=request.dtype), request.limits)
+    engine: Engine = job.engine or OwnEngine(load_model(job.model, job.opened, dtype=request.dtype), request.limits)
     progress.start()
     with interruptible() as interrupted:
-        for number, drawn in enumerate(engine.sample(questions(job), num_samples=request.num_samples, known=known)):
+        for number, drawn in enumerate(
+            engine.sample(questions(job, request), num_samples=request.num_samples, known=known)
+        ):
             if store:
                 store.append(drawn.samples)
             progress.add(drawn)
@@ -246,15 +286,22 @@ def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[Ke
                 raise Interrupted(f"{progress.answers:,} of {counted(progress.total, 'answer')} are kept in {where}")
 
 
-def questions(job: Job) -> list[Question]:
-    """The prompts as an engine is asked them."""
-    write = job.opened.goal_prompt.write
-    return [
-        Question(
-            index, tokens, asked.sampling, write(prompt.messages, None if asked.said else asked.goal), prompt.tools
-        )
-        for index, (prompt, tokens, asked) in enumerate(zip(job.prompts, job.tokens, job.asked, strict=True))
-    ]
+def questions(job: Job, request: Request) -> list[Question]:
+    """The prompts as an engine is asked them. The chat template of a server asks for a goal as ours does: by a sentence that is
+    written into the messages, or, where it writes one by itself, by a variable."""
+    goal_prompt = job.opened.goal_prompt
+    by_variable = request.server is not None and request.server.sends == "chat" and goal_prompt.baked is not None
+    found = []
+    for index, (prompt, tokens, asked) in enumerate(zip(job.prompts, job.tokens, job.asked, strict=True)):
+        goal = None if asked.said else asked.goal
+        variables = dict(request.template_options)
+        if by_variable:
+            names = goal_prompt.attributes
+            variables["goal"] = dict(zip(names, goal, strict=True)) if isinstance(goal, tuple) else goal
+        messages = prompt.messages if by_variable else goal_prompt.write(prompt.messages, goal)
+        sentence = goal_prompt.sentence(goal) or ""
+        found.append(Question(index, tokens, asked.sampling, messages, prompt.tools, variables, sentence))
+    return found
 
 
 def answer_rows(job: Job, store: SampleStore, *, num_samples: int) -> list[dict[str, Any]]:

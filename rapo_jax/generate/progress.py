@@ -49,7 +49,7 @@ class Progress:
         parts = [f"{self.answers:,} of {counted(self.total, 'answer')}", self.rate]
         if self.finished >= self.at_once:
             left = self.seconds / self.finished * (self.total - self.answers) - (self.working - self.seconds)
-            parts.append(f"{duration(max(left, 0))} left")
+            parts += [f"{duration(left)} left"] * (left > 0)  # nothing can be said where it is overdue
         return parts
 
     @property

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -109,11 +110,12 @@ class Server:
     has_answered: bool = False
     lost: float | None = None
     said_lost: bool = False
+    back: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ask(self, request: Request[Found]) -> Found:
         """What the reply to a request says. Raises Refused where the server answers others and not this one, and UserError
         where it refuses all, or does not answer in the end."""
-        answered_before, attempt, tries = self.answered, 0, 0
+        answered_before, attempt, times_away = self.answered, 0, 0
         while True:
             try:
                 async with asyncio.timeout(self.access.timeout):
@@ -135,13 +137,23 @@ class Server:
                 raise UserError(
                     f"{self.access.said} does not answer ({fact}); start the server, or correct the address."
                 )
-            if not (error.away and self.waits_for_it(fact)):
-                attempt += 1
+            waits = error.away and self.waits_for_it(fact)
+            attempt, times_away = (attempt, times_away + 1) if waits else (attempt + 1, 0)
             if attempt == ATTEMPTS:
                 raise self.given_up(fact, others=self.answered > answered_before)
             self.repeated[error.kind] += 1
-            await asyncio.sleep(pause(tries, error.wait))
-            tries += 1
+            seconds = pause((times_away or attempt) - 1, error.wait)
+            if self.said_lost and not error.wait:
+                await self.until_back(seconds)
+            else:
+                await asyncio.sleep(seconds)
+
+    async def until_back(self, seconds: float) -> None:
+        """Waits so long, or until somebody else has an answer, and then a moment, so that not all come back together."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.back.wait()
+                await asyncio.sleep(random.uniform(0, FIRST_WAIT))
 
     def given_up(self, fact: str, *, others: bool) -> Exception:
         if others:
@@ -156,6 +168,7 @@ class Server:
         if not (self.has_answered and self.access.patience):
             return False
         self.lost = self.lost or time.monotonic()
+        self.back.clear()
         seconds, most = time.monotonic() - self.lost, self.access.patience
         if seconds > most:
             raise UserError(
@@ -171,6 +184,7 @@ class Server:
         if self.said_lost and self.lost:
             say(f"  the server answers again, after {time.monotonic() - self.lost:.0f} s")
         self.lost, self.said_lost = None, False
+        self.back.set()
 
     async def attempt(self, request: Request[Found]) -> Found:
         """One attempt at a request, without the extras that the server does not know."""
@@ -250,18 +264,26 @@ def opened_reply(body: bytes) -> dict[str, Any]:
     return tree
 
 
-def first_choice(body: bytes) -> tuple[dict[str, Any], tuple[int | None, int | None]]:
-    """The one choice of a reply, and the numbers of tokens that the model read and wrote, None where they are not told.
-    Raises Temporary for an answer of another form."""
-    tree = opened_reply(body)
+@dataclass(frozen=True)
+class Choice:
+    """The one choice of a reply, the whole of which it is a part, and the numbers of tokens that the model read and wrote,
+    None where they are not told."""
+
+    fields: dict[str, Any]
+    whole: dict[str, Any]
+    num_read: int | None
+    num_written: int | None
+
+
+def first_choice(body: bytes) -> Choice:
+    """The choice of a reply. Raises Temporary for an answer of another form."""
+    whole = opened_reply(body)
     try:
-        choice, usage = tree["choices"][0], tree.get("usage") or {}
+        fields, usage = dict(whole["choices"][0]), whole.get("usage") or {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        choice.get("index")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Temporary(f"an answer without a reply: {body.decode(errors='replace')}") from error
-    read, written = (count if type(count) is int and count >= 0 else None for count in counts)
-    return choice, (read, written)
+    return Choice(fields, whole, *(count if type(count) is int and count >= 0 else None for count in counts))
 
 
 def sentence_of(body: bytes) -> str:

@@ -20,9 +20,9 @@ def ask_all(
     session: AbstractAsyncContextManager[Any],
     concurrency: int,
     passed_on: type[Exception],
-    most: int = MOST,
+    most: int | None = None,
 ) -> Iterator[Answered[Asked, Answer]]:
-    """The questions with their answers, as these come, in lists of at most so many: one a second, or sooner where there is
+    """The questions with their answers, as these come, in lists of at most so many (default: MOST): one a second, or sooner where there is
     much.
 
     At most `concurrency` questions are on their way, and no question is taken before there is room for it. An exception
@@ -30,7 +30,7 @@ def ask_all(
     `session` is open meanwhile. When the caller stops in the middle, so do the questions.
     """
     with asyncio.Runner() as runner:
-        lists = _lists(iter(questions), ask, session, concurrency=concurrency, passed_on=passed_on, most=most)
+        lists = _lists(iter(questions), ask, session, concurrency=concurrency, passed_on=passed_on, most=most or MOST)
         while (answered := runner.run(_next_of(lists))) is not None:
             yield answered
 

@@ -182,7 +182,7 @@ def test_a_file_with_a_name_that_none_can_have_is_refused(tmp_path):
 def test_a_key_that_is_not_a_string_is_unknown(refusal):
     assert (
         refusal("5: 3")
-        == "unknown key 5; known: data, lora, mesh, model, objective, optimizer, reference, relabel, rows, run_dir, seed, train"
+        == "unknown key 5; known: data, lora, mesh, model, objective, optimizer, reference, relabel, rounds, rows, run_dir, seed, train"
     )
 
 
@@ -471,8 +471,8 @@ def test_every_file_in_configs_loads_and_begins_with_its_command(path):
     load_config(path)
     comment = path.read_text().split("\n\n")[0]
     lines = [line for line in comment.splitlines() if line.startswith("#")]
-    assert any("rapo train" in line for line in lines), (
-        f"the first comment of {path.name} gives no `rapo train` command"
+    assert any("rapo train" in line or "rapo round" in line for line in lines), (
+        f"the first comment of {path.name} gives no `rapo train` or `rapo round` command"
     )
 
 

@@ -5,8 +5,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +15,28 @@ from rapo_jax.score.judge import asking
 from rapo_jax.score.judge.rubric import ASPECTS, COMPARISONS, RATINGS, BadReply
 from rapo_jax.servers import server as servers
 from tests.score.conftest import DONE, ROWS, USER_ERROR
+from tests.servers.reached import Handler, Reached, cut_short, disconnect, reply, say, saying
 
 KEY = "sk-not-to-be-printed"
 TEXTS = [text for row in ROWS for text in row["responses"]]
 MARKS = {text: 1 + len(text) % 10 for text in TEXTS}
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *arguments: object) -> None:
-        """Silent: clients hang up on purpose, and what a test reads on stderr is the command's."""
-
-
-class Reached:
-    """A server. `errs(n, text)` says what goes wrong with the n-th request, about this response; None: nothing."""
+class Judged(Reached):
+    """A judge. `errs(n, text)` says what goes wrong with the n-th request, which is about this response; a text is the reply."""
 
     def __init__(self):
-        self.requests: list[dict[str, Any]] = []
-        self.errs: Callable[[int, str], Any] = lambda number, text: None
-        self.errs_by_payload: Callable[[dict[str, Any]], Any] = lambda payload: None
-        self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
-        reached = self
+        super().__init__(lambda payload: reply(verdict_of(found_in(payload))))
+        self.errs = lambda number, text: None
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                reached.answer(self)
+    def error_of(self, payload: dict[str, Any], number: int) -> Any:
+        error = self.errs_by_payload(payload) or self.errs(number, found_in(payload).get("response", ""))
+        return reply(error) if isinstance(error, str) else error
 
-            def log_message(self, *arguments: object) -> None:
-                pass
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True).start()
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        payload = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        with self.lock:
-            self.requests.append(payload | {"path": handler.path, "key": handler.headers["Authorization"]})
-            number = len(self.requests)
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-        try:
-            found = dict(
-                re.findall(
-                    r"=== (response(?: [AB])?) \[\w+\]\n(.*?)(?=\n\n===)", payload["messages"][1]["content"], re.S
-                )
-            )
-            error = self.errs_by_payload(payload) or self.errs(number, found.get("response", ""))
-            error(handler) if callable(error) else say(handler, 200, reply(error or verdict_of(found)))
-        finally:
-            with self.lock:
-                self.at_once -= 1
+def found_in(payload: dict[str, Any]) -> dict[str, str]:
+    parts = r"=== (response(?: [AB])?) \[\w+\]\n(.*?)(?=\n\n===)"
+    return dict(re.findall(parts, payload["messages"][1]["content"], re.S))
 
 
 def verdict_of(found: dict[str, str]) -> str:
@@ -79,33 +47,6 @@ def verdict_of(found: dict[str, str]) -> str:
     # It likes long responses, and the one that stands first where they differ by little.
     better = "A" if first - second > -4 else "B"
     return json.dumps({"reason": "Longer.", "better": better})
-
-
-def reply(text: Any, **more: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"} | more
-    return {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 7}}
-
-
-def say(handler: BaseHTTPRequestHandler, status: int, body: Any, **headers: str) -> None:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    handler.send_response(status)
-    for name, value in {"Content-Length": str(len(raw)), **headers}.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(raw)
-
-
-def disconnect(handler: BaseHTTPRequestHandler) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def cut_short(handler: BaseHTTPRequestHandler) -> None:
-    say(handler, 200, b'{"choices": [{"mess', Content_Length="400")
-    disconnect(handler)
-
-
-def saying(status: int, body: Any, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
-    return lambda handler: say(handler, status, body, **headers)
 
 
 TEN_WAYS: list[Any] = [
@@ -127,13 +68,12 @@ def reached(monkeypatch):
     monkeypatch.setattr(servers, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    reached = Reached()
+    reached = Judged()
     yield reached
-    reached.server.shutdown()
-    reached.server.server_close()
+    reached.close()
 
 
-def options(reached: Reached, *more: object) -> tuple[object, ...]:
+def options(reached: Judged, *more: object) -> tuple[object, ...]:
     return ("--judge-url", reached.url, "--judge-model", "judge-1", "--judge-timeout", "20", *more)
 
 
@@ -241,7 +181,7 @@ def test_a_server_without_forms_of_replies_is_asked_without(status, place, reach
     """When this fails, questions that were on their way when the first was refused are given up."""
     together = threading.Barrier(8)  # all questions are sent before the first is answered
 
-    def refuse(handler: BaseHTTPRequestHandler) -> None:
+    def refuse(handler: Handler) -> None:
         together.wait(20)
         say(handler, status, {"error": "unknown field response_format"})
 

@@ -49,11 +49,12 @@ class JudgeServer:
 
 def reply_of(body: bytes) -> Reply:
     """The reply in an answer. Raises Temporary for an answer of another form."""
-    choice, counts = first_choice(body)
+    choice = first_choice(body)
     try:
-        text = choice["message"]["content"]
+        text = choice.fields["message"]["content"]
     except (KeyError, TypeError) as error:
         raise Temporary(f"an answer without a reply: {body.decode(errors='replace')}") from error
     if not isinstance(text, (str, type(None))):
         raise Temporary(f"an answer whose reply is no text: {json_line(text)}")
-    return Reply(text or "", str(choice.get("finish_reason") or ""), *counts)
+    ended = str(choice.fields.get("finish_reason") or "")
+    return Reply(text or "", ended, choice.num_read, choice.num_written)
