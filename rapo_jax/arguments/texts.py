@@ -12,6 +12,7 @@ for the best by itself.
                                          answer a file of prompts
   rapo score    CONFIG --model DIR --out FILE
                                          score responses, for data.rewards
+  rapo round    CONFIG [--rounds N]      sample, score, train, export, again
   rapo evaluate CONFIG --model DIR --out DIR
                                          does what it finds likely follow goals?
   rapo report   PATH [PATH ...] -o FILE.html

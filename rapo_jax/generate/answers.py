@@ -272,7 +272,7 @@ def announce(job: Job, kept: Path, *, num_known: int, num_wanted: int, num_damag
 
 def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[Key], progress: Progress) -> None:
     """Samples what is not known and appends it to the store. Raises Interrupted."""
-    engine: Engine = job.engine or OwnEngine(load_model(job.model, job.opened, dtype=request.dtype), request.limits)
+    engine: Engine = job.engine or OwnEngine.of(load_model(job.model, job.opened, dtype=request.dtype), request.limits)
     progress.start()
     with interruptible() as interrupted:
         for number, drawn in enumerate(

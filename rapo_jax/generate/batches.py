@@ -1,33 +1,37 @@
-"""Which prompts are decoded together: prompts of like length, as many as a budget of tokens allows.
+"""How many samples are drawn at once, and in how much room: few shapes, which follow from a sample's own length and the options.
 
-The plan follows from the lengths and the options alone, so that a repeated command computes the same batches.
+A repeated command therefore computes every sample in the shapes that it had before, whatever is left to do.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Int, Int32
 
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
 PREFILL_CHUNK = 256  # prompt tokens that are computed at once; longer prompts are padded to a multiple of it
+PREFILL_ROWS = 8  # prompts that are computed at once
+SEGMENT = 16  # tokens that are drawn before finished samples are fetched, their slots refilled and a signal is noticed
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """The most prompts of a batch, and the most tokens: of its rows' prompts and of the answers that they leave room for."""
+    """The most samples that are drawn at once, and the most tokens of their prompts and answers that the cache has room for."""
 
-    num_prompts: int = 16
+    num_samples: int = 16
     num_tokens: int = 16384
 
+    def num_slots(self, room: int, *, num_samples: int, row_shards: int) -> int:
+        """Slots of this many tokens for so many samples: a multiple of the mesh's shards of rows, at least one for each.
 
-@dataclass(frozen=True)
-class DecodeBatch:
-    """Indices of prompts that share a batch of `num_rows` rows with prompts of up to `prompt_length` tokens."""
+        >>> BatchLimits(48, 16384).num_slots(256, num_samples=240, row_shards=1)
+        48
+        >>> BatchLimits(48, 16384).num_slots(4096, num_samples=240, row_shards=1)
+        4
+        """
+        whole = min(self.num_samples, -(-num_samples // 8) * 8)
+        return max(1, min(-(-whole // row_shards), self.num_tokens // room // row_shards)) * row_shards
 
-    members: tuple[int, ...]
-    num_rows: int
-    prompt_length: int
+    def num_prompts(self, length: int, *, row_shards: int) -> int:
+        """The prompts of this padded length that are computed at once."""
+        return self.num_slots(length, num_samples=PREFILL_ROWS, row_shards=row_shards)
 
 
 def padded_length(length: int) -> int:
@@ -40,34 +44,12 @@ def padded_length(length: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def plan_batches(
-    lengths: Sequence[int], *, max_new_tokens: int, limits: BatchLimits, row_shards: int
-) -> Iterator[DecodeBatch]:
-    """Batches of all prompts, longest first; their rows are a multiple of `row_shards`, at least one per shard.
+def room_of(length: int) -> int:
+    """The room of the cache that holds so many tokens of a row: few different ones, multiples of 64.
 
-    Where prompts are long, none is padded to more than twice its own padded length.
+    >>> [room_of(length) for length in (1, 65, 129, 193, 257, 1000)]
+    [64, 128, 192, 256, 512, 1024]
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    whole = -(-min(limits.num_prompts, len(lengths)) // row_shards) * row_shards
-    start = 0
-    while start < len(order):
-        longest = padded_length(lengths[order[start]])
-        affordable = limits.num_tokens // (longest + max_new_tokens) // row_shards * row_shards
-        num_rows = max(row_shards, min(whole, affordable))
-        members = order[start : start + num_rows]
-        if longest > 2 * PREFILL_CHUNK:
-            members = members[: sum(2 * padded_length(lengths[index]) >= longest for index in members)]
-            num_rows = -(-len(members) // row_shards) * row_shards
-        yield DecodeBatch(tuple(members), num_rows, longest)
-        start += len(members)
-
-
-def padded(
-    prompts: Sequence[Int[np.ndarray, " _"]], batch: DecodeBatch
-) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, " B"], list[int]]:
-    """Tokens, lengths and prompt indices of a batch's rows; a short batch is filled up by repeating its last prompt."""
-    filled = [*batch.members, *[batch.members[-1]] * (batch.num_rows - len(batch.members))]
-    tokens_BT = np.zeros((batch.num_rows, batch.prompt_length), np.int32)
-    for row, index in enumerate(filled):
-        tokens_BT[row, : len(prompts[index])] = prompts[index]
-    return tokens_BT, np.array([len(prompts[index]) for index in filled], np.int32), filled
+    if length <= 256:
+        return max(64, -(-length // 64) * 64)
+    return 1 << (length - 1).bit_length()

@@ -31,14 +31,14 @@ class Sampling:
 @dataclass(frozen=True)
 class RowSampling:
     """The settings of a batch's rows: keys uint32 [B, 2] (of seed and prompt), temperature and top_p [B], the limit of new
-    tokens int32 [B], and how many tokens of each answer are a part of its prompt here, int32 [B] (None: of none). numpy until
+    tokens int32 [B], and how many tokens of each answer were drawn before, int32 [B]. numpy until
     they are put on the devices."""
 
     keys_B2: Array | np.ndarray
     temperature_B: Array | np.ndarray
     top_p_B: Array | np.ndarray
     limit_B: Array | np.ndarray
-    drawn_B: Array | np.ndarray | None = None
+    drawn_B: Array | np.ndarray
 
 
 def method_of(samplings: Sequence[Sampling]) -> Method:
@@ -49,18 +49,20 @@ def method_of(samplings: Sequence[Sampling]) -> Method:
 
 
 def row_sampling(
-    samplings: Sequence[Sampling], keys: Sequence[tuple[int, int]], *, earlier: Sequence[int] | None = None
+    samplings: Sequence[Sampling],
+    keys: Sequence[UInt32[np.ndarray, "2"]],
+    *,
+    limits: Sequence[int],
+    earlier: Sequence[int],
 ) -> RowSampling:
-    """The settings of rows that hold these samples, each (index of its prompt, its number), as numpy.
-
-    earlier: how many tokens of each answer were drawn before and now end the prompt.
-    """
+    """The settings of rows with these random keys, as numpy. limits: of new tokens. earlier: how many tokens of each answer were
+    drawn before and now end the prompt."""
     return RowSampling(
-        keys_B2=np.stack([random_key(each.seed, *key) for each, key in zip(samplings, keys, strict=True)]),
+        keys_B2=np.stack(keys),
         temperature_B=np.array([each.temperature for each in samplings], np.float32),
         top_p_B=np.array([each.top_p for each in samplings], np.float32),
-        limit_B=np.array([each.max_new_tokens for each in samplings], np.int32),
-        drawn_B=None if earlier is None else np.array(earlier, np.int32),
+        limit_B=np.array(limits, np.int32),
+        drawn_B=np.array(earlier, np.int32),
     )
 
 
@@ -73,10 +75,8 @@ def random_key(seed: int, prompt: int, sample: int) -> UInt32[np.ndarray, "2"]:
     return np.asarray(jax.random.key_data(jax.random.fold_in(key, 2**31 + sample) if sample else key))
 
 
-def draw(
-    logits_BV: Float[Array, "B V"], rows: RowSampling, *, step: Int32[Array, ""] | int, method: Method
-) -> Int32[Array, " B"]:
-    """Each row's token at its position `step` of the answer."""
+def draw(logits_BV: Float[Array, "B V"], rows: RowSampling, *, method: Method) -> Int32[Array, " B"]:
+    """Each row's next token, at the position `drawn_B` of its answer."""
     greedy_B = logits_BV.argmax(-1).astype(jnp.int32)
     if method == "greedy":
         return greedy_B
@@ -86,11 +86,7 @@ def draw(
     if method == "nucleus":
         kept_BV = in_nucleus(scaled_BV, top_p_B) | (top_p_B >= 1)[:, None]
         scaled_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
-    keys_B = jax.random.wrap_key_data(keys_B2)
-    if rows.drawn_B is None:
-        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys_B)
-    else:
-        keys_B = jax.vmap(jax.random.fold_in)(keys_B, step + jnp.asarray(rows.drawn_B))
+    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2), jnp.asarray(rows.drawn_B))
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
     return jnp.where(is_greedy_B, greedy_B, drawn_B)
 

@@ -14,6 +14,24 @@ def contract(x: Float[Array, "..."], weight: Float[Array, "..."], equation: str)
     return cast(Array, _contract(x, weight, equation))
 
 
+def product_by_outputs(x: Float[Array, "..."], weight: Float[Array, "..."], equation: str) -> Float[Array, "..."]:
+    """einsum(equation, x, weight) where the weight has the dimensions of its outputs first, for few tokens; without gradient.
+
+    A CPU is fastest with the weight on the left, both factors summed along their last dimension: 1.5 times the rate of x W
+    at 48 rows, and more at 16. The barrier keeps XLA from swapping the factors back.
+    """
+    (x_letters, letters), out_letters = equation.split("->")[0].split(","), equation.split("->")[1]
+    inputs = "".join(letter for letter in letters if letter in x_letters)
+    outputs, weight = letters.replace(inputs, ""), weight.astype(x.dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.default_backend() != "cpu" or not (mesh.empty or mesh.size == 1):
+        return jnp.einsum(f"{x_letters},{outputs}{inputs}->{out_letters}", x, weight)
+    x_XI = x.reshape(x.shape[0] * x.shape[1], -1)
+    weight_OI = weight.reshape(-1, x_XI.shape[1])
+    y_OX = jax.lax.dot_general(weight_OI, x_XI, (((1,), (1,)), ((), ())))
+    return jax.lax.optimization_barrier(y_OX).T.reshape(*x.shape[:2], *weight.shape[: len(outputs)])
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _contract(x: Array, weight: Array, equation: str) -> Array:
     return jnp.einsum(equation, x, weight.astype(x.dtype))

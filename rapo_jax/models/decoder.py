@@ -4,8 +4,9 @@ What differs between families is a field of the spec, or data that is scanned wi
 vocabulary's matrix product during training is in rapo_jax/logprobs.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from rapo_jax.matrices import MATRICES
 from rapo_jax.models.accumulate import accumulate_over_layers, over_layers
 from rapo_jax.models.attention.dispatch import Visible, attend, kernel_for, visible, visible_in_layer
 from rapo_jax.models.attention.layout import Layout, sees
+from rapo_jax.models.cache import Cache, SlotCache, cache_layout
 from rapo_jax.models.lora import product
 from rapo_jax.models.parameters import adapter_letters, block_letters, initial
 from rapo_jax.models.rope import Angles, rotary_angles, rotate
@@ -34,6 +36,7 @@ KEPT = {  # by `remat`: the checkpoint_names that a layer keeps for its backward
 }
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 FLOAT32 = np.dtype("float32")
+Cached = Cache | SlotCache | None  # of one layer
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,6 @@ DEFAULT = ForwardOptions()
 def logits_are_kept(remat: str, spec: Spec) -> bool:
     """Whether the backward pass reads stored logits (rapo_jax/logprobs.py); not possible with a soft-cap."""
     return remat == "none" and spec.final_softcap is None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of every layer, [L, B, U, K, H]; slot u of a row holds the token at position u."""
-
-    k: Array
-    v: Array
-
-    @staticmethod
-    def empty(spec: Spec, *, num_rows: int, num_slots: int, dtype: np.dtype) -> "Cache":
-        shape = (spec.L, num_rows, num_slots, spec.K, spec.H)
-        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -132,17 +121,20 @@ scaled.defvjp(lambda x, weight: (x * weight, (x, weight)), _scaled_backward)
 
 
 class Block(nnx.Module):
-    """A decoder layer. Built with all L layers stacked; called on a slice with one layer."""
+    """A decoder layer. Built with all L layers stacked; called on a slice with one layer.
 
-    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
-        self.spec = spec
+    outputs_first: the matrices' outputs are their first dimensions, as in files (rapo_jax/generate/weights.py).
+    """
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs, outputs_first: bool = False):
+        self.spec, self.outputs_first = spec, outputs_first
         for name, letters in (block_letters(spec) | adapter_letters(spec)).items():
             setattr(self, name, nnx.Param(initial(spec, name, letters="L" + letters, rngs=rngs)))
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cache | None = None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """The layer's output, and this layer's cache with the call's keys and values written at `layout.index`."""
+        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cached = None
+    ) -> tuple[Float[Array, "B T D"], Cached]:
+        """The layer's output, and this layer's cache with the call's keys and values."""
         branch_BTD, cache = self.attention(self.normed(x_BTD, "attention_norm"), shared, layer=layer, cache=cache)
         x_BTD = self.added(x_BTD, self.normed(branch_BTD, "attention_out_norm"))
         branch_BTD = self.mlp(self.normed(x_BTD, "mlp_norm"))
@@ -158,21 +150,18 @@ class Block(nnx.Module):
         return x_BTD + multiplied(branch_BTD, self.spec.residual_multiplier)
 
     def attention(
-        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cache | None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        self, x_BTD: Float[Array, "B T D"], shared: Shared, *, layer: PerLayer, cache: Cached
+    ) -> tuple[Float[Array, "B T D"], Cached]:
         spec, queries, angles = self.spec, shared.layout, angles_of_layer(shared, layer)
         q_BTNH, k_BUKH = self.turned(x_BTD, "q", angles), self.turned(x_BTD, "k", angles)
         v_BUKH = checkpoint_name(self.project(x_BTD, "v"), "attention_in")
-        keys = queries
-        if cache is not None:
-            row = jnp.arange(x_BTD.shape[0])[:, None]
-            cache = Cache(
-                cache.k.at[row, queries.index].set(k_BUKH, mode="drop"),
-                cache.v.at[row, queries.index].set(v_BUKH, mode="drop"),
-            )
-            k_BUKH, v_BUKH, keys = cache.k, cache.v, cache_layout(queries, cache.k.shape[1])
-        seen = visible_in_layer(shared.seen, queries, keys, window=layer.window, windows=spec.windows, H=spec.H)
-        out_BTNH = attend(q_BTNH, k_BUKH, v_BUKH, visible=seen, scale=spec.query_scale, softcap=spec.attention_softcap)
+        if cache is None:
+            seen = visible_in_layer(shared.seen, queries, queries, window=layer.window, windows=spec.windows, H=spec.H)
+            scale, softcap = spec.query_scale, spec.attention_softcap
+            out_BTNH = attend(q_BTNH, k_BUKH, v_BUKH, visible=seen, scale=scale, softcap=softcap)
+        else:
+            layout = {"queries": queries, "seen": shared.seen, "window": layer.window}
+            out_BTNH, cache = cache.attend(q_BTNH, k_BUKH, v_BUKH, spec=spec, **layout)
         return checkpoint_name(self.project(out_BTNH, "o"), "residual_branch"), cache
 
     def turned(self, x_BTD: Float[Array, "B T D"], name: str, angles: Angles) -> Float[Array, "B T _ H"]:
@@ -188,14 +177,16 @@ class Block(nnx.Module):
         activate, lora = ACTIVATIONS[self.spec.activation], self.spec.lora
 
         def down(gate: Array, up: Array, factors: tuple[Array, ...]) -> Array:
-            return product(activate(gate) * up, factors, MATRICES["down"].equation, lora=lora)
+            equation = MATRICES["down"].equation
+            return product(activate(gate) * up, factors, equation, lora=lora, outputs_first=self.outputs_first)
 
         out_BTD = self.biased(jax.checkpoint(down)(gate, up, self.factors("down")), "down")
         return checkpoint_name(out_BTD, "residual_branch")
 
     def project(self, x: Float[Array, "B T ..."], name: str) -> Float[Array, "B T ..."]:
         """The product with a matrix of this layer, its adapter and its bias included, in x's dtype."""
-        return self.biased(product(x, self.factors(name), MATRICES[name].equation, lora=self.spec.lora), name)
+        equation, lora = MATRICES[name].equation, self.spec.lora
+        return self.biased(product(x, self.factors(name), equation, lora=lora, outputs_first=self.outputs_first), name)
 
     def factors(self, name: str) -> tuple[Float[Array, "..."], ...]:
         """A matrix, followed by its adapter's A and B if it has one."""
@@ -214,23 +205,17 @@ def angles_of_layer(shared: Shared, layer: PerLayer) -> Angles:
     return cos, sin
 
 
-def cache_layout(queries: Layout, num_slots: int) -> Layout:
-    """The layout of cache slots: slot u is position u of the row's only group."""
-    slot = jnp.broadcast_to(jnp.arange(num_slots), (queries.index.shape[0], num_slots))
-    return Layout(index=slot, position=slot, group=jnp.ones_like(slot), branch=jnp.zeros_like(slot))
-
-
 class Decoder(nnx.Module):
     """Tokens to final hidden states. A reward model has one score per position in place of vocabulary logits.
 
-    Three ways through the same layers: a plain call; `accumulating`, whose backward pass adds gradients to running totals;
-    `decoding`, with a key/value cache.
+    Four ways through the same layers: a plain call; `accumulating`, whose backward pass adds gradients to running totals;
+    `decoding`, with a key/value cache; `stepping`, one token a row.
     """
 
-    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs, outputs_first: bool = False):
         self.spec = spec
         self.embed = nnx.Param(initial(spec, "embed", letters="VD", rngs=rngs))
-        self.blocks = Block(spec, rngs=rngs)
+        self.blocks = Block(spec, rngs=rngs, outputs_first=outputs_first)
         self.norm = nnx.Param(initial(spec, "norm", letters="D", rngs=rngs))
         if spec.scored:
             self.score_head = nnx.Param(initial(spec, "score_head", letters="D", rngs=rngs))
@@ -286,12 +271,34 @@ class Decoder(nnx.Module):
         def one(x_BTD: Array, scanned: tuple) -> tuple[Array, Cache]:
             parameters, layer, cache = scanned
             x_BTD, written = nnx.merge(blocks, parameters)(constrain_rows(x_BTD), shared, layer=layer, cache=cache)
-            assert written is not None
+            assert isinstance(written, Cache)
             return x_BTD, written
 
         x_BTD = self.embedded(tokens_BT, options)
         x_BTD, cache = jax.lax.scan(one, x_BTD, (parameters, self.per_layer(), cache))
         return self.final(x_BTD), cache
+
+    def stepping(
+        self,
+        tokens_B1: Int[Array, "B 1"],
+        layout: Layout,
+        *,
+        layers: Sequence[dict[str, Any]],
+        caches: Sequence[SlotCache],
+        options: ForwardOptions,
+        prompt_B: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B 1 D"], list[SlotCache]]:
+        """As `decoding`, for one token a row: each layer has its own parameters and its own cache, which are never copied."""
+        shared = self.shared(layout, layout, options, prompt_B=prompt_B)
+        (blocks, _), each = nnx.split(self.blocks), self.per_layer()
+        x_BTD, written = self.embedded(tokens_B1, options), []
+        for at, (parameters, cache) in enumerate(zip(layers, caches, strict=True)):
+            layer = PerLayer(each.window[at], None if each.rope is None else each.rope[at])
+            block = nnx.merge(blocks, parameters)
+            x_BTD, cache = block(constrain_rows(x_BTD), shared, layer=layer, cache=cache)
+            assert isinstance(cache, SlotCache)
+            written.append(cache)
+        return self.final(x_BTD), written
 
     def embedded(self, tokens_BT: Int[Array, "B T"], options: ForwardOptions) -> Float[Array, "B T D"]:
         x_BTD = looked_up(self.embed[...], tokens_BT, options.dtype)
@@ -370,6 +377,6 @@ def plain_layout(tokens_BT: Int[Array, "B T"]) -> Layout:
     return Layout(index=index, position=index, group=jnp.ones_like(index), branch=jnp.zeros_like(index))
 
 
-def abstract_decoder(spec: Spec) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_decoder(spec: Spec, *, outputs_first: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure and the shapes of its parameters, without allocating any."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0), outputs_first=outputs_first)))

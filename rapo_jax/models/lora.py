@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from rapo_jax.errors import UserError
 from rapo_jax.matrices import MATRICES
-from rapo_jax.models.contract import contract
+from rapo_jax.models.contract import contract, product_by_outputs
 from rapo_jax.models.parameters import shape_of
 from rapo_jax.models.spec import LoraSpec, Spec
 
@@ -50,17 +50,26 @@ def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: 
 
 
 def product(
-    x: Float[Array, "..."], factors: tuple[Float[Array, "..."], ...], equation: str, *, lora: LoraSpec | None
+    x: Float[Array, "..."],
+    factors: tuple[Float[Array, "..."], ...],
+    equation: str,
+    *,
+    lora: LoraSpec | None,
+    outputs_first: bool = False,
 ) -> Float[Array, "..."]:
     """einsum(equation, x, W) in x's dtype, plus scale * (x A) B if there is an adapter; `factors` are W, or W, A and B.
 
-    With LoRA all matrices are frozen, even those without an adapter.
+    With LoRA all matrices are frozen, even those without an adapter. `outputs_first`: the last dimensions of W are those that
+    are summed; such a product has no gradient.
     """
     weight, *adapter = factors
-    if lora is None:
+    if outputs_first:
+        y = product_by_outputs(x, weight, equation)
+    elif lora is None:
         return contract(x, weight, equation)
-    y = jnp.einsum(equation, x, jax.lax.stop_gradient(weight).astype(x.dtype))
-    if not adapter:
+    else:
+        y = jnp.einsum(equation, x, jax.lax.stop_gradient(weight).astype(x.dtype))
+    if lora is None or not adapter:
         return y
     x_letters, out_letters = equation.split(",")[0], equation.split("->")[1]
     into = "".join(letter for letter in x_letters if letter not in out_letters)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -109,6 +110,7 @@ class Process:
 
     def watch(self):
         self.process.wait()
+        time.sleep(2)  # so that everybody sees that it is away
         self.process = self.start(self.url.split(":")[2].removesuffix("/v1"), "--hangs", 0)
 
     def close(self):

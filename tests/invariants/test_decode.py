@@ -9,26 +9,36 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rapo_jax.generate import batches
-from rapo_jax.generate import decode as decoding
-from rapo_jax.generate.batches import BatchLimits, DecodeBatch, plan_batches
-from rapo_jax.generate.decode import Sampling, decode
-from rapo_jax.generate.sampling import RowSampling
+from rapo_jax.generate import batches, slots
+from rapo_jax.generate.batches import BatchLimits
+from rapo_jax.generate.engine import Question
+from rapo_jax.generate.own import OwnEngine
+from rapo_jax.generate.sampling import Sampling
 from rapo_jax.models.attention.layout import Layout
 from rapo_jax.models.decoder import Cache, abstract_decoder, plain_layout
 from tests import tiny
 
 PROMPTS = [np.random.default_rng(length).integers(0, tiny.V, length).astype(np.int32) for length in (5, 70, 23, 12)]
-NUM_NEW = 14
+NUM_NEW = 19  # more than a segment of the engine
 
 
-def continuations(spec, prompts, *, sampling, batch_size=4, stop_tokens=()):
+def engine_of(spec, limits, *, stop_tokens=()):
     mesh = tiny.mesh_of(1, 1, 1)
     parameters = tiny.on_mesh(tiny.random_parameters(spec), spec, mesh)
-    found = decode(
-        parameters, spec, prompts, sampling=sampling, stop_tokens=stop_tokens, mesh=mesh, batch_size=batch_size
-    )
-    return [answer for _, answer in sorted(found, key=lambda pair: pair[0])]
+    return OwnEngine(parameters, spec, mesh, jnp.dtype("float32"), stop_tokens, limits)
+
+
+def samples_of(engine, questions, *, num_samples=1, known=()):
+    drawn = engine.sample(questions, num_samples=num_samples, known=known)
+    samples = [sample for each in drawn for sample in each.samples]
+    assert len({sample.key for sample in samples}) == len(samples)
+    return {sample.key: sample for sample in samples}
+
+
+def continuations(spec, prompts, *, sampling, stop_tokens=()):
+    asked = [Question(index, tokens, sampling) for index, tokens in enumerate(prompts)]
+    found = samples_of(engine_of(spec, BatchLimits(3), stop_tokens=stop_tokens), asked)
+    return [found[index, 0] for index in range(len(prompts))]
 
 
 @pytest.mark.parametrize(
@@ -37,9 +47,9 @@ def continuations(spec, prompts, *, sampling, batch_size=4, stop_tokens=()):
 )
 def test_greedy_decoding_with_a_cache_is_the_argmax_of_the_full_forward_pass(family, chunk, monkeypatch):
     """When this fails, what is generated is not what was trained: a cache slot, a window or a position is off by one.
-    All prompts but one are longer than the window of 8, and in chunks of 16 all but two longer than a chunk."""
-    for module in (batches, decoding):
-        monkeypatch.setattr(module, "PREFILL_CHUNK", chunk)
+    All prompts but one are longer than the window of 8, and in chunks of 16 all but two longer than a chunk. Four prompts
+    are more than there are slots, and the answers go over two segments."""
+    monkeypatch.setattr(batches, "PREFILL_CHUNK", chunk)
     monkeypatch.setattr(batches, "PROMPT_MULTIPLE", min(chunk, 64))
     spec = replace(tiny.tiny_spec(family), tied=False)  # tied weights would repeat one token for ever
     graph, _ = abstract_decoder(spec)
@@ -54,7 +64,7 @@ def test_greedy_decoding_with_a_cache_is_the_argmax_of_the_full_forward_pass(fam
     assert len({token for answer in answers for token in answer.tokens}) > 10
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert len(answer.tokens) == NUM_NEW and answer.finish_reason == "length"
-        tokens = np.zeros((1, 90), np.int32)  # what follows the end is not seen
+        tokens = np.zeros((1, 96), np.int32)  # what follows the end is not seen
         tokens[0, : len(prompt)] = prompt
         for n, token in enumerate(answer.tokens):
             end = len(prompt) + n
@@ -85,19 +95,17 @@ def test_hidden_states_through_the_cache_are_those_without_it(family):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole_BTD, atol=1e-5)
 
 
-def test_a_sample_depends_on_the_prompts_index_never_on_the_batch():
-    """When this fails, an evaluation cannot be repeated with another batch size, or all prompts draw the same numbers."""
-    spec = tiny.tiny_spec("mistral-v0.1-window")
-    twins = [*PROMPTS, PROMPTS[0]]
-    sample = lambda size: [  # noqa: E731
-        answer.tokens
-        for answer in continuations(
-            spec, twins, sampling=Sampling(NUM_NEW, temperature=1.0, top_p=0.9), batch_size=size
-        )
-    ]
-    alone = sample(1)
-    assert alone == sample(4)
-    assert alone[0] != alone[4], "one prompt asked twice must be answered twice"
+def test_a_sample_depends_on_its_prompt_and_number_never_on_the_others():
+    """When this fails, an evaluation cannot be repeated with more prompts or in the middle, a refilled slot sees what was there
+    before, or all prompts draw the same numbers. Three slots for ten samples, bit for bit those of the prompt alone."""
+    sampling = Sampling(NUM_NEW + 20, temperature=1.0, top_p=0.9)
+    twins = [Question(index, tokens, sampling) for index, tokens in enumerate([*PROMPTS, PROMPTS[0]])]
+    engine = engine_of(tiny.tiny_spec("mistral-v0.1-window"), BatchLimits(3))
+    together = samples_of(engine, twins, num_samples=2)
+    assert {key: together[key] for key in [(1, 0), (1, 1)]} == samples_of(engine, twins[1:2], num_samples=2)
+    known = [key for key in together if key not in [(0, 1), (3, 0)]]
+    assert samples_of(engine, twins, num_samples=2, known=known) == {key: together[key] for key in [(0, 1), (3, 0)]}
+    assert len({tuple(sample.tokens) for sample in together.values()}) == 10
 
 
 def test_a_stop_token_ends_its_own_answer_and_no_other():
@@ -116,35 +124,25 @@ def test_a_stop_token_ends_its_own_answer_and_no_other():
 def test_a_long_prompt_takes_memory_for_its_cache_and_never_for_all_scores():
     """When this fails, one prompt of 4,000 tokens among short ones asks for more memory than the machine has."""
     spec = tiny.tiny_spec("llama3")
-    B, T, num_new = 4, 4096, 64
+    B, T = 4, 4096
     graph, _ = abstract_decoder(spec)
     parameters = tiny.random_parameters(spec)
-    arguments = {"tokens_BT": (B, T), "length_B": (B,)}
-    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in arguments.items()}
-    rows = RowSampling(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in [((B, 2), jnp.uint32), ((B,), jnp.float32)]),
-        jax.ShapeDtypeStruct((B,), jnp.float32), jax.ShapeDtypeStruct((B,), jnp.int32))  # fmt: skip
-    prefill = functools.partial(
-        decoding._prefill, graph, drawing=decoding.Drawing(num_new, "greedy", jnp.dtype("float32"))
-    )
-    lowered = jax.jit(prefill).lower(parameters, jax.ShapeDtypeStruct((1,), jnp.int32), *shapes.values(), rows)
-    scores, cache = B * spec.N * T * T * 4, 2 * spec.L * B * (T + num_new) * spec.K * spec.H * 4
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, T), (B,))]
+    prefill = functools.partial(slots.prefill, graph, dtype=jnp.dtype("float32"))
+    lowered = jax.jit(prefill).lower(parameters, *shapes)
+    scores, cache = B * spec.N * T * T * 4, 2 * spec.L * B * T * spec.K * spec.H * 4
     used = lowered.compile().memory_analysis().temp_size_in_bytes
     assert used < scores / 4 and used < 8 * cache + scores * batches.PREFILL_CHUNK / T * 3
 
 
-def test_batches_hold_prompts_of_like_length_and_a_budget_of_tokens():
-    """When this fails, short prompts are computed at the length of the longest, or a batch of long ones is too large."""
-    plan = lambda lengths, **more: list(  # noqa: E731
-        plan_batches(lengths, **{"max_new_tokens": 100, "limits": BatchLimits(4, 3000), "row_shards": 1} | more)
-    )
-    assert plan([30, 1200, 60, 65, 40, 700, 10]) == [
-        DecodeBatch((1, 5), 2, 1280),
-        DecodeBatch((3, 2, 4, 0), 4, 128),
-        DecodeBatch((6,), 4, 64),
-    ]
-    assert plan([4000, 4000]) == [DecodeBatch((0,), 1, 4096), DecodeBatch((1,), 1, 4096)]
-    assert plan([4000, 9], row_shards=2) == [DecodeBatch((0,), 2, 4096), DecodeBatch((1,), 2, 64)]
-    assert plan([9] * 5, row_shards=8) == [DecodeBatch((0, 1, 2, 3, 4), 8, 64)]
+def test_slots_are_as_many_as_a_budget_of_tokens_allows_whoever_else_is_there():
+    """When this fails, a long prompt needs more memory than there is, or a mesh gets rows that it cannot split."""
+    limits = BatchLimits(16, 16384)
+    slots_of = lambda room, num, shards=1: limits.num_slots(room, num_samples=num, row_shards=shards)  # noqa: E731
+    assert [slots_of(256, num) for num in (1, 8, 9, 500)] == [8, 8, 16, 16]
+    assert [slots_of(room, 500) for room in (1024, 4096, 32768)] == [16, 4, 1]
+    assert [slots_of(room, 500, 8) for room in (64, 1024, 32768)] == [16, 16, 8]
+    assert [BatchLimits(3).num_slots(64, num_samples=9, row_shards=shards) for shards in (1, 2)] == [3, 4]
 
 
 def test_rows_of_one_batch_are_drawn_each_with_its_own_settings():
@@ -156,13 +154,8 @@ def test_rows_of_one_batch_are_drawn_each_with_its_own_settings():
         Sampling(3, temperature=0.7, top_p=0.9),
         Sampling(5, seed=1),
     ]
-    mesh = tiny.mesh_of(1, 1, 1)
-    parameters = tiny.on_mesh(tiny.random_parameters(spec), spec, mesh)
-    asked = [(*each, (index, 0)) for index, each in enumerate(zip(PROMPTS, settings, strict=True))]
-    together = decoding.decode_segments(
-        parameters, spec, asked, stop_tokens=[], mesh=mesh, dtype="float32", limits=BatchLimits(4)
-    )
-    found = dict(pair for segment in together for pair in segment.finished)
-    assert [len(found[index].tokens) for index in range(4)] == [NUM_NEW, NUM_NEW, 3, 5]
-    for index, sampling in enumerate(settings):
-        assert found[index] == continuations(spec, PROMPTS, sampling=sampling)[index]
+    asked = [Question(index, *each) for index, each in enumerate(zip(PROMPTS, settings, strict=True))]
+    found = samples_of(engine_of(spec, BatchLimits(4)), asked)
+    assert [len(found[index, 0].tokens) for index in range(4)] == [NUM_NEW, NUM_NEW, 3, 5]
+    for index, question in enumerate(asked):
+        assert samples_of(engine_of(spec, BatchLimits(1)), [question]) == {(index, 0): found[index, 0]}
