@@ -103,11 +103,8 @@ def orbax_context() -> ocp.Context:
 
 
 def claimed_directory(run_dir: Path, elsewhere: str | None, *, writes: bool) -> Directory:
-    """Where the checkpoints of a run are: in the run directory, which says so where they are `elsewhere`.
-
-    Marks the directories as ours. Raises UserError for one that is in use for something else, and for a run that began with
-    its checkpoints in another place.
-    """
+    """Where the checkpoints of a run are: in its directory, which says so where they are `elsewhere`. Marks both as ours; raises
+    UserError for one in use for something else, and for a run that began with its checkpoints in another place."""
     at_home = Path(run_dir).absolute() / "checkpoints"
     marker = at_home / MARKER
     if marker.is_file():
@@ -205,18 +202,14 @@ class Store:
         self.wait()
         self._writing = (step, size_of(state))
         found, arrays = begin(state), flat(state)
-        meta = {
-            "format": FORMAT,
-            "step": step,
-            "identity": identity,
-            "config": config,
-            "skipped": vars(skipped),
-            "shapes": {name: list(array.shape) for name, array in arrays.items()},
-        }
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        meta = {"format": FORMAT, "step": step, "identity": identity, "config": config, "skipped": vars(skipped)}
         metrics: dict[str, Any] | None = None if eval_loss is None else {"eval_loss": eval_loss}
         with self._space():
             self._pending = self._checkpointer.save_checkpointables_async(
-                step, {"state": arrays, "meta": lambda: meta | {"fingerprint": found.collect()}}, metrics=metrics
+                step,
+                {"state": arrays, "meta": lambda: meta | {"shapes": shapes, "fingerprint": found.collect()}},
+                metrics=metrics,
             )
         if self._pending is None:
             raise RuntimeError(f"orbax declined to save step {step}; {self.directory} holds {self.steps()}")
@@ -310,13 +303,20 @@ class Store:
         """The configuration that was saved with a step (None: the newest whose record can be read); None without one."""
         for candidate in [step] if step is not None else reversed(self.steps()):
             try:
-                return self._checkpointer.load_checkpointables(candidate, {"meta": None})["meta"]["config"]
+                return self._record(candidate)["config"]
             except Exception as error:  # as in `restore`, which says what is damaged
                 log.debug("the record of checkpoint %s cannot be read (%s)", candidate, error)
         return None
 
+    def _record(self, step: int) -> dict[str, Any]:
+        """What a step records beside its arrays. Earlier versions kept it as a tree of arrays and texts, not as JSON."""
+        if (self.directory / str(step) / "meta" / "_METADATA").is_file():
+            with self._alone():
+                return ocp.load_checkpointables(str(self.directory / str(step)), {"meta": None})["meta"]
+        return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+
     def _load(self, step: int, abstract: Any, accept: Accept | None) -> Restored:
-        meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+        meta = self._record(step)
         if meta["format"] != FORMAT:
             raise UserError(f"step {step} in {self.directory} has format {meta['format']!r}, expected {FORMAT!r}.")
         if meta["step"] != step:

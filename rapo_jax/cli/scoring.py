@@ -47,7 +47,9 @@ def judge_options(options: argparse.Namespace):
     cache = Path(given.pop("cache", "") or Path(options.out).with_name("judge_cache.jsonl"))
     url, model = given.pop("url", ""), given.pop("model", "")
     default, option = JudgeOptions.key_from, "--judge-key-from"
-    key = key_of_environment(os.environ, given.get("key_from"), default=default, option=option)
+    key = ""  # another scorer refuses all of them
+    if options.scorer == "judge":
+        key = key_of_environment(os.environ, given.get("key_from"), default=default, option=option)
     return JudgeOptions(url, model, key, **given, cache=cache)
 
 
