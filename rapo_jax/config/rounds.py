@@ -48,7 +48,7 @@ class Rounds:
     num_goals: int = key(
         3,
         "goals, from the lowest to the highest, that a round's model is judged at",
-        affects="nothing",
+        affects="tokens",
         allowed=POSITIVE,
     )
     batch_size: int = key(16, "prompts that are answered at once", affects="nothing", allowed=POSITIVE)

@@ -17,14 +17,16 @@ from rapo_jax.errors import UserError
 from rapo_jax.export.run import ExportOptions, export_run
 from rapo_jax.locks import IN_USE
 from rapo_jax.models.directory import model_directory
+from rapo_jax.parallel import make_mesh
 from rapo_jax.rounds.judging import Judged, judge
 from rapo_jax.rounds.places import SETTINGS, Place
 from rapo_jax.rounds.prompts import divide
-from rapo_jax.rounds.sampling import Asking, sample, score, scored_config, spread
+from rapo_jax.rounds.sampling import Asking, request_of, sample, score, scored_config, spread
 from rapo_jax.rounds.summary import Row, table, write_summary
 from rapo_jax.runs.agreement import require_same_configuration
 from rapo_jax.runs.settings import changes
 from rapo_jax.runs.train import one_writer, train_or_resume
+from rapo_jax.score.scorers import open_scorer
 from rapo_jax.train.journal import duration
 
 JUDGING = 2**32  # added to the seed of answers that are judged, which are no sample that is trained on
@@ -47,7 +49,8 @@ def run_rounds(config: Config) -> list[Row]:
     require_same_configuration(config)
     refuse_what_rounds_make(config)
     run_dir = Path(config.run_dir)
-    model_directory(config.model.path, option="model.path")  # raises for what is none
+    first_model(config)  # raises for what is none, as the next line for a scorer that cannot be had
+    open_scorer(config, request_of(config), lambda: make_mesh(**vars(config.mesh)))
     with one_writer(run_dir):
         on_first(lambda: own(run_dir, config))
         train, held_out = run_dir / "prompts.jsonl", run_dir / "eval_prompts.jsonl"
@@ -162,8 +165,10 @@ def goals_of_samples(config: Config, start: Start) -> dict:
 
 
 def training(config: Config, at: Place, start: Start) -> Config:
-    """The configuration of a round's training run, which `rapo train` takes as well."""
+    """The configuration of a round's training run, which `rapo train` takes as well. What is kept for one run alone, if it is
+    kept elsewhere, has a place for each round there."""
     told = scored_config(config, at.sampled.responses)
+    cache, checkpoints = config.reference.cache, config.train.checkpoints
     return dataclasses.replace(
         told,
         run_dir=str(at.run),
@@ -171,6 +176,8 @@ def training(config: Config, at: Place, start: Start) -> Config:
             config.model, path=start.model if config.rounds.start == "previous" else config.model.path
         ),
         data=dataclasses.replace(told.data, rewards=str(at.sampled.scores)),
+        reference=dataclasses.replace(config.reference, cache=cache and f"{cache}/round-{at.number}"),
+        train=dataclasses.replace(config.train, checkpoints=checkpoints and f"{checkpoints}/round-{at.number}"),
         rounds=Rounds(),
     )
 

@@ -109,13 +109,16 @@ def score(config: Config, at: Sampled, *, every: bool = False) -> list[tuple[flo
     Of those that training reads, or of `every` response, also where it is empty or repeats another one.
     """
     if not each_process(on_first(lambda: is_whole(at.scores, ".unfinished")))[0]:
-        rounds, told = config.rounds, scored_config(config, at.responses)
-        request = ScoreRequest(scorer=rounds.scorer, model=rounds.scorer_model)
+        told = scored_config(config, at.responses)
         if every:
-            score_records(told, request, at.scores, read=lambda: records_of(at.responses))
+            score_records(told, request_of(config), at.scores, read=lambda: records_of(at.responses))
         else:
-            score_source(told, request, at.scores)
+            score_source(told, request_of(config), at.scores)
     return read_scores(at.scores)
+
+
+def request_of(config: Config) -> ScoreRequest:
+    return ScoreRequest(scorer=config.rounds.scorer, model=config.rounds.scorer_model)
 
 
 def records_of(responses: Path) -> list[Record]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file as weights_of
 
-from rapo_jax.config.files import load_config
+from rapo_jax.config.files import load_config, to_yaml
 from rapo_jax.config.tree import Relabel
 from rapo_jax.errors import Interrupted
 from rapo_jax.evaluate.bootstrap import Estimate
@@ -136,6 +137,26 @@ def test_rounds_that_are_stopped_in_every_stage_end_like_undisturbed_ones(place,
 
 
 @pytest.mark.slow
+def test_what_another_machine_sampled_and_scored_is_trained_on(place, undisturbed, tmp_path):
+    """When this fails, stages that were run by hand are run again, or every round has the reference of the first."""
+    more = ["rounds.num_rounds=1", f"reference.cache={tmp_path / 'cache'}", f"train.checkpoints={tmp_path / 'saves'}"]
+    settings, *overrides = arguments(place, tmp_path / "run", *more)
+    theirs, ours = Place(undisturbed[0], 1).sampled, Place(tmp_path / "run", 1).sampled
+    ours.directory.mkdir(parents=True)
+    (tmp_path / "run" / "rounds.yaml").write_text(to_yaml(load_config(settings, overrides)))
+    for name in ("responses", "scores"):
+        getattr(ours, name).write_bytes(getattr(theirs, name).read_bytes())
+    run(place, tmp_path / "run", *more)
+    assert not ours.samples.exists()
+    one, other = (Place(at, 1).model / "model.safetensors" for at in (tmp_path / "run", undisturbed[0]))
+    assert weights_of(one).keys() == weights_of(other).keys()
+    for tensor, expected in weights_of(other).items():  # a reference that is read differs from one computed by rounding
+        np.testing.assert_allclose(weights_of(one)[tensor], expected, atol=1e-6, err_msg=tensor)
+    named = [name for at in ("cache", "saves") for name in (tmp_path / at).iterdir() if name.is_dir()]
+    assert [each.name for each in named] == ["round-1"] * 2
+
+
+@pytest.mark.slow
 def test_more_rounds_go_on_and_other_settings_are_refused(place, undisturbed, capsys):
     """When this fails, a longer run begins anew, or rounds of two settings stand in one directory."""
     run_dir, rows = undisturbed
@@ -170,7 +191,7 @@ def test_what_cannot_be_begun_is_refused_in_a_sentence(place, tmp_path, capsys, 
     assert rapo("round", *arguments(place, tmp_path / "run", *overrides)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert sentence in said and "Traceback" not in said
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("samples.jsonl*"))
 
 
 def test_samples_are_asked_for_no_goal_until_the_model_knows_one(place):
