@@ -10,35 +10,32 @@ collected, and everything is written, in the background.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
-from rapo_jax.buckets import Directory, directory_at, is_bucket, reachable, read_marker, remove, write_marker
+from rapo_jax.buckets import is_bucket, remove
+from rapo_jax.checkpoint_directory import FORMAT, claimed_directory
 from rapo_jax.distributed import anywhere, barrier, is_first
 from rapo_jax.errors import UserError
 from rapo_jax.fingerprints import begin, fingerprint, flat
+from rapo_jax.saved import Corrupt, Saved, SavedArrays, orbax_context
 from rapo_jax.space import on_disk, require_space
 
 Accept = Callable[[dict[str, Any], int], None]
-FORMAT = "rapo_jax checkpoint 1"
-MARKER = "rapo_jax.json"
 # How TensorStore begins where a file system, or a bucket, refuses or is gone.
 STATUS = re.compile(
     r"(PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND|UNAVAILABLE|ABORTED|DATA_LOSS|FAILED_PRECONDITION|UNKNOWN): "
 )
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-class Corrupt(Exception):
-    """The arrays of a step are not those that were written."""
 
 
 @dataclass(frozen=True)
@@ -66,78 +63,6 @@ class Restored:
 def size_of(tree: Any) -> int:
     """The bytes of all arrays."""
     return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(tree))
-
-
-class LateRecord(ocp.handlers.CheckpointableHandler[Callable[[], dict[str, Any]], None]):
-    """What a step records beside its arrays, as JSON; it is asked for in the background, when they are being written."""
-
-    def __init__(self) -> None:
-        self.json = ocp.handlers.JsonHandler()
-
-    async def save(self, directory: Any, checkpointable: Callable[[], dict[str, Any]]) -> Awaitable[None]:
-        async def write() -> None:
-            await (await self.json.save(directory, checkpointable()))
-
-        return write()
-
-    async def load(self, directory: Any, abstract_checkpointable: None = None) -> Awaitable[Any]:
-        return await self.json.load(directory)
-
-    async def metadata(self, directory: Any) -> None:
-        return None
-
-    def is_handleable(self, checkpointable: Any) -> bool:
-        return callable(checkpointable)
-
-    def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
-        return None
-
-
-def orbax_context() -> ocp.Context:
-    """How checkpoints are written and read. Uncompressed: zstd makes float32 a twelfth smaller, and takes five times the CPU time
-    of all the rest, which would be the step's on a small host, and the preemption's on a large one."""
-    context = ocp.Context()
-    context.array.saving.use_compression = False
-    context.checkpointables.registry = ocp.handlers.local_registry().add(LateRecord, checkpointable_name="meta")
-    return context
-
-
-def claimed_directory(run_dir: Path, elsewhere: str | None, *, writes: bool) -> Directory:
-    """Where the checkpoints of a run are: in its directory, which says so where they are `elsewhere`. Marks both as ours; raises
-    UserError for one in use for something else, and for a run that began with its checkpoints in another place."""
-    at_home = Path(run_dir).absolute() / "checkpoints"
-    marker = at_home / MARKER
-    if marker.is_file():
-        recorded = read_marker(marker).get("elsewhere")
-        if writes and recorded != elsewhere:
-            raise UserError(
-                f"run_dir={run_dir} keeps its checkpoints in {recorded or at_home}, and train.checkpoints={elsewhere or 'null'} "
-                f"names another place; set it to {recorded or 'null'}, or choose another run_dir."
-            )
-        elsewhere = recorded
-    elif not writes:
-        raise UserError(f"{at_home} holds no checkpoints of rapo_jax; RUN_DIR must be the run_dir of a training run.")
-    directory = at_home
-    if elsewhere is not None:
-        said = f"train.checkpoints={elsewhere}"
-        directory = directory_at(elsewhere, said=said)
-        with reachable(directory, said=said):
-            claim(directory, {"format": FORMAT}, writes=writes, key="train.checkpoints")
-    claim(at_home, {"format": FORMAT} | ({"elsewhere": elsewhere} if elsewhere else {}), writes=writes)
-    return directory
-
-
-def claim(directory: Directory, marker: dict[str, str], *, writes: bool, key: str = "run_dir") -> None:
-    """Marks a directory as ours, on process 0, if it is not. Raises UserError if it is in use for something else."""
-    if (directory / MARKER).is_file() or not writes:
-        return
-    if directory.is_dir() and any(path.name != MARKER for path in directory.iterdir()):
-        raise UserError(
-            f"{directory} is not empty and was not written by rapo_jax; nothing was changed. Choose another {key}."
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    if is_first():
-        write_marker(directory / MARKER, marker)
 
 
 class Store:
@@ -273,6 +198,19 @@ class Store:
         `accept(identity, step)` is called before arrays are read, and may raise. Raises UserError when there are
         checkpoints and none is sound.
         """
+        return self._newest(lambda candidate: self._load(candidate, abstract, accept), step, damage=Exception)
+
+    def use_newest(self, use: Callable[[Saved], T], abstract: Any, *, step: int | None = None) -> T | None:
+        """What `use` makes of the newest sound checkpoint, which has arrays like those of `abstract` and which it reads in
+        parts; None without checkpoints.
+
+        `use` calls `require_sound` of the arrays when it has read them. It is called again with the checkpoint before where
+        that or reading raises Corrupt, so that nothing of it may remain. Raises UserError like `restore`.
+        """
+        return self._newest(lambda candidate: use(self._open(candidate, abstract)), step, damage=Corrupt)
+
+    def _newest(self, read: Callable[[int], T], step: int | None, *, damage: type[Exception]) -> T | None:
+        """What `read` returns for the newest step for which it raises no `damage`, or for `step`."""
         if not self.writes:  # the run may have gone on
             self._checkpointer.reload()
         steps = self.steps()
@@ -281,14 +219,14 @@ class Store:
         damaged = []
         for candidate in [step] if step is not None else reversed(steps):
             try:
-                return self._load(candidate, abstract, accept)
+                return read(candidate)
             except (UserError, TypeError, AttributeError, NameError, jax.errors.JaxRuntimeError):
                 raise  # the files are not damaged: no memory, or another process is gone
-            except Exception as error:  # Orbax and TensorStore raise bare Exceptions for damaged files
+            except damage as error:  # Orbax and TensorStore raise bare Exceptions for damaged files
                 if not (
                     self.directory / str(candidate)
                 ).exists():  # the run has removed it meanwhile, and has newer ones
-                    return self.restore(abstract, step=step, accept=accept)
+                    return self._newest(read, step, damage=damage)
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 log.warning("checkpoint %d is damaged (%s)", candidate, reason)
                 damaged.append(candidate)
@@ -315,29 +253,54 @@ class Store:
                 return ocp.load_checkpointables(str(self.directory / str(step)), {"meta": None})["meta"]
         return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
 
-    def _load(self, step: int, abstract: Any, accept: Accept | None) -> Restored:
+    def _checked_record(self, step: int) -> dict[str, Any]:
+        """The same, of this format and this step."""
         meta = self._record(step)
         if meta["format"] != FORMAT:
             raise UserError(f"step {step} in {self.directory} has format {meta['format']!r}, expected {FORMAT!r}.")
         if meta["step"] != step:
             raise Corrupt(f"it is a copy of step {meta['step']}")
+        return meta
+
+    def _open(self, step: int, abstract: Any) -> Saved:
+        """A step whose arrays can be read. Raises, on every process, Corrupt where the record of one cannot be, and UserError where
+        the arrays are of another model."""
+        meta, damage = {}, None
+        try:
+            meta = self._checked_record(step)
+        except (UserError, TypeError, AttributeError, NameError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # as in `_newest`
+            damage = Corrupt(str(error).strip() or type(error).__name__)
+        if anywhere(damage is not None):
+            raise damage or Corrupt("another process could not read its record")
+        self._require_arrays(step, meta, flat(abstract))
+        arrays = SavedArrays(self.directory / str(step) / "state", meta["fingerprint"])
+        return Saved(step, arrays, meta["identity"], meta["config"])
+
+    def _load(self, step: int, abstract: Any, accept: Accept | None) -> Restored:
+        meta = self._checked_record(step)
         if accept:
             accept(meta["identity"], step)
         wanted = flat(abstract)
+        self._require_arrays(step, meta, wanted)
+        arrays = self._read(step, wanted)
+        found = fingerprint(arrays)
+        changed = [name for name in wanted if found[name] != meta["fingerprint"][name]]
+        if changed:
+            raise Corrupt(f"fingerprint differs in {', '.join(changed[:3])}")
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
+        skipped = Skipped(**meta.get("skipped", {}))  # earlier versions did not count them
+        return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"], skipped=skipped)
+
+    def _require_arrays(self, step: int, meta: dict[str, Any], wanted: dict[str, Any]) -> None:
+        """Raises UserError where the arrays of a step are of another model."""
         stored = meta["fingerprint"]
         if not set(wanted) <= set(stored):
             raise self._other_model(step, f"lacks {', '.join(sorted(set(wanted) - set(stored))[:3])}")
         for name, shape in meta.get("shapes", {}).items():
             if name in wanted and list(wanted[name].shape) != shape:
                 raise self._other_model(step, f"has {name} of shape {shape}, not {list(wanted[name].shape)}")
-        arrays = self._read(step, wanted)
-        found = fingerprint(arrays)
-        changed = [name for name in wanted if found[name] != stored[name]]
-        if changed:
-            raise Corrupt(f"fingerprint differs in {', '.join(changed[:3])}")
-        state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
-        skipped = Skipped(**meta.get("skipped", {}))  # earlier versions did not count them
-        return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"], skipped=skipped)
 
     def _alone(self) -> ocp.Context:
         """An Orbax context without barriers, at which the other processes would wait for one whose part is damaged."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped, UInt32
 
 WORD = jnp.uint32
 DIMENSION, INDEX, MIXED = 0x01000193, 0x9E3779B1, 0x85EBCA6B  # odd, so that multiplying by them loses nothing
@@ -57,7 +58,7 @@ def fingerprint(tree: Any) -> dict[str, list[int]]:
 def _sums(arrays: list[Array], *, mesh: Mesh | None, specs: tuple[PartitionSpec, ...]) -> Array:
     """uint32 [arrays, 2]. Arrays that are not all sharded over one mesh are left to the compiler."""
     if mesh is None:
-        return jnp.stack([_sums_of(array, [0] * array.ndim) for array in arrays])
+        return jnp.stack([sums_of(array, [0] * array.ndim) for array in arrays])
 
     def of_shards(shards: list[Array]) -> Array:
         found = [_sums_of_shard(shard, spec, mesh) for shard, spec in zip(shards, specs, strict=True)]
@@ -72,7 +73,7 @@ def _sums_of_shard(shard: Array, spec: PartitionSpec, mesh: Mesh) -> Array:
     parts = [_axes(part) for part in (*spec, *[None] * (shard.ndim - len(spec)))]
     starts = [jax.lax.axis_index(axes) * size if axes else 0 for axes, size in zip(parts, shard.shape, strict=True)]
     copies = [axis for axis in mesh.axis_names if not any(axis in axes for axes in parts)]
-    sums = _sums_of(shard, starts)
+    sums = sums_of(shard, starts)
     return jnp.where(jax.lax.axis_index(tuple(copies)) == 0, sums, WORD(0)) if copies else sums
 
 
@@ -81,7 +82,7 @@ def _axes(part: Any) -> tuple[str, ...]:
     return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
-def _sums_of(x: Array, starts: Sequence[Any]) -> Array:
+def sums_of(x: Shaped[Array, "..."], starts: Sequence[Any]) -> UInt32[Array, " 2"]:
     """uint32 [2]: sums of all words, weighted by position, of a part of an array that begins at `starts`."""
     starts = [jnp.asarray(start, WORD) for start in starts]
     rows = BLOCK // max(1, x.shape[-1]) if x.ndim else 0

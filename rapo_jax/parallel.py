@@ -178,17 +178,22 @@ def to_device(batch: Batch, mesh: Mesh, num_rows: int) -> Batch:
 def from_slices(
     mesh: Mesh, letters: str, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], Shaped[np.ndarray, "..."]]
 ) -> Shaped[Array, "..."]:
-    """A sharded array; every process reads only the slices that its devices hold, each once."""
-    seen: dict[str, np.ndarray] = {}
-
-    def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
+    """A sharded array; every process reads only the slices that its devices hold, each once, and has one at a time."""
+    where = sharding(mesh, letters, shape)
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}  # pyright: ignore[reportInvalidTypeForm]
+    for device, index in where.addressable_devices_indices_map(shape).items():
         assert index is not None, "devices of this process hold something of every array"
-        full = tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True))
-        if repr(full) not in seen:
-            seen[repr(full)] = read(full)
-        return seen[repr(full)]
+        bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    parts: list[Array] = []
+    for bounds, devices in holders.items():
+        parts += on_each(devices, read(tuple(slice(*each) for each in bounds)))
+    return jax.make_array_from_single_device_arrays(shape, where, parts)
 
-    return jax.make_array_from_callback(shape, sharding(mesh, letters, shape), read_once)
+
+def on_each(devices: Devices, x: Shaped[np.ndarray, "..."]) -> list[Shaped[Array, "..."]]:
+    """Copies of an array on devices. When this returns, nothing needs it any more."""
+    return jax.block_until_ready([jax.device_put(x, device) for device in devices])
 
 
 def host_slice(x: Shaped[Array, "*shape"]) -> Shaped[np.ndarray, "*shape"]:

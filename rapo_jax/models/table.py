@@ -73,10 +73,10 @@ class TensorRow:
         return tensor.reshape([size[letter] for letter in order]).transpose([order.index(c) for c in self.letters])
 
     def to_file(self, array: Shaped[np.ndarray, "..."], spec: Spec) -> Shaped[np.ndarray, "..."]:
-        """Our array in the layout of its part of the file's tensor."""
+        """Our array, or the part of it that makes some rows of a tensor, in the layout of its part of the file's tensor."""
         order = "".join(self.groups)
-        tensor = array.transpose([self.letters.index(c) for c in order]).reshape(self.part_shape(spec))
-        return np.ascontiguousarray(tensor)
+        rows = array.transpose([self.letters.index(c) for c in order])
+        return np.ascontiguousarray(rows.reshape(-1, *self.part_shape(spec)[1:]))
 
 
 def table(spec: Spec) -> list[TensorRow]:

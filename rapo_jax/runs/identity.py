@@ -21,6 +21,7 @@ from rapo_jax.data.configured import Part, sources_of_part
 from rapo_jax.errors import UserError
 from rapo_jax.fingerprints import fingerprint
 from rapo_jax.models.spec import identity_fields
+from rapo_jax.parts import Fingerprints
 from rapo_jax.runs.settings import Change, changes, not_default, settings_of, value_of
 from rapo_jax.runs.setup import Setup
 
@@ -100,7 +101,12 @@ def of_references(settings: dict[str, Any]) -> dict[str, Any]:
 
 def model_identity(setup: Setup, parameters: dict) -> str:
     """A hash of the model that a run starts from, whether its weights or adapters over them are trained."""
-    return sha256(json.dumps([fingerprint(parameters), identity_fields(setup.spec.base)]))
+    return identity_of_weights(setup, fingerprint(parameters))
+
+
+def identity_of_weights(setup: Setup, fingerprints: Fingerprints) -> str:
+    """The same, from the fingerprints of the weights."""
+    return sha256(json.dumps([fingerprints, identity_fields(setup.spec.base)]))
 
 
 def sha256(text: str) -> str:

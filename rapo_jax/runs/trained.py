@@ -6,30 +6,39 @@ A run may go on while it is read: only whole checkpoints are, and nothing is wri
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 
 from rapo_jax.borders import path_of
 from rapo_jax.chat.goal_prompt import GoalPrompt
-from rapo_jax.checkpoint import Restored, Store
+from rapo_jax.checkpoint import Restored, Saved, Store
 from rapo_jax.config.files import as_dict, from_dict
 from rapo_jax.config.tree import Config, MeshSizes
-from rapo_jax.distributed import require_same, say
+from rapo_jax.distributed import each_process, require_same, say
 from rapo_jax.errors import UserError
 from rapo_jax.fingerprints import fingerprint
 from rapo_jax.models.directory import is_run_directory, model_directory
+from rapo_jax.models.files import FileWeights
 from rapo_jax.models.lora import merged
+from rapo_jax.models.parameters import Location
 from rapo_jax.models.spec import Spec, read_config
+from rapo_jax.models.weights import Held, Weights
+from rapo_jax.models.writing import my_tensors, name_of, summed
 from rapo_jax.opened import AS_RECORDED, ClosedModel, ModelDirectory, OpenedTokenizer, Rendering, open_tokenizer
-from rapo_jax.runs.identity import LENGTH, model_identity
+from rapo_jax.parts import together
+from rapo_jax.peers import waiting
+from rapo_jax.runs.identity import LENGTH, identity_of_weights, model_identity
 from rapo_jax.runs.settings import changes
 from rapo_jax.runs.setup import Setup, model_weights, open_run_dir, set_up
+from rapo_jax.saved import SavedArrays
 from rapo_jax.train.state import abstract_trained
 
 
@@ -48,18 +57,48 @@ class TrainedRun:
 
     def restore(self, setup: Setup) -> Restored:
         """What the checkpoint trained: weights, or adapters. Raises UserError where there is none, or none is whole."""
-        abstract = {"parameters": abstract_trained(setup.spec, setup.mesh)}
-        restored = self.store.restore(abstract, step=self.step)
+        restored = self.store.restore(arrays_of(setup), step=self.step)
         if restored is None:
-            raise UserError(f"{self.run_dir} has no checkpoint yet; train it first.")
-        if self.step is None and trained_config(self.edited, self.store, step=restored.step)[0] != self.config:
-            raise UserError(
-                f"{self.run_dir}: its newest checkpoint is damaged, and that of step {restored.step} was trained with "
-                f"another configuration; take that one with --step {restored.step}."
-            )
-        require_same({f"the newest checkpoint of {self.run_dir}": restored.step})
+            raise self.untrained()
+        self.require_agreed(restored.step)
         self.store.close()
         return restored
+
+    def use(self, setup: Setup, use: Callable[[Saved], None]) -> int:
+        """Calls `use` with the checkpoint, as `Store.use_newest` does, and returns its step. Raises UserError like `restore`."""
+
+        def checked(saved: Saved) -> int:
+            self.require_agreed(saved.step)
+            use(saved)
+            return saved.step
+
+        step = self.store.use_newest(checked, arrays_of(setup), step=self.step)
+        if step is None:
+            raise self.untrained()
+        self.store.close()
+        return step
+
+    def require_agreed(self, step: int) -> None:
+        """Raises UserError for a step that another configuration trained, or that other processes do not have."""
+        if self.step is None and trained_config(self.edited, self.store, step=step)[0] != self.config:
+            raise UserError(
+                f"{self.run_dir}: its newest checkpoint is damaged, and that of step {step} was trained with "
+                f"another configuration; take that one with --step {step}."
+            )
+        require_same({f"the newest checkpoint of {self.run_dir}": step})
+
+    def untrained(self) -> UserError:
+        return UserError(f"{self.run_dir} has no checkpoint yet; train it first.")
+
+
+def arrays_of(setup: Setup) -> dict[str, Any]:
+    """The arrays of a checkpoint that a model is made of."""
+    return {"parameters": abstract_trained(setup.spec, setup.mesh)}
+
+
+def set_up_here(config: Config, mesh: Mesh) -> Setup:
+    """What is needed of a run to read its checkpoints on `mesh`: of its own mesh nothing is left, it may be of another machine."""
+    return replace(set_up(replace(config, mesh=MeshSizes())), mesh=mesh)
 
 
 def open_trained(run_dir: Path, *, step: int | None = None) -> TrainedRun:
@@ -111,11 +150,49 @@ def frozen_weights(setup: Setup, identity: dict[str, Any], *, dtype: jnp.dtype) 
     """
     weights = model_weights(setup, dtype=jnp.dtype(setup.config.model.dtype))
     if model_identity(setup, weights) != identity["model"]:
-        raise UserError(
-            f"model.path={setup.config.model.path} holds other weights than those that the adapters of {setup.run_dir} "
-            f"were trained on; put back the model that the run started from. Nothing was written."
-        )
+        raise other_base(setup)
     return weights if dtype == setup.config.model.dtype else model_weights(setup, dtype=dtype)
+
+
+def frozen_parts(setup: Setup, *, dtype: jnp.dtype) -> Weights:
+    """The weights that a run starts from, read in parts. Random ones are in memory."""
+    if setup.config.model.random_init:
+        return Held(model_weights(setup, dtype=dtype))
+    return FileWeights(setup.model_dir, setup.spec, dtype=dtype, seed=setup.config.seed)
+
+
+def require_base(setup: Setup, identity: dict[str, Any]) -> None:
+    """Raises UserError, on all processes, like `frozen_weights`. Each process reads, in parts, what it is going to write."""
+    found, complaint = {}, None
+    try:
+        weights = frozen_parts(setup, dtype=jnp.dtype(setup.config.model.dtype))
+        names = my_tensors(setup.spec.base, stored_dtype(setup))
+        with waiting("reading model.path", "long"):
+            found = summed(weights, setup.spec.base, names=names, what="check model.path")
+    except UserError as error:
+        complaint = str(error)
+    told = each_process({"complaint": complaint, "sums": found})
+    if complaints := [each["complaint"] for each in told if each["complaint"] is not None]:
+        raise UserError(complaints[0])
+    if identity_of_weights(setup, together(each["sums"] for each in told)) != identity["model"]:
+        raise other_base(setup)
+
+
+def other_base(setup: Setup) -> UserError:
+    return UserError(
+        f"model.path={setup.config.model.path} holds other weights than those that the adapters of {setup.run_dir} "
+        f"were trained on; put back the model that the run started from. Nothing was written."
+    )
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """The weights of a checkpoint that trained all of them, read in parts."""
+
+    arrays: SavedArrays
+
+    def read(self, path: Location, index: Sequence[slice]) -> Shaped[np.ndarray, "..."]:
+        return self.arrays.read(f"parameters.{name_of(path)}", index)
 
 
 def stored_dtype(setup: Setup) -> jnp.dtype:
@@ -141,8 +218,7 @@ class RunModel:
 
     @functools.cached_property
     def setup(self) -> Setup:
-        # Of the run's mesh nothing is left here: it may be of another machine.
-        return replace(set_up(replace(self.run.config, mesh=MeshSizes())), mesh=self.mesh)
+        return set_up_here(self.run.config, self.mesh)
 
     @property
     def spec(self) -> Spec:

@@ -2,18 +2,20 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
+from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
-from rapo_jax.export.verify import largest_difference, require_same
-from rapo_jax.models.files import load_parameters, save_parameters, write_tensors
+from rapo_jax.export.model import write_model
+from rapo_jax.models.files import load_parameters, write_tensors
 from rapo_jax.models.spec import read_config, spec_from_config
+from rapo_jax.models.weights import Held
+from rapo_jax.models.writing import save_parameters
 from rapo_jax.parallel import make_mesh
+from rapo_jax.runs.setup import set_up
 from tests import tiny
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -103,17 +105,40 @@ def test_a_token_beyond_the_embedding_is_refused(verb, model, tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_weights_that_are_not_finite_are_not_written(tmp_path):
-    """When this fails, a diverged model is published, and its check finds "-inf" a small difference."""
-    spec = tiny.tiny_spec("llama3")
-    parameters = jax.tree.map(jnp.asarray, tiny.random_parameters(spec))
-    broken = parameters | {"norm": jnp.full_like(parameters["norm"], jnp.inf)}
+def test_weights_that_are_not_finite_are_not_written(model, tmp_path):
+    """When this fails, a diverged model is published."""
+    setup = set_up(from_dict({"model": {"path": str(model)}, "run_dir": str(tmp_path / "run")}))
+    parameters = tiny.random_parameters(setup.spec)
+    broken = parameters | {"norm": np.full_like(parameters["norm"], np.inf)}
     with pytest.raises(UserError, match=r"model\.norm\.weight has .* values that are not finite in float32"):
-        save_parameters(broken, spec, tmp_path, dtype=np.dtype(np.float32))
-    difference = largest_difference(broken, broken, spec=spec)
-    assert difference == np.inf
-    with pytest.raises(RuntimeError, match="computes other logits"):
-        require_same(difference, tmp_path)
+        write_model(setup, Held(broken), tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_weights_that_the_disk_lost_are_noticed_before_the_export_appears(model, tmp_path, monkeypatch):
+    """When this fails, a bad disk publishes another model than the one that was trained."""
+    setup = set_up(from_dict({"model": {"path": str(model)}, "run_dir": str(tmp_path / "run")}))
+
+    def lose_a_bit(path):
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
+
+    def save(weights, spec, directory, **more):
+        written = save_parameters(weights, spec, directory, **more)
+        lose_a_bit(directory / "model.safetensors")
+        return written
+
+    monkeypatch.setattr("rapo_jax.export.model.save_parameters", save)
+    with pytest.raises(RuntimeError, match="reads back as something else: norm"):
+        write_model(
+            setup,
+            Held(tiny.random_parameters(setup.spec)),
+            tmp_path / "out",
+            step=1,
+            goal_prompt=setup.goal_prompt,
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_are_as_readable_as_the_files_beside_them(tmp_path):

@@ -26,12 +26,11 @@ from rapo_jax.checkpoint import Store
 from rapo_jax.config.files import load_config
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.files import file_tensors
 from rapo_jax.opened import open_model
 from rapo_jax.runs.setup import Setup, set_up
 from rapo_jax.train.state import abstract_parameters
 from tests.parity import trajectory
-from tests.tiny import rapo
+from tests.tiny import file_tensors, rapo
 
 pytestmark = pytest.mark.slow
 
@@ -157,7 +156,7 @@ def test_the_export_has_the_dtype_and_the_tensors_of_the_checkpoint_it_started_f
     assert names[trained.source] == names[trained.exported]
     assert json.loads((trained.exported / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     assert load(trained.exported, dtype="auto").dtype == dtype
-    rounded = dict(file_tensors(trained.parameters(), trained.setup.spec, dtype=np.dtype(np.float32)))
+    rounded = file_tensors(trained.parameters(), trained.setup.spec, dtype=np.dtype(np.float32))
     for name, tensor in load(trained.exported).named_parameters():
         assert torch.equal(torch.tensor(rounded[name]).to(dtype).float(), tensor), name
 

@@ -15,6 +15,7 @@ from rapo_jax.export.model import write_model
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import read_config, spec_from_config
 from rapo_jax.models.text_part import text_config
+from rapo_jax.models.weights import Held
 from rapo_jax.runs.setup import set_up
 from tests.parity.test_transformers import our_logits
 from tests.tiny.chat_templates import SHAPES, build
@@ -90,7 +91,7 @@ def test_what_is_exported_is_the_language_model_alone(model, directory, tmp_path
     setup = set_up(from_dict({"model": {"path": str(directory), "dtype": "float32"}, "run_dir": str(tmp_path / "run")}))
     assert LEFT_OUT in capsys.readouterr().out
     parameters = load_parameters(directory, setup.spec, mesh=setup.mesh)
-    write_model(setup, parameters, tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
+    write_model(setup, Held(parameters), tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
     opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )

@@ -18,10 +18,12 @@ from rapo_jax.config.files import from_dict
 from rapo_jax.errors import UserError
 from rapo_jax.export.model import write_model
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.files import load_parameters, save_parameters
+from rapo_jax.models.files import load_parameters
 from rapo_jax.models.lora import adapted_spec, merged, with_adapters
 from rapo_jax.models.peft import load_adapters, save_adapters
 from rapo_jax.models.spec import read_config, score_config, spec_from_config
+from rapo_jax.models.weights import Held
+from rapo_jax.models.writing import save_parameters
 from rapo_jax.parallel import make_mesh
 from rapo_jax.runs.setup import set_up
 from tests.parity import trajectory
@@ -101,7 +103,7 @@ def test_weights_come_back_bit_for_bit(family, tmp_path):
     spec = spec_from_config(read_config(tmp_path / "in"))
     parameters = load_parameters(tmp_path / "in", spec, mesh=make_mesh(fsdp=4, tensor=2))
     (tmp_path / "out").mkdir()
-    save_parameters(parameters, spec, tmp_path / "out", dtype=jnp.float32)
+    save_parameters(Held(parameters), spec, tmp_path / "out", dtype=jnp.float32)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
     assert before.keys() == after.keys() and "score.weight" in after and "lm_head.weight" not in after
     assert [name for name in before if before[name].tobytes() != after[name].tobytes()] == []
@@ -119,7 +121,7 @@ def test_a_language_model_starts_a_reward_model_with_a_new_head(family, tmp_path
     assert head.tobytes() == np.asarray(again["score_head"]).tobytes() != np.asarray(other["score_head"]).tobytes()
     assert 0.5 * 0.02 < head.std() < 1.5 * 0.02 and "head" not in parameters
 
-    save_parameters(parameters, spec, tmp_path / "out", dtype=jnp.float32)
+    save_parameters(Held(parameters), spec, tmp_path / "out", dtype=jnp.float32)
     (tmp_path / "out" / "config.json").write_text(json.dumps(score_config(config, pad_token=PAD)))
     reward, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out", attn_implementation="eager", output_loading_info=True
@@ -181,7 +183,7 @@ def test_a_reward_model_is_exported_as_transformers_reads_it(tmp_path):
     setup = set_up(from_dict({"model": {"path": str(model), "dtype": "float32"}, "run_dir": str(tmp_path / "run")}))
     setup = replace(setup, spec=replace(setup.spec, scored=True))
     parameters = load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh)
-    assert write_model(setup, parameters, tmp_path / "out", step=1, goal_prompt=setup.goal_prompt) <= 1e-5
+    write_model(setup, Held(parameters), tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["architectures"] == ["LlamaForSequenceClassification"] and written["problem_type"] is None
     stops = written["eos_token_id"] if isinstance(written["eos_token_id"], list) else [written["eos_token_id"]]
@@ -209,7 +211,7 @@ def test_the_program_in_a_reward_models_card_prints_the_score_that_training_give
     setup = set_up(from_dict({"model": {"path": str(model), "dtype": "float32"}, "run_dir": str(tmp_path / "run")}))
     setup = replace(setup, spec=replace(setup.spec, scored=True))
     parameters = load_parameters(setup.model_dir, setup.spec, mesh=setup.mesh)
-    write_model(setup, parameters, tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
+    write_model(setup, Held(parameters), tmp_path / "out", step=1, goal_prompt=setup.goal_prompt)
     capsys.readouterr()
     exec(program_of((tmp_path / "out" / "README.md").read_text(), tmp_path / "out"), {})
     text = (

@@ -12,10 +12,13 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
-from rapo_jax.models.files import file_tensors, load_parameters, save_parameters
+from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import read_config, spec_from_config
+from rapo_jax.models.weights import Held
+from rapo_jax.models.writing import save_parameters
 from rapo_jax.parallel import make_mesh
 from tests.tiny.families import FAMILIES
+from tests.tiny.parameters import file_tensors
 
 
 def random_checkpoint(config: dict, directory, *, dtype=torch.float32, shard_size="5GB"):
@@ -75,7 +78,7 @@ def test_gradients_agree_with_torch(family, tmp_path):
         logits_BTV = decoder.logits(decoder(jnp.asarray(tokens_BT), plain_layout(jnp.asarray(tokens_BT))))
         return (jax.nn.log_softmax(logits_BTV) * weights_BTV).sum()
 
-    ours = dict(file_tensors(jax.jit(jax.grad(loss))(parameters), spec, dtype=np.dtype("float32")))
+    ours = file_tensors(jax.jit(jax.grad(loss))(parameters), spec, dtype=np.dtype("float32"))
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         assert np.abs(expected).max() > 1e-3, name
@@ -103,7 +106,7 @@ def test_weights_come_back_bit_for_bit(family, shard_size, dtype, tmp_path):
     parameters = load_parameters(tmp_path / "in", spec, mesh=make_mesh(fsdp=-1))
     numpy_dtype = jnp.float32 if dtype == torch.float32 else jnp.bfloat16
     shard_bytes = 5 * 10**9 if shard_size == WHOLE else 20_000
-    save_parameters(parameters, spec, tmp_path / "out", dtype=numpy_dtype, shard_bytes=shard_bytes)
+    save_parameters(Held(parameters), spec, tmp_path / "out", dtype=numpy_dtype, shard_bytes=shard_bytes)
     before, after = (
         {k: v for f in sorted((tmp_path / d).glob("*.safetensors")) for k, v in load_file(f).items()}
         for d in ("in", "out")

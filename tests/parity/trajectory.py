@@ -16,7 +16,6 @@ from jax.sharding import AxisType, Mesh
 from rapo_jax.batching import pipeline
 from rapo_jax.batching.batch_plan import BatchPlan, Group
 from rapo_jax.config.files import from_dict
-from rapo_jax.models.files import file_tensors
 from rapo_jax.models.peft import adapter_tensors
 from rapo_jax.parallel import AXES, matmul_precision, my_rows, num_row_shards, to_device
 from rapo_jax.runs.setup import Setup, set_up, starting_parameters
@@ -27,6 +26,7 @@ from rapo_jax.train.step import make_train_step
 from tests.parity.test_transformers import random_checkpoint
 from tests.tiny.chat_templates import SHAPES, build
 from tests.tiny.families import FAMILIES, GEMMA2, LLAMA, MISTRAL, QWEN2
+from tests.tiny.parameters import file_tensors
 
 WORDS = "ash birch cedar elm fir gum hazel larch maple oak pine rowan spruce teak willow yew".split()
 # Llama-3's template without line feeds: the simple tokenizer here merges them with what follows, as Llama-3's does not,
@@ -139,5 +139,5 @@ def run(tree: dict) -> Ours:
     if setup.spec.lora:
         weights = dict(adapter_tensors(state.parameters, setup.spec))
     else:
-        weights = dict(file_tensors(state.parameters, setup.spec, dtype=np.dtype(np.float32)))
+        weights = file_tensors(state.parameters, setup.spec, dtype=np.dtype(np.float32))
     return Ours(setup, plan, data.groups, metrics, weights)

@@ -25,7 +25,7 @@ from tests.tiny.groups import (
     plan_of,
     random_groups,
 )
-from tests.tiny.parameters import V, mesh_of, on_mesh, random_parameters, random_trained, tiny_spec
+from tests.tiny.parameters import V, file_tensors, mesh_of, on_mesh, random_parameters, random_trained, tiny_spec
 from tests.tiny.steps import (
     Trained,
     assert_same_metrics,
@@ -50,6 +50,7 @@ __all__ = [
     "branch_logps",
     "build_tokenizer",
     "by_group",
+    "file_tensors",
     "mesh_of",
     "microbatch",
     "on_mesh",

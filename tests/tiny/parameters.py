@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from rapo_jax.models.parameters import parameter_letters, place, shape_of, trained_letters
+from rapo_jax.models.parameters import parameter_letters, pick, place, shape_of, trained_letters
 from rapo_jax.models.spec import Spec, spec_from_config
+from rapo_jax.models.table import by_tensor, joined, table
 from rapo_jax.parallel import AXES
 from rapo_jax.train.state import parameter_shardings
 from tests.tiny.families import FAMILIES
@@ -39,6 +40,17 @@ def random_tree(spec: Spec, all_letters: dict, *, seed: int) -> dict:
         is_scale = path[-1].endswith("norm") and not spec.zero_centered_norms
         place(tree, path, 0.15 * noise + np.float32(is_scale))
     return tree
+
+
+def file_tensors(parameters: dict, spec: Spec, *, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """Whole parameters as the tensors of a file, in `dtype`."""
+    found = {}
+    for name, rows in by_tensor(table(spec)).items():
+        arrays = [np.asarray(pick(parameters, row.path)) for row in rows]
+        layers = [array if row.layer is None else array[row.layer] for row, array in zip(rows, arrays, strict=True)]
+        parts = [(row, row.to_file(array.astype(dtype), spec)) for row, array in zip(rows, layers, strict=True)]
+        found[name] = joined(parts, spec)
+    return found
 
 
 def mesh_of(data: int, fsdp: int, tensor: int, context: int = 1) -> Mesh:
