@@ -133,6 +133,17 @@ a_verb() { # WORDS OF RAPO: only verbs that can join other processes
   esac
 }
 
+uses_bucket() { # WORDS OF RAPO: whether they, or a configuration that they name, keep something at gs://
+  local word
+  for word in "$@"; do
+    case $word in
+      *gs://*) return 0 ;;
+      *.yaml | *.yml) [ ! -f "$word" ] || ! grep -q 'gs://' "$word" || return 0 ;;
+    esac
+  done
+  return 1
+}
+
 pack() { # the files of this clone that a run needs, in one archive
   local archive=$1
   doing tar --create --gzip --file "$archive" --exclude __pycache__ \

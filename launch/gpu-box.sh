@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One rented machine with GPUs, over ssh, from your own machine. Verbs, each of which can be repeated:
 #
-#   bash launch/gpu-box.sh install --host USER@ADDRESS [--port 22]
+#   bash launch/gpu-box.sh install --host USER@ADDRESS [--port 22] [-- what is to run]
 #   bash launch/gpu-box.sh put     --host ... FILE [FILE ...]       into ~/rapo_jax/files there
 #   bash launch/gpu-box.sh run     --host ... -- train CONFIG data.path=files/pairs.jsonl run_dir=runs/mine
 #   bash launch/gpu-box.sh status|logs|stop --host ...              stop saves; run goes on from there
@@ -45,7 +45,7 @@ install() {
   [ -n "$dry" ] || rm -rf "$directory"
   [ "$code" = 0 ] || fail "$host cannot be reached, or takes no files (exit code $code of scp); its words are above."
   there 'mkdir -p rapo_jax/files && tar -xzf rapo_jax.tgz -C rapo_jax'
-  on install "$extra"
+  on install "$extra" ${needed[@]+"${needed[@]}"}
 }
 
 put() {
@@ -57,6 +57,7 @@ put() {
 
 run() {
   a_verb ${words[@]+"${words[@]}"}
+  [ ${#needed[@]} = 0 ] || on install "$extra" "${needed[@]}"
   on start run -- "${words[@]}"
   echo "The machine costs money until you give it back where you rented it."
 }
@@ -98,5 +99,7 @@ case $verb in
   *) fail "${verb:-no verb} must be install, put, run, status, logs, stop or fetch." ;;
 esac
 options "$@"
+needed=() # what the words of rapo need more than the hardware does
+if uses_bucket ${words[@]+"${words[@]}"}; then needed=(-- "${words[@]}"); fi
 need ssh scp
 "$verb"

@@ -2,6 +2,7 @@
 # What happens on a machine that trains. The other scripts call it over ssh; it can be called by hand as well.
 #
 #   bash launch/on-worker.sh install tpu|cuda|cpu     into ~/rapo-venv; once, then only what has changed
+#   bash launch/on-worker.sh install tpu -- WORDS     and what `rapo WORDS` needs more, which is gcs where they say gs://
 #   bash launch/on-worker.sh mount gs://B|HOST:/SHARE at /mnt/rapo
 #   bash launch/on-worker.sh start NAME -- WORDS      `rapo WORDS` in the background; a lost ssh does not end it
 #   bash launch/on-worker.sh state NAME               running, exit N, stopped (by stop), lost (with its host) or none
@@ -21,14 +22,16 @@ kept=${RAPO_KEPT:-$HOME/.rapo} # what is known of the programs that were started
 mount_point=/mnt/rapo
 
 install() {
-  local extra=$1 stamp python
+  local extra=$1 device=$1 stamp python installed
   case $extra in
-    cpu) ;;
-    tpu | cuda) ;;
+    cpu | tpu | cuda) ;;
     *) fail "install $extra must be install tpu, cuda or cpu." ;;
   esac
-  stamp=$(cd "$here/.." && all_code | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16)-$extra
-  if [ "$(cat "$venv/installed" 2>/dev/null)" = "$stamp" ]; then
+  cd "$here/.."
+  if uses_bucket "${@:2}"; then extra=$extra,gcs; fi
+  stamp=$(all_code | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16)-$extra
+  installed=$(cat "$venv/installed" 2>/dev/null) || true
+  if [ "$installed" = "$stamp" ] || [ "$installed" = "$stamp,gcs" ]; then
     echo "$(hostname): installed already"
     return
   fi
@@ -42,7 +45,7 @@ install() {
     [ -x "$venv/bin/python" ] || doing "$HOME/.local/bin/uv" venv --quiet --python 3.12 "$venv"
     doing "$HOME/.local/bin/uv" pip install --quiet --python "$venv/bin/python" "$(requirement "$extra")"
   fi
-  if [ "$extra" = tpu ]; then
+  if [ "$device" = tpu ]; then
     doing sudo sh -c 'echo always > /sys/kernel/mm/transparent_hugepage/enabled' # faster start on v5e and newer
   fi
   doing "$venv/bin/rapo" --version
@@ -54,7 +57,11 @@ all_code() { find pyproject.toml rapo_jax -type f \( -name '*.py' -o -name '*.to
 requirement() {
   local clone
   clone=$(cd "$here/.." && pwd)
-  if [ "$1" = cpu ]; then echo "$clone"; else echo "${clone}[$1]"; fi
+  case $1 in
+    cpu) echo "$clone" ;;
+    cpu,*) echo "${clone}[${1#cpu,}]" ;;
+    *) echo "${clone}[$1]" ;;
+  esac
 }
 
 a_python() { # a Python of 3.11 or newer that can make virtual environments
@@ -208,7 +215,10 @@ fi
 verb=${1-}
 shift || true
 case $verb in
-  install) [ $# = 1 ] || fail "install takes tpu, cuda or cpu." && install "$1" ;;
+  install)
+    [ $# = 1 ] || [ "${2-}" = -- ] || fail "install takes tpu, cuda or cpu, and -- with what rapo is to do."
+    install "${1-}" "${@:3}"
+    ;;
   mount) [ $# = 1 ] || fail "mount takes gs://BUCKET or HOST:/SHARE." && mount_storage "$1" ;;
   newest) [ $# = 1 ] || fail "newest takes RUN_DIR." && newest "$1" ;;
   expire) [ $# -ge 2 ] || fail "expire takes hours and a command." && expire "$@" ;;

@@ -2,7 +2,7 @@
 # One Cloud TPU slice, from its creation to its deletion, with gcloud on your own machine. Verbs, each of which can be repeated:
 #
 #   bash launch/tpu-pod.sh create  --name N --zone Z --topology v5e:4x4 --spot
-#   bash launch/tpu-pod.sh install --name N --zone Z [--storage gs://BUCKET]
+#   bash launch/tpu-pod.sh install --name N --zone Z [--storage gs://BUCKET] [-- what is to run]
 #   bash launch/tpu-pod.sh run     --name N --zone Z -- train CONFIG run_dir=/mnt/rapo/runs/mine
 #   bash launch/tpu-pod.sh watch   (options of create and install) -- train ...   all three, again after each preemption
 #   bash launch/tpu-pod.sh status|logs|stop|delete --name N --zone Z
@@ -189,7 +189,7 @@ install() {
   [ -n "$dry" ] && directory=/tmp || directory=$(mktemp -d)
   pack "$directory/rapo_jax.tgz" && patiently copied "$directory/rapo_jax.tgz" || code=1
   [ -n "$dry" ] || rm -rf "$directory"
-  [ "$code" = 0 ] && patiently on all install tpu || return 1
+  [ "$code" = 0 ] && patiently on all install tpu ${needed[@]+"${needed[@]}"} || return 1
   [ -z "$storage" ] || patiently on all mount "$storage" || return 1
   [ "$max_hours" = 0 ] ||
     on 0 expire "$max_hours" gcloud compute tpus queued-resources delete "${here[@]}" --force --quiet || return 1
@@ -203,6 +203,7 @@ copied() {
 
 run() {
   a_verb ${words[@]+"${words[@]}"}
+  [ ${#needed[@]} = 0 ] || patiently on all install tpu "${needed[@]}" || return 1
   patiently on all start run -- "${words[@]}" --distributed
   paid
 }
@@ -359,5 +360,7 @@ case $verb in
   *) fail "${verb:-no verb} must be create, install, run, watch, status, logs, stop, fetch or delete." ;;
 esac
 options "$@"
+needed=() # what the words of rapo need more than chips
+if uses_bucket ${words[@]+"${words[@]}"}; then needed=(-- "${words[@]}"); fi
 need gcloud
 "$verb"

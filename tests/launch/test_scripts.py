@@ -66,7 +66,25 @@ def test_the_image_copies_files_that_exist_and_installs_what_is_declared():
     assert {"rapo_jax", "configs", "pyproject.toml"} <= set(copied)
     assert all((ROOT / word).exists() for word in copied)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"tpu", "cuda"} <= extras.keys() and "ARG EXTRA=tpu" in lines
+    (default,) = re.findall(r"^ARG EXTRA=(.+)$", lines, re.MULTILINE)
+    assert {"tpu", "cuda", "gcs"} <= extras.keys() and default.split(",") == ["tpu", "gcs"]
+
+
+def test_a_run_that_keeps_something_in_a_bucket_gets_what_that_needs(place, tmp_path):
+    """When this fails, a pod is paid for until its first save, which says that a package is missing."""
+    config = tmp_path / "mine.yaml"
+    config.write_text("train: {checkpoints: gs://bucket/runs/mine}\n")
+    by_word, by_file = ["train", "configs/tiny.yaml", "train.checkpoints=gs://bucket/mine"], ["train", str(config)]
+    for words, extra in ((by_word, "[tpu,gcs]"), (by_file, "[tpu,gcs]"), (WORDS[1:], "[tpu]")):
+        shown = place.script("on-worker.sh", "--dry-run", "install", "tpu", "--", *words)
+        assert shown.code == 0 and extra in shown.out, shown
+    assert "[gcs]" in place.script("on-worker.sh", "--dry-run", "install", "cpu", "--", *by_word).out
+    for script, *options in (("tpu-pod.sh", *HERE), ("gpu-box.sh", *BOX)):
+        for verb in ("install", "run"):
+            told = place.script(script, verb, *options, "--dry-run", "--", *by_word).out.replace("\\\n", "")
+            assert re.search(r"install (tpu|cuda) -- +train", " ".join(told.split())), told
+        assert " install " not in place.script(script, "run", *options, "--dry-run", *WORDS).out
+    assert not place.heard("worker")
 
 
 def worker(place: Cloud, *words: str):
