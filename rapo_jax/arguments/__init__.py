@@ -5,8 +5,9 @@ import textwrap
 
 from rapo_jax import __version__
 from rapo_jax.arguments.engines import engine_arguments
+from rapo_jax.arguments.evaluating import evaluate_arguments
 from rapo_jax.arguments.scoring import score_arguments
-from rapo_jax.arguments.shared import add_config, add_machines, add_step, goal_list, listed, within
+from rapo_jax.arguments.shared import add_config, add_machines, add_step, within
 from rapo_jax.arguments.texts import (
     ABOUT,
     EVALUATE_MORE,
@@ -21,8 +22,6 @@ from rapo_jax.arguments.texts import (
     SCORE_MORE,
     TRAIN_MORE,
 )
-
-SUITES = ("likelihood", "unlearning", "preference")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -159,42 +158,6 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
 def round_arguments(to: argparse.ArgumentParser) -> None:
     add_config(to)
     to.add_argument("--rounds", type=within(1, kind=int), metavar="N", help="how many (default: rounds.num_rounds)")
-    add_machines(to)
-
-
-def evaluate_arguments(to: argparse.ArgumentParser) -> None:
-    add_config(to)
-    to.add_argument(
-        "--model",
-        required=True,
-        action="append",
-        metavar="DIR",
-        help="a model or run directory; again for each further one (the first is what others are compared with)",
-    )
-    to.add_argument("--out", required=True, metavar="DIR", help="directory of the results")
-    to.add_argument(
-        "--suite",
-        type=listed(SUITES),
-        default=SUITES,
-        metavar="NAME,NAME",
-        help=f"{', '.join(SUITES)} (default: all)",
-    )
-    to.add_argument(
-        "--goals",
-        type=goal_list,
-        default=(),
-        metavar="G,G,...",
-        help="the grid (default: at most 11 of the scale)",
-    )
-    to.add_argument(
-        "--pairs",
-        type=within(1, kind=int),
-        metavar="N",
-        help="at most so many of the pairs, drawn by the seed of CONFIG",
-    )
-    to.add_argument(
-        "--reference", metavar="DIR", help="what training started from, for preference (default: model.path of CONFIG)"
-    )
     add_machines(to)
 
 

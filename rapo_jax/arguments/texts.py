@@ -14,7 +14,7 @@ for the best by itself.
                                          score responses, for data.rewards
   rapo round    CONFIG [--rounds N]      sample, score, train, export, again
   rapo evaluate CONFIG --model DIR --out DIR
-                                         does what it finds likely follow goals?
+                                         does it follow the goals it is asked for?
   rapo report   PATH [PATH ...] -o FILE.html
                                          runs and results as one page
   rapo plan     CONFIG --topology v5e:4x4
@@ -103,21 +103,32 @@ returns; a program's last, when it ends). Ctrl-C exits with 130; the same comman
 asks for the others. They get texts: rows with calls of tools are refused.
 """
 EVALUATE_MORE = """\
-Nothing is generated: the suites read the log-probabilities of scored pairs under
-no goal, a grid of goals, their own rewards and the highest goal.
-
   likelihood   is a response likeliest when asked for its reward, and does the
                likelier of two change with the goal?
   unlearning   what chosen and rejected responses lost or gained, against the
                first model
   preference   accuracy, margin and calibration of the implicit reward, by the
                side whose reward is the goal
+  goals        answers at every goal, scored: do scores follow goals, how far are
+               they off, what else moves, what does the same number of tokens give
+               without goals (best of n)?
 
-Pairs are the held-out ones of CONFIG (data.eval_path or data.eval_fraction), else
-all of data.path; a run's config.yaml will do. Numbers carry 95 % bootstrap intervals
-over prompts. OUT holds results.json, .csv and .txt, a figure for each suite, and
-what was computed: the same command goes on after an interruption, and a further
-model or suite costs only itself.
+The first three generate nothing: they read the log-probabilities of scored pairs
+under no goal, a grid of goals, their own rewards and the highest goal. Pairs are
+the held-out ones of CONFIG (data.eval_path or data.eval_fraction), else all of
+data.path; a run's config.yaml will do.
+
+  rapo evaluate MODEL [MODEL ...] --suite goals --scorer NAME --out DIR
+
+asks every model for --goals, or for its own scale from the lowest to the highest,
+with the engines of `rapo generate` and the scorers of `rapo score`; with two
+--scorer, also how far they agree. A model without goals is named with --base: it
+answers as it is, and with the goal in its prompt.
+
+Numbers carry 95 % bootstrap intervals over prompts. OUT holds results.json, .csv
+and .txt, a figure for each suite, of goals also answers.jsonl for the slider of
+`rapo report`, and what was computed: the same command goes on after an
+interruption, and a further model, goal, scorer or suite costs only itself.
 """
 ROUND_MORE = """
 A round samples rounds.num_samples responses to every prompt of rounds.prompts,

@@ -5,7 +5,6 @@ Exit codes and printing live here and nowhere else, and this is the only place t
 
 import argparse
 import errno
-import functools
 import io
 import os
 import re
@@ -16,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 
 from rapo_jax.arguments import parse
+from rapo_jax.cli.evaluating import evaluate
 from rapo_jax.cli.generating import generate
 from rapo_jax.cli.preparing import keep_compilations, require, require_data, without_chips
 from rapo_jax.cli.scoring import score
@@ -42,7 +42,7 @@ REFUSED = (
 # Options that each process of a pod may have for itself: its place in the pod, and where its host keeps files. What the files
 # hold is compared by the verbs.
 OWN = {"name", "coordinator", "distributed", "num_processes", "process_id", "config", "overrides", "json"}
-OWN |= {"run_dir", "out_dir", "model_dir", "model", "reference", "prompts", "out", "chat_template"}
+OWN |= {"run_dir", "out_dir", "model_dir", "model", "base", "reference", "prompts", "out", "chat_template"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -230,31 +230,6 @@ def round_(options: argparse.Namespace) -> int:
     keep_compilations()
     work_begins()
     run_rounds(config)
-    return 0
-
-
-def evaluate(options: argparse.Namespace) -> int:
-    """Says how models answer to goals, with intervals, from the likelihoods of held-out responses."""
-    from rapo_jax.config.files import load_config
-    from rapo_jax.distributed import say
-    from rapo_jax.evaluate.verb import evaluate as evaluate_models
-    from rapo_jax.evaluate.verb import text_of
-    from rapo_jax.parallel import make_mesh
-    from rapo_jax.runs.trained import find_model
-
-    config = load_config(options.config, options.overrides)
-    require_data(config)
-    keep_compilations()
-    work_begins()
-    mesh = functools.cache(lambda: make_mesh(**vars(config.mesh)))
-    models = [find_model(path, mesh=mesh, option="--model") for path in options.model]
-    name = options.reference or ("preference" in options.suite and config.model.path)
-    reference = find_model(name, mesh=mesh, option="--reference") if name else None
-    chosen = {"suites": options.suite, "goals": options.goals, "most": options.pairs, "out": Path(options.out)}
-    results = evaluate_models(config, models, reference=reference, **chosen)
-    say(f"\n{text_of(results, details=False)}")
-    pictures = ", ".join(f"{result.suite}.png" for result in results)
-    say(f"{options.out}: results.txt (more than the above), results.json, results.csv, {pictures}")
     return 0
 
 

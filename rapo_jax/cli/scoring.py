@@ -28,7 +28,9 @@ def score(options: argparse.Namespace) -> int:
     keep_compilations()
     work_begins()
     fields = ("scorer", "model", "reference", "step", "write")
-    judge = judge_options(options)
+    judge = judge_options(
+        options, cache=Path(options.out).with_name("judge_cache.jsonl"), asked=options.scorer == "judge"
+    )
     request = ScoreRequest(
         **{name: getattr(options, name) for name in fields}, patience=options.scorer_timeout, judge=judge
     )
@@ -36,19 +38,20 @@ def score(options: argparse.Namespace) -> int:
     return 0
 
 
-def judge_options(options: argparse.Namespace):
-    """How a judge is asked; None where no option of a judge is given."""
+def judge_options(options: argparse.Namespace, *, cache: Path, asked: bool):
+    """How a judge is asked; None where no option of a judge is given. `cache`: where its replies are, unless an option says so;
+    `asked`: whether it is the scorer."""
     from rapo_jax.score.scorer import JudgeOptions
     from rapo_jax.servers.access import key_of_environment
 
     given = options_of_judge(options)
     if not given:
         return None
-    cache = Path(given.pop("cache", "") or Path(options.out).with_name("judge_cache.jsonl"))
+    cache = Path(given.pop("cache", "") or cache)
     url, model = given.pop("url", ""), given.pop("model", "")
     default, option = JudgeOptions.key_from, "--judge-key-from"
     key = ""  # another scorer refuses all of them
-    if options.scorer == "judge":
+    if asked:
         key = key_of_environment(os.environ, given.get("key_from"), default=default, option=option)
     return JudgeOptions(url, model, key, **given, cache=cache)
 

@@ -23,7 +23,11 @@ from rapo_jax.errors import UserError, near, shown
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file with `section.key=value` overrides. Raises UserError for the first faulty key."""
-    tree = read_tree(Path(path))
+    return with_overrides(read_tree(Path(path)), overrides)
+
+
+def with_overrides(tree: dict, overrides: Sequence[str]) -> Config:
+    """The configuration of these keys and values, those of the overrides in place of them; {} gives the defaults."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

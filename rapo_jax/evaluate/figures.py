@@ -28,8 +28,8 @@ def figure_of(result: Result, models: Sequence[str] = ()) -> Any:
     from matplotlib.figure import Figure
 
     models = list(models) or models_of(result)
-    panels = len(models) if result.suite == "likelihood" else 1
-    width = 4.2 * panels + 0.8 if result.suite == "likelihood" else 6.4
+    panels = {"likelihood": len(models), "goals": 2}.get(result.suite, 1)
+    width = {"likelihood": 4.2 * panels + 0.8, "goals": 10.4}.get(result.suite, 6.4)
     height = max(4.4, 1.5 * len(models)) if result.suite == "unlearning" else 4.4
     figure = Figure(figsize=(width, height), layout="constrained")
     all_axes = np.atleast_1d(figure.subplots(1, panels))
@@ -98,7 +98,34 @@ def draw_preference(figure: Any, all_axes: Sequence[Any], result: Result, models
     axes.legend()
 
 
+def draw_goals(figure: Any, all_axes: Sequence[Any], result: Result, models: Sequence[str]) -> None:
+    """Score and length against the goal asked; what is asked for no goal as a level line."""
+    curves = [result.curves[model] for model in models]
+    asked = sorted({goal for curve in curves for goal in curve["goals"]})
+    on_scale = any(curve["on_scale"] for curve in curves)
+    if on_scale and asked:
+        all_axes[0].plot(asked, asked, color=QUIET, linewidth=1, label="score = goal", zorder=0)
+    for number, (model, curve) in enumerate(zip(models, curves, strict=True)):
+        style, label = series(number), f"{short(model)}, {prompts_of(result, model)}"
+        if curve["goals"]:
+            all_axes[0].plot(curve["goals"], curve["score"], **style, label=label)
+            all_axes[0].fill_between(
+                curve["goals"], curve["low"], curve["high"], color=style["color"], alpha=0.15, linewidth=0
+            )
+            all_axes[1].plot(curve["goals"], curve["tokens"], **style, label=label)
+        elif curve["plain"]:
+            for axes, name in zip(all_axes, ("best", "tokens"), strict=True):
+                axes.axhline(curve["plain"][name][0], **style | {"marker": ""}, label=f"{label}, no goal")
+    unit = "points of the scale" if on_scale else "points of the scorer"
+    all_axes[0].set(ylabel=f"mean judged score ({unit}), 95 % interval")
+    all_axes[1].set(ylabel="mean length of an answer (tokens)")
+    for axes in all_axes:
+        axes.set(xlabel="goal asked (points of the scale)", xticks=asked)
+    all_axes[0].legend(fontsize="small")
+
+
 DRAWN: dict[str, Callable[..., None]] = {
+    "goals": draw_goals,
     "likelihood": draw_likelihood,
     "unlearning": draw_unlearning,
     "preference": draw_preference,

@@ -100,7 +100,38 @@ class HeatMap:
             raise ValueError("logp_per_token has not a row for each of rewards and a column for each of goals")
 
 
-CURVES = {"preference": Reliability, "likelihood": HeatMap}  # by suite
+@dataclass(frozen=True)
+class BestOf:
+    """The best of n answers that are asked for no goal: n, its mean score, and the tokens that it takes."""
+
+    n: list[int]
+    best: list[float]
+    tokens: list[float]
+
+    def __post_init__(self) -> None:
+        if not len(self.n) == len(self.best) == len(self.tokens) > 0:
+            raise ValueError("n, best and tokens are not of one length")
+
+
+@dataclass(frozen=True)
+class Control:
+    """The curve of a model in the suite `goals`: mean scores with their interval and mean tokens by goal. `goals` is [] for a model
+    that was asked for none; `on_scale` says that scores are on the scale of the goals."""
+
+    goals: list[float]
+    score: list[float]
+    low: list[float]
+    high: list[float]
+    tokens: list[float]
+    on_scale: bool
+    plain: BestOf | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.goals) == len(self.score) == len(self.low) == len(self.high) == len(self.tokens):
+            raise ValueError("goals, score, low, high and tokens are not of one length")
+
+
+CURVES = {"preference": Reliability, "likelihood": HeatMap, "goals": Control}  # by suite
 
 
 def result_of(tree: Any, *, said: str = "the result", remedy: str = "") -> Result:

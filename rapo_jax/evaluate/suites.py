@@ -17,7 +17,6 @@ from rapo_jax.evaluate.bootstrap import Draw, Estimate, estimate
 from rapo_jax.evaluate.likelihoods import Likelihoods
 from rapo_jax.evaluate.result import Measure, Result
 
-SUITES = ("likelihood", "unlearning", "preference")
 SIDES = ("chosen", "rejected")
 FOLLOWS = "lead of the chosen response grows with the goal (share of pairs; chance 0.5)"
 ACCURACY = "accuracy of the implicit reward (share)"

@@ -2,27 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from rapo_jax.borders import whole_file, write_json
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import is_first, on_first
 from rapo_jax.errors import UserError
-from rapo_jax.evaluate.figures import draw, figure_name
+from rapo_jax.evaluate.figures import DRAWN, draw, figure_name
+from rapo_jax.evaluate.goals.asking import GoalRequest, grid_between
+from rapo_jax.evaluate.goals.verb import GoalSuite, open_suite, run_suite
 from rapo_jax.evaluate.held_out import held_out_pairs
 from rapo_jax.evaluate.likelihoods import Likelihoods, Tokens, ask, common_rows, labels_of, likelihoods, tokenize
 from rapo_jax.evaluate.result import Result, as_csv, table
-from rapo_jax.evaluate.suites import SUITES, likelihood, preference, unlearning
+from rapo_jax.evaluate.suites import likelihood, preference, unlearning
 from rapo_jax.locks import claimed
+from rapo_jax.messages import Record
 from rapo_jax.opened import ClosedModel, ModelDirectory
+from rapo_jax.parallel import make_mesh
 from rapo_jax.runs.agreement import require_same_configuration, require_same_model
 from rapo_jax.score.by_model import refuse_strangers
 from rapo_jax.space import on_disk
 
-MOST_GOALS = 11  # of the default grid
 DEFAULT_BETA = 0.1  # where the configuration's objective has none
 
 
@@ -35,37 +37,98 @@ def evaluate(
     goals: Sequence[float],
     most: int | None,
     out: Path,
+    request: GoalRequest | None = None,
 ) -> list[Result]:
-    """Evaluates models on `most` of the configuration's held-out pairs, or of data.path where none are held out.
+    """Evaluates models on `most` of the configuration's held-out pairs, or of data.path where none are held out; with a
+    `request`, also their answers at goals.
 
     `goals` are those of the grid; () takes `grid_of`. `reference` is needed by the suite "preference" alone. Raises
     Interrupted (what was computed is kept in `out`), and UserError.
     """
     require_same_configuration(config)
-    if len({place_of(model) for model in models}) < len(models):
+    bases = request.bases if request else ()
+    if len({place_of(model) for model in (*models, *bases)}) < len(models) + len(bases):
         raise UserError("--model names one model twice; name every model once.")
+    labels = labels_of([model.name for model in (*models, *bases)])
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; it must be a directory.")
+    answered = open_answered(models, labels, request, config, reference=reference, most=most)
+    known = [name for name in suites if name in (*SUITE, "preference")]
+    with ExitStack() as stack:
+        read = (
+            open_read(models, labels, config, reference=reference, suites=known, goals=goals, most=most)
+            if known
+            else None
+        )
+        on_first(lambda: stack.enter_context(claimed_directory(out)))
+        results = results_of(read, config, suites=known, out=out) if read else []
+        if answered:
+            results.append(run_suite(answered, config, out=out))
+        if is_first():
+            write(results, out)
+    return results
+
+
+def open_answered(
+    models: Sequence[ClosedModel],
+    labels: Sequence[str],
+    request: GoalRequest | None,
+    config: Config,
+    *,
+    reference: ClosedModel | None,
+    most: int | None,
+) -> GoalSuite | None:
+    """The suite `goals`, if it is asked for."""
+    if request is None:
+        return None
+    for model in (*models, *request.bases):
+        if isinstance(model, ModelDirectory) and request.drawing.server is None:
+            require_same_model(model.directory)
+    name = reference.name if reference else None
+    mesh = partial(make_mesh, **vars(config.mesh))
+    return open_suite(models, labels, request, config, reference=name, most=most, mesh=mesh)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the suites of likelihoods read: the models' tokens, the pairs, the grid, and who is compared with the reference."""
+
+    records: list[Record]
+    tokens: list[Tokens]
+    grid: tuple[float, ...]
+    policies: list[ClosedModel]
+    reference: ClosedModel | None
+
+
+def open_read(
+    models: Sequence[ClosedModel],
+    labels: Sequence[str],
+    config: Config,
+    *,
+    reference: ClosedModel | None,
+    suites: Sequence[str],
+    goals: Sequence[float],
+    most: int | None,
+) -> Read:
     policies = policies_of(models, reference) if "preference" in suites else []
     every = [*models, *([reference] if reference is not None and policies else [])]
     for model in every:
         if isinstance(model, ModelDirectory):  # the checkpoint of a run is read by all processes together
             require_same_model(model.directory)
-    labels = labels_of([model.name for model in models])
-    asked = [ask(model, config, label=label) for model, label in zip(models, labels, strict=True)]
+    asked = [ask(model, config, label=label) for model, label in zip(models, labels, strict=False)]
     records = held_out_pairs(config, most=most)
     grid = tuple(goals) or grid_of(config)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; it must be a directory.")
-    with ExitStack() as stack:
-        on_first(lambda: stack.enter_context(claimed_directory(out)))
-        tokens = [tokenize(each, records, config, grid=grid) for each in asked]
-        rows = common_rows(tokens, config, num_pairs=len(records))
-        found = partial(likelihoods, records=records, config=config, grid=grid, rows=rows, out=out)
-        tables = [found(each, each.asked.model) for each in tokens]
-        results = [SUITE[name](tables) for name in suites if name in SUITE]
-        if policies and reference is not None:
-            results.append(preference_of(tables, tokens, policies, reference, config=config, found=found))
-        if is_first():
-            write(results, out)
+    return Read(records, [tokenize(each, records, config, grid=grid) for each in asked], grid, policies, reference)
+
+
+def results_of(read: Read, config: Config, *, suites: Sequence[str], out: Path) -> list[Result]:
+    """The suites of likelihoods."""
+    rows = common_rows(read.tokens, config, num_pairs=len(read.records))
+    found = partial(likelihoods, records=read.records, config=config, grid=read.grid, rows=rows, out=out)
+    tables = [found(each, each.asked.model) for each in read.tokens]
+    results = [SUITE[name](tables) for name in suites if name in SUITE]
+    if read.policies and read.reference is not None:
+        results.append(preference_of(tables, read.tokens, read.policies, read.reference, config=config, found=found))
     return results
 
 
@@ -127,17 +190,13 @@ def claimed_directory(out: Path):
 
 
 def grid_of(config: Config) -> tuple[float, ...]:
-    """At most eleven goals, evenly spaced over the scale; whole numbers where its ends are whole."""
-    low, high = config.relabel.goal_min, config.relabel.goal_max
-    if float(low).is_integer() and float(high).is_integer():
-        count = min(MOST_GOALS, round(high - low) + 1)
-        return tuple(float(goal) for goal in np.unique(np.linspace(low, high, count).round()))
-    return tuple(float(f"{goal:.4g}") for goal in np.linspace(low, high, MOST_GOALS))
+    """At most eleven goals over the configuration's scale."""
+    return grid_between(config.relabel.goal_min, config.relabel.goal_max)
 
 
 def write(results: Sequence[Result], out: Path) -> None:
     """results.json, results.csv, results.txt and one figure a suite, in place of those of an earlier command."""
-    for suite in SUITES:
+    for suite in DRAWN:
         (out / figure_name(suite)).unlink(missing_ok=True)
     write_json(out / "results.json", {result.suite: result.tree() for result in results})
     for name, text in (("results.csv", as_csv(results)), ("results.txt", text_of(results))):

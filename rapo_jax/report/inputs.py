@@ -8,6 +8,7 @@ from typing import Any
 
 from rapo_jax.borders import path_of, read_object
 from rapo_jax.errors import UserError, counted
+from rapo_jax.evaluate.goals.verb import ANSWERS
 from rapo_jax.evaluate.result import Result, result_of
 from rapo_jax.report.answers import Answer, AnswerFile, by_model, is_finite_number, read_answers
 from rapo_jax.report.run_directory import RunRecord, read_run
@@ -82,6 +83,8 @@ def read_inputs(words: Sequence[str]) -> Inputs:
             inputs = replace(inputs, runs=(*inputs.runs, read_run(path, name)))
         elif kind == "evaluation":
             inputs = replace(inputs, evaluations=(*inputs.evaluations, read_evaluation(path, name)))
+            if (answers := answers_beside(path, inputs.evaluations[-1])) is not None:
+                files.append(AnswerFile(given, name, read_answers(answers, name)))
         elif kind == "sweep":
             inputs = replace(inputs, sweeps=(*inputs.sweeps, read_sweep(path, name)))
         else:
@@ -165,6 +168,12 @@ def read_evaluation(path: Path, name: str) -> Evaluated:
     said = f"{file} is not what rapo evaluate writes"
     results = tuple(result_of(each, said=f"{said}: {suite}", remedy=remedy) for suite, each in tree.items())
     return Evaluated(name, path, results)
+
+
+def answers_beside(path: Path, evaluated: Evaluated) -> Path | None:
+    """The answers of the suite `goals`, if these results are of one."""
+    answers = (path.parent if path.is_file() else path) / ANSWERS
+    return answers if answers.is_file() and any(result.suite == "goals" for result in evaluated.results) else None
 
 
 def read_sweep(path: Path, name: str) -> SweepRecord:

@@ -139,7 +139,7 @@ def test_a_run_directory_is_evaluated_as_its_export_would_be(world, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "likelihod"], "likelihod is unknown; there are likelihood, unlearning, preference"),
+        (["--suite", "likelihod"], "likelihod is unknown; there are likelihood, unlearning, preference, goals"),
         (["--goals", "7"], "7 is one goal; a grid needs two or more"),
         (["--goals", "1,x"], "1,x must be numbers, separated by commas"),
         (["--suite", ","], "an empty name is unknown"),

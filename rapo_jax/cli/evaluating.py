@@ -1,0 +1,102 @@
+"""`rapo evaluate`."""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.cli.generating import OWN, server_options
+from rapo_jax.cli.preparing import keep_compilations, require_data
+from rapo_jax.cli.scoring import judge_options, options_of_judge
+from rapo_jax.errors import UserError
+from rapo_jax.interruption import work_begins
+
+DRAWING = ("num_samples", "best_of", "temperature", "top_p", "max_new_tokens", "seed", "batch_size")
+OF_GOALS = ("scorer", "scale", "prompts", "base", "any_goal", "scorer_timeout", *DRAWING)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Says how models answer to goals, with intervals: by the likelihoods of held-out responses, and by their own answers."""
+    refuse_goal_options(options)
+    config_path, models, overrides = words_of(options)
+    if options.engine_model and len(models) + len(options.base) > 1:
+        raise UserError(
+            "--engine-model is the name of one model, and several are named; leave it out, or evaluate one."
+        )
+    server = server_options(options)
+    from rapo_jax.config.files import load_config, with_overrides
+    from rapo_jax.distributed import say
+    from rapo_jax.evaluate.verb import evaluate as evaluate_models
+    from rapo_jax.evaluate.verb import text_of
+    from rapo_jax.parallel import make_mesh
+    from rapo_jax.runs.trained import find_model
+
+    config = load_config(config_path, overrides) if config_path else with_overrides({}, overrides)
+    if set(options.suite) != {"goals"}:
+        require_data(config)
+    keep_compilations()
+    work_begins()
+    mesh = functools.cache(lambda: make_mesh(**vars(config.mesh)))
+    opened = [find_model(path, mesh=mesh, option="--model") for path in models]
+    bases = [find_model(path, mesh=mesh, option="--base") for path in options.base]
+    name = options.reference or ("preference" in options.suite and config.model.path)
+    reference = find_model(name, mesh=mesh, option="--reference") if name else None
+    request = goal_request(options, bases, server) if "goals" in options.suite else None
+    chosen = {"suites": options.suite, "goals": options.goals, "most": options.pairs, "out": Path(options.out)}
+    results = evaluate_models(config, opened, reference=reference, request=request, **chosen)
+    say(f"\n{text_of(results, details=False)}")
+    pictures = ", ".join(f"{result.suite}.png" for result in results)
+    say(f"{options.out}: results.txt (more than the above), results.json, results.csv, {pictures}")
+    return 0
+
+
+def words_of(options: argparse.Namespace) -> tuple[str, list[str], list[str]]:
+    """(CONFIG, models, overrides). Without a CONFIG it is that of the first run directory among the models, if there is one."""
+    config, models, overrides = "", [], []
+    for word in options.overrides:
+        if "=" in word and not Path(word).exists():
+            overrides.append(word)
+        elif not config and (word.endswith((".yaml", ".yml")) or Path(word).is_file()):
+            config = word
+        else:
+            models.append(word)
+    models = [*options.model, *models]
+    if not models:
+        raise UserError("no model is named; add MODEL, a model or run directory, or --model DIR.")
+    if not config:
+        runs = (Path(model) / "config.yaml" for model in models)
+        config = next((str(path) for path in runs if path.is_file()), "")
+    if not config and set(options.suite) != {"goals"}:
+        raise UserError(
+            "CONFIG is missing: name a YAML file with the held-out pairs, or a run directory among the models."
+        )
+    return config, models, overrides
+
+
+def refuse_goal_options(options: argparse.Namespace) -> None:
+    """Raises UserError for options of the suite `goals` where it is not asked for."""
+    if "goals" in options.suite:
+        return
+    given = [name for name in OF_GOALS if getattr(options, name) not in (None, False, [])]
+    given += [f"judge_{name}" for name in options_of_judge(options)] + ["engine"] * (options.engine != OWN)
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"{names}: these are of the suite goals; add it with --suite, or leave them out.")
+
+
+def goal_request(options: argparse.Namespace, bases: list, server):
+    """What is asked of the suite `goals`."""
+    from rapo_jax.evaluate.goals.asking import Drawing, GoalRequest
+
+    given: dict[str, Any] = {name: value for name in DRAWING if (value := getattr(options, name)) is not None}
+    return GoalRequest(
+        prompts=options.prompts or "",
+        scorers=tuple(options.scorer),
+        scales=tuple(options.scale),
+        bases=tuple(bases),
+        goals=options.goals,
+        any_goal=options.any_goal,
+        drawing=Drawing(**given, server=server),
+        judge=judge_options(options, cache=Path(options.out) / "judge_cache.jsonl", asked="judge" in options.scorer),
+        patience=options.scorer_timeout,
+    )
