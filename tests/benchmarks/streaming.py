@@ -106,6 +106,7 @@ def run(arguments: list[list[str]], *, limit: float | None, devices: int) -> lis
 
     def bounded() -> None:
         if limit is not None:
+            resource.setrlimit(resource.RLIMIT_STACK, (2 * MIB,) * 2)  # of each thread, all of which counts
             resource.setrlimit(resource.RLIMIT_DATA, (int(limit * GIB),) * 2)
 
     started = [
