@@ -128,9 +128,7 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longer prompts lose their middle (default %(default)s)",
     )
-    to.add_argument("--temperature", type=within(0), metavar="T", help="0 is greedy (the default)")
-    to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="default 1")
-    to.add_argument("--seed", type=within(-(2**63), 2**63 - 1, kind=int), metavar="S", help="default 0")
+    sampling_arguments(to)
     to.add_argument(
         "--num-samples",
         "--n",
@@ -153,6 +151,26 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
     )
     engine_arguments(to)
     add_machines(to)
+
+
+def sampling_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--temperature", type=within(0), metavar="T", help="0 is greedy (the default)")
+    to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="default 1")
+    to.add_argument("--top-k", type=within(0, 2**31 - 1, kind=int), metavar="K", help="default 0, all tokens")
+    to.add_argument(
+        "--min-p", type=within(0, 1), metavar="P", help="least share of the highest probability (default 0)"
+    )
+    to.add_argument(
+        "--repetition-penalty",
+        type=within(0.01, 100),
+        metavar="X",
+        help="above 1 against tokens that prompt or answer hold already (default 1)",
+    )
+    to.add_argument(
+        "--stop", action="append", metavar="TEXT", help="ends an answer, and is no part of it; may be repeated"
+    )
+    to.add_argument("--logps", action="store_true", help="write the answers' tokens and their log-probabilities")
+    to.add_argument("--seed", type=within(-(2**63), 2**63 - 1, kind=int), metavar="S", help="default 0")
 
 
 def round_arguments(to: argparse.ArgumentParser) -> None:

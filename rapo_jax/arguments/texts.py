@@ -60,8 +60,11 @@ Greedy by default. For a directory that rapo exported, --goal replaces the goal
 that its chat template asks for. Of a run directory, also of a run that goes on,
 the newest checkpoint answers as its export would.
 
-Columns goal, temperature, top_p, max_new_tokens and seed of a row hold for that
-row, unless the option of that name is given. All columns of FILE are kept
+Columns goal, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+max_new_tokens and seed of a row hold for that row, unless the option of that
+name is given. The repetition penalty comes first, then temperature, top-k, top-p
+and min-p, as in transformers. Log-probabilities are the model's own, before
+these (a server tells its own). All columns of FILE are kept
 (dates as ISO 8601, decimals as text, bytes in base64); one that has the name of
 a column of the answers and says something else is kept as input_NAME.
 

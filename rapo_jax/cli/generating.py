@@ -26,8 +26,19 @@ def generate(options: argparse.Namespace) -> int:
     keep_compilations()
     work_begins()
     fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
-    fields += ("temperature", "top_p", "seed", "num_samples", "chat_template")
+    fields += (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "logps",
+        "seed",
+        "num_samples",
+        "chat_template",
+    )
     given = {name: getattr(options, name) for name in fields}
+    given["stop"] = None if options.stop is None else tuple(options.stop)
     given |= {name: value for name in OURS if (value := getattr(options, name)) is not None}
     given["template_options"] = read_mapping(options.template_options or "{}", option="--template-options")
     model = find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rapo_jax.config.fields import key
-from rapo_jax.intervals import NOT_NEGATIVE, POSITIVE, Interval
+from rapo_jax.intervals import NOT_NEGATIVE, POSITIVE, UNIT, Interval
 
 GoalOfSamples = Literal["none", "highest", "spread"]
 
@@ -34,6 +34,10 @@ class Rounds:
         0.8, "of the samples, and of the answers that are judged", affects="tokens", allowed=NOT_NEGATIVE
     )
     top_p: float = key(0.95, "as temperature", affects="tokens", allowed=Interval(0, 1, low_open=True))
+    top_k: int = key(0, "as temperature; 0 keeps all tokens", affects="tokens", allowed=Interval(0, 2**31 - 1))
+    min_p: float = key(0.0, "as temperature", affects="tokens", allowed=UNIT)
+    repetition_penalty: float = key(1.0, "as temperature; 1 is none", affects="tokens", allowed=Interval(0.01, 100))
+    stop: tuple[str, ...] = key((), "texts that end a response, and are no part of it", affects="tokens")
     max_new_tokens: int = key(512, "longest response", affects="tokens", allowed=POSITIVE)
     max_prompt_length: int = key(4096, "longer prompts lose their middle", affects="tokens", allowed=Interval(2))
     scorer: str = key(

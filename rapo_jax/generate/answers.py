@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from rapo_jax.distributed import each_process, from_first, interruptible, on_fir
 from rapo_jax.errors import Interrupted, UserError, counted
 from rapo_jax.generate.asked import Asked, GivenSampling, goal_of_row, require_on_scale
 from rapo_jax.generate.batches import BatchLimits
-from rapo_jax.generate.columns import beside, renamed_columns
+from rapo_jax.generate.columns import LOGPS, beside, renamed_columns
 from rapo_jax.generate.engine import Engine, OpenedEngine, Question, ServerOptions
 from rapo_jax.generate.own import OwnEngine
 from rapo_jax.generate.progress import Progress
 from rapo_jax.generate.prompts import Prompt, chat_tokens, raw_tokens, read_prompts
+from rapo_jax.generate.sampling import LATER, Sampling, used
 from rapo_jax.generate.store import Key, SampleStore, day_of, open_store
 from rapo_jax.models.spec import require_vocabulary
 from rapo_jax.opened import ClosedModel, OpenedTokenizer, Rendering, answer_text, load_model, require_ids_fit
@@ -37,8 +38,8 @@ class Request:
 
     Without `goal` a prompt asks for the goal in its own row, or else for what the model's chat template asks for; `no_goal`
     asks for none in any case, and `any_goal` allows goals outside the model's scale. `raw` continues texts without a chat
-    template. Settings of sampling that are None come from columns of the rows, or else are the defaults of `Sampling`. Every
-    prompt is answered `num_samples` times, each answer with random numbers of its own.
+    template. Settings of sampling that are None come from columns of the rows, or else are the defaults of `Sampling`. With
+    `logps` the rows have the answers' tokens and their log-probabilities. Every prompt is answered `num_samples` times, each answer with random numbers of its own.
     A `server` samples in place of ours, which then reads no weights.
     Lengths are in tokens. A batch has at most `batch_size` prompts and `batch_tokens` tokens, prompts and answers together.
     """
@@ -53,6 +54,11 @@ class Request:
     max_prompt_length: int = 4096
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] | None = None
+    logps: bool = False
     seed: int | None = None
     num_samples: int = 1
     batch_size: int = 16
@@ -64,7 +70,7 @@ class Request:
 
     @property
     def sampling(self) -> GivenSampling:
-        return GivenSampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+        return GivenSampling(**{field.name: getattr(self, field.name) for field in fields(GivenSampling)})
 
     @property
     def limits(self) -> BatchLimits:
@@ -144,8 +150,11 @@ def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
     asked = how_asked(opened, prompts, request, model=model.name)
     tokens = encode(opened, prompts, goals=[None if each.said else each.goal for each in asked], request=request)
     require_ids_fit(tokens, opened.tokenizer, model.spec, said=model.name)
-    columns = [columns_of(each, num_samples=request.num_samples) for each in asked]
-    renamed = renamed_columns([prompt.columns for prompt in prompts], columns, said=request.prompts)
+    given = {name for prompt in prompts for name, value in prompt.columns.items() if value is not None}
+    later = [name for name in LATER if name != "logps" and name in {*used([each.sampling for each in asked]), *given}]
+    columns = [columns_of(each, num_samples=request.num_samples, later=later) for each in asked]
+    more = (*later, *LOGPS) if request.logps else later
+    renamed = renamed_columns([prompt.columns for prompt in prompts], columns, said=request.prompts, more=more)
     job = Job(model, opened, prompts, asked, tokens, columns, renamed)
     return job if request.server is None else replace(job, engine=served_engine(request, request.server, job))
 
@@ -223,10 +232,11 @@ def encode(
     return chat_tokens(opened, prompts, goals=goals, max_length=request.max_prompt_length)
 
 
-def columns_of(asked: Asked, *, num_samples: int) -> dict[str, Any]:
-    """How a prompt is asked, as columns. Those of several samples are numbered from 0."""
+def columns_of(asked: Asked, *, num_samples: int, later: Sequence[str]) -> dict[str, Any]:
+    """How a prompt is asked, as columns, with these later settings of `Sampling`. Those of several samples are numbered from 0."""
     goal, sampling = asked.goal, asked.sampling
     written = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+    written |= {name: value_of(sampling, name) for name in later}
     numbered = {"sample": 0} if num_samples > 1 else {}
     return {"goal": list(goal) if isinstance(goal, tuple) else goal, **written, **numbered}
 
@@ -237,7 +247,9 @@ def identity_of(job: Job, request: Request) -> dict[str, Any]:
     Batches are not among it: an answer depends on them by rounding at most.
     """
     samplings = [each.sampling for each in job.asked]
-    settings = {name: [getattr(each, name) for each in samplings] for name in vars(samplings[0])}
+    later = used(samplings)
+    names = [name for name in vars(samplings[0]) if name not in LATER or name in later]
+    settings = {name: [value_of(each, name) for each in samplings] for name in names}
     model = job.model.identity() | {"--dtype": request.dtype} if job.engine is None else job.engine.identity()
     return (
         model
@@ -248,10 +260,18 @@ def identity_of(job: Job, request: Request) -> dict[str, Any]:
             "stop tokens": list(job.opened.stop_tokens),
         }
         | {
-            f"--{name.replace('_', '-')}": values[0] if len(set(values)) == 1 else digest(json.dumps(values).encode())
+            f"--{name.replace('_', '-')}": values[0]
+            if values.count(values[0]) == len(values)
+            else digest(json.dumps(values).encode())
             for name, values in settings.items()
         }
     )
+
+
+def value_of(sampling: Sampling, name: str) -> Any:
+    """A setting as JSON has it."""
+    value = getattr(sampling, name)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def digest(*parts: bytes) -> str:
@@ -313,5 +333,6 @@ def answer_rows(job: Job, store: SampleStore, *, num_samples: int) -> list[dict[
             text = answer_text(job.opened.tokenizer, sample.tokens) if sample.text is None else sample.text
             answer = {"response": text, "finish_reason": sample.finish_reason, "num_tokens": sample.num_tokens}
             answer |= asked if num_samples == 1 else asked | {"sample": number}
+            answer |= {} if sample.logps is None else {"tokens": sample.tokens, "logps": sample.logps}
             rows.append(beside(prompt.columns, answer, renamed=job.renamed))
     return rows

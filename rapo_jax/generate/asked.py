@@ -16,6 +16,9 @@ LIMITS: dict[str, tuple[type, float, float]] = {  # of the columns, as those of 
     "temperature": (float, 0, math.inf),
     "top_p": (float, 1e-6, 1),
     "seed": (int, -(2**63), 2**63 - 1),
+    "top_k": (int, 0, 2**31 - 1),
+    "min_p": (float, 0, 1),
+    "repetition_penalty": (float, 0.01, 100),
 }
 DEFAULTS = Sampling()
 
@@ -38,11 +41,28 @@ class GivenSampling:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] | None = None
+    logps: bool = False
 
     def of(self, row: FileRow) -> Sampling:
         """The settings of one row. Raises UserError for a column's value that is none."""
         found: dict[str, Any] = {name: self.setting(name, row) for name in LIMITS}
-        return Sampling(**found)
+        return Sampling(**found, stop=self.stop_of(row), logps=self.logps)
+
+    def stop_of(self, row: FileRow) -> tuple[str, ...]:
+        """The stop strings of a row: a text, or several."""
+        own = row.values.get("stop") if self.stop is None else self.stop
+        texts = () if own is None else (own,) if isinstance(own, str) else own
+        if not isinstance(texts, list | tuple) or not all(isinstance(each, str) and each for each in texts):
+            where = f"{row.place}: column stop" if self.stop is None else "--stop"
+            raise UserError(
+                f"{where} holds {own!r:.40}, and must be a text that is not empty, or several; mend it, or give --stop TEXT, "
+                "which replaces the column."
+            )
+        return tuple(texts)
 
     def setting(self, name: str, row: FileRow) -> float:
         given = getattr(self, name)

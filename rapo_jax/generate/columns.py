@@ -13,6 +13,7 @@ from rapo_jax.data.files import FileRow
 from rapo_jax.errors import UserError
 
 OURS = ("response", "finish_reason", "num_tokens", "sample", "goal", "temperature", "top_p", "seed")
+LOGPS = ("tokens", "logps")  # where log-probabilities are asked for: what they are of, and they themselves
 KEPT_AS = "input_{}"  # the name of a user's column that has one of our names and another value
 
 
@@ -63,20 +64,22 @@ def plain(value: Any) -> Any:
 
 
 def renamed_columns(
-    rows: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], *, said: str
+    rows: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], *, said: str, more: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The user's columns that have one of our names, and the names they are kept under. `asked` are our columns that are
-    known before anything is sampled; a column of the user's that says the same needs no other name.
+    """The user's columns that have one of our names (`more` are those that only some commands write), and the names they are
+    kept under. `asked` are our columns that are known before anything is sampled; a column of the user's that says the same
+    needs no other name.
 
     Raises UserError where the other name is taken.
     """
+    names = (*OURS, *more)
     differing = {
         name
         for row, ours in zip(rows, asked, strict=True)
-        for name in OURS
+        for name in names
         if row.get(name) is not None and (name not in ours or row[name] != ours[name])
     }
-    renamed = {name: KEPT_AS.format(name) for name in OURS if name in differing}
+    renamed = {name: KEPT_AS.format(name) for name in names if name in differing}
     taken = sorted({new for new in renamed.values() for row in rows if new in row})
     if taken:
         raise UserError(

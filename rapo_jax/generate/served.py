@@ -15,9 +15,10 @@ from rapo_jax.borders import parse_json
 from rapo_jax.distributed import say
 from rapo_jax.errors import UserError, counted
 from rapo_jax.generate.engine import Drawn, Question, Sends
+from rapo_jax.generate.sampling import stopped_at, used
 from rapo_jax.generate.served_replies import ServedAnswer, answer_of
 from rapo_jax.generate.store import Key, Sample
-from rapo_jax.opened import OpenedTokenizer
+from rapo_jax.opened import OpenedTokenizer, answer_text
 from rapo_jax.servers.access import Access
 from rapo_jax.servers.server import Extra, Refused, Request, Server, client_of
 from rapo_jax.servers.together import ask_all
@@ -26,8 +27,9 @@ LARGEST = 2**26  # bytes of a reply: a million token ids
 ENOUGH_FAILED = 20  # questions without an answer, and none with one: nothing will come of it
 # What a request calls the settings of a sample; `seed_of` gives its seed.
 SETTINGS = {"max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p"}
-# Said in every request: vLLM and SGLang take what is not from the model's generation_config.json, which our engine does not.
-NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+# Of vLLM and SGLang alone, with what is off there. Said in every request, or they take them from the model's
+# generation_config.json, which our engine does not; a server that does not know one may leave it out where it is off.
+THEIR_OWN = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass
@@ -94,10 +96,17 @@ class ServedEngine:
         sampling = question.sampling
         payload: dict[str, Any] = {"model": self.access.model}
         payload |= {theirs: getattr(sampling, ours) for ours, theirs in SETTINGS.items()}
-        extras = {"return_token_ids": True, "stop_token_ids": list(self.opened.stop_tokens), **NEUTRAL}
+        later, chat = used([sampling]), self.sends == "chat"
+        payload |= {name: getattr(sampling, name) for name in THEIR_OWN if name in later}
+        if sampling.stop:
+            payload["stop"] = list(sampling.stop)
+        if sampling.logps:
+            payload["logprobs"] = True if chat else 1
+        extras = {"return_token_ids": True, "stop_token_ids": list(self.opened.stop_tokens)}
+        extras |= {name: off for name, off in THEIR_OWN.items() if name not in later}
         if sampling.temperature:
             extras["seed"] = seed_of(sampling.seed, question.index, number)
-        if self.sends == "chat":
+        if chat:
             payload["messages"] = [message.as_dict() for message in question.messages]
             if question.tools:
                 payload["tools"] = parse_json(question.tools, said="its tools")
@@ -109,8 +118,8 @@ class ServedEngine:
         else:
             payload["prompt"] = question.tokens.tolist()
         return Request(
-            "chat/completions" if self.sends == "chat" else "completions",
-            partial(answer_of, vocabulary=self.vocabulary, most=sampling.max_new_tokens),
+            "chat/completions" if chat else "completions",
+            partial(answer_of, vocabulary=self.vocabulary, most=sampling.max_new_tokens, logps=sampling.logps),
             payload,
             tuple(Extra(name, value) for name, value in extras.items()),
             LARGEST,
@@ -155,16 +164,21 @@ class ServedEngine:
         )
 
     def sample_of(self, question: Question, number: int, answer: ServedAnswer) -> Sample:
-        """As our engine has it: the tokens before the first that stops."""
+        """As our engine has it: the tokens before the first that stops, or up to the one that completes a stop string."""
+        stop = question.sampling.stop
         if answer.tokens is None:
             count = answer.num_written
             if count is None:
                 count = len(self.opened.tokenizer(answer.text, add_special_tokens=False).input_ids)
-            return Sample(question.index, [], answer.finish_reason, number, text=answer.text, count=count)
-        stops = set(self.opened.stop_tokens)
+            return Sample(question.index, [], answer.finish_reason, number, answer.logps, answer.text, count)
+        stops, text = set(self.opened.stop_tokens), None
         end = next((n for n, token in enumerate(answer.tokens) if token in stops), None)
+        found = stopped_at(answer.tokens[:end], 0, stop, partial(answer_text, self.opened.tokenizer)) if stop else None
+        if found:
+            end, text = found
         finish = answer.finish_reason if end is None else "stop"
-        return Sample(question.index, answer.tokens[:end], finish, number)
+        logps = None if answer.logps is None else answer.logps[:end]
+        return Sample(question.index, answer.tokens[:end], finish, number, logps, text)
 
     def tell(self, server: Server) -> None:
         """Says how it went, and what the server did not know."""

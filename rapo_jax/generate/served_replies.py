@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rapo_jax.errors import shown
-from rapo_jax.servers.server import Temporary, first_choice
+from rapo_jax.intervals import is_finite
+from rapo_jax.servers.server import Choice, Refused, Temporary, first_choice
 
 
 @dataclass(frozen=True)
 class ServedAnswer:
     """`tokens` of the answer and of the `prompt` as the server read it are None where it does not tell them, as are the
-    numbers of tokens that it read and wrote. The last token may be one that stopped it."""
+    numbers of tokens that it read and wrote. The last token may be one that stopped it. `logps` are None where they are not
+    asked for."""
 
     text: str
     finish_reason: Literal["stop", "length"]
@@ -18,11 +20,12 @@ class ServedAnswer:
     prompt: list[int] | None = None
     num_read: int | None = None
     num_written: int | None = None
+    logps: list[float] | None = None
 
 
-def answer_of(body: bytes, *, vocabulary: int, most: int) -> ServedAnswer:
-    """The answer in a reply of /completions or /chat/completions, of at most so many tokens. Raises Temporary for one that
-    is none, or that the server broke off."""
+def answer_of(body: bytes, *, vocabulary: int, most: int, logps: bool = False) -> ServedAnswer:
+    """The answer in a reply of /completions or /chat/completions, of at most so many tokens, with their log-probabilities if
+    that is asked. Raises Temporary for one that is none, or that the server broke off, and Refused without log-probabilities."""
     choice = first_choice(body)
     ended = choice.fields.get("finish_reason")
     if ended not in ("stop", "length"):
@@ -39,7 +42,23 @@ def answer_of(body: bytes, *, vocabulary: int, most: int) -> ServedAnswer:
     if (num_written or 0) > most:
         raise Temporary(f"an answer of {num_written:,} tokens, where {most:,} were asked for")
     prompt = ids_of(asked, vocabulary=vocabulary, said="prompt_token_ids")
-    return ServedAnswer(text, ended, tokens, prompt, choice.num_read, num_written)
+    found = logps_of(choice, number=num_written) if logps else None
+    return ServedAnswer(text, ended, tokens, prompt, choice.num_read, num_written, found)
+
+
+def logps_of(choice: Choice, *, number: int | None) -> list[float]:
+    """The log-probabilities of an answer of so many tokens, None where it does not say. Raises Refused where there are none."""
+    told = choice.fields.get("logprobs")
+    told = told if isinstance(told, dict) else {}
+    each = told.get("content")
+    found: Any = [one.get("logprob") for one in each if isinstance(one, dict)] if isinstance(each, list) else None
+    found = told.get("token_logprobs") if found is None else found
+    if found is None:
+        raise Refused("the server gives no log-probabilities; leave out --logps")
+    right = isinstance(found, list) and all(type(one) in (int, float) and is_finite(one) for one in found)
+    if not right or (number is not None and len(found) != number):
+        raise Temporary(f"an answer of {number} tokens whose log-probabilities are {shown(found)}")
+    return [float(one) for one in found]
 
 
 def ids_of(value: Any, *, vocabulary: int, said: str) -> list[int] | None:

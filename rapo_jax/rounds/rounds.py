@@ -90,6 +90,8 @@ def refuse_what_rounds_make(config: Config) -> None:
         )
     if (rounds.scorer == "reward_model") != bool(rounds.scorer_model):
         raise UserError("rounds.scorer=reward_model and rounds.scorer_model=DIR go together; give both, or neither.")
+    if "" in rounds.stop:
+        raise UserError("rounds.stop holds an empty text, which would end every response; leave it out.")
     made = {
         "data.path": data.path,
         "data.sources": data.sources,

@@ -603,6 +603,9 @@ def test_generate_names_the_file_that_is_missing_or_in_the_way(world, place, ref
         (["--temperature", "inf"], "at least 0"),
         (["--top-p", "0"], "at least 1e-06 and at most 1"),
         (["--top-p", "1.5"], "at least 1e-06 and at most 1"),
+        (["--top-k", "-1"], "at least 0 and at most 2.14748e+09"),
+        (["--min-p", "1.01"], "at least 0 and at most 1"),
+        (["--repetition-penalty", "0"], "at least 0.01 and at most 100"),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_its_range(world, place, refused, option, limit):

@@ -15,7 +15,7 @@ VERBS = {
     "train": ["CONFIG", "key=value", "run_dir", "--distributed", "--cpu-devices", "--coordinator", "--num-processes", "--process-id"],
     "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal", "--adapter"],
     "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
-                 "--temperature", "--top-p", "--seed", "--num-samples", "--batch-size", "--dtype", "--chat-template", "--engine", "--engine-sends"],
+                 "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty", "--stop", "--logps", "--seed", "--num-samples", "--batch-size", "--dtype", "--chat-template", "--engine", "--engine-sends"],
     "score": ["CONFIG", "--model", "--reference", "--out", "objective.beta"],
     "round": ["CONFIG", "key=value", "--rounds", "rounds.scorer"],
     "evaluate": ["CONFIG", "--model", "--suite", "--goals", "--pairs", "--reference", "--out", "--scorer",

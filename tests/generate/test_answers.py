@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from pyarrow import Table, parquet
 
 from rapo_jax.chat.templates import render, tokenize
 from rapo_jax.errors import UserError
-from rapo_jax.generate.answers import Request, answer_file
+from rapo_jax.generate.answers import Request, answer_file, identity_of
+from rapo_jax.generate.asked import Asked
 from rapo_jax.generate.decode import Sampling, answer_tokens
 from rapo_jax.generate.prompts import read_prompts
 from rapo_jax.generate.sampling import random_key
@@ -102,6 +104,43 @@ def test_a_row_asks_for_its_own_goal_and_sampling_unless_the_command_line_does(e
     assert (forced[0]["input_goal"], forced[0]["input_temperature"], forced[0]["input_seed"]) == (2, 1.5, 9)
 
 
+def test_later_settings_come_from_rows_and_are_written_where_any_is_used(exported, tmp_path):
+    """When this fails, a row's own top-k or stop string is not heard, or cannot be told from the answers."""
+    rows = [
+        {"prompt": PROMPTS[1], "temperature": 1.5, "top_k": 1, "stop": "never said", "tokens": "mine"},
+        {"prompt": PROMPTS[1]},
+        {"prompt": PROMPTS[1], "temperature": 1.5, "min_p": 1, "repetition_penalty": 1},
+    ]
+    found = answers(exported, tmp_path, rows, logps=True)
+    assert len({row["response"] for row in found}) == 1  # the likeliest token, thrice
+    assert [(row["top_k"], row["min_p"], row["stop"]) for row in found] == [
+        (1, 0, ["never said"]),
+        (0, 0, []),
+        (0, 1, []),
+    ]
+    assert all(row["repetition_penalty"] == 1 for row in found) and found[0]["input_tokens"] == "mine"
+    assert all(len(row["logps"]) == len(row["tokens"]) == row["num_tokens"] and max(row["logps"]) < 0 for row in found)
+    hot = {"temperature": 3.0, "top_k": 0, "max_new_tokens": 12}
+    (free,) = answers(exported, tmp_path, rows[1:2], **hot)
+    stop = free["response"][-1]
+    (ended,) = answers(exported, tmp_path, rows[:1], stop=(stop,), **hot)
+    assert ended["response"] == free["response"].split(stop)[0] and "top_k" not in free
+    assert (ended["top_k"], ended["input_top_k"]) == (0, 1)
+    assert ended["finish_reason"] == "stop" and ended["input_stop"] == "never said"
+
+
+def test_a_command_that_was_interrupted_before_there_were_later_settings_goes_on(exported, tmp_path):
+    """When this fails, an update makes answers that were paid for unusable."""
+    sampling = Sampling(seed=1)
+    job = type("Job", (), {"asked": [Asked(None, sampling)], "tokens": [np.arange(3)], "engine": None})()
+    job.model, job.opened = closed(exported), open_tokenizer(exported)
+    names = [name for name in identity_of(job, Request("a", "b")) if name.startswith("--")]
+    assert names == ["--dtype", "--prompts", "--max-new-tokens", "--temperature", "--top-p", "--seed"]
+    job.asked = [Asked(None, replace(sampling, stop=("x",), logps=True))]
+    more = identity_of(job, Request("a", "b"))
+    assert [name for name in more if name.startswith("--")][6:] == ["--stop", "--logps"]
+
+
 def test_a_column_with_the_name_of_one_of_ours_is_kept_under_another(exported, tmp_path, capsys):
     """When this fails, the answers that people wrote are replaced by the model's, in the only copy of their file."""
     rows = [{"prompt": "Hi", "response": "Hello.", "num_tokens": 2, "goal": 3, "note": "x"}]
@@ -140,6 +179,14 @@ def test_a_column_with_the_name_of_one_of_ours_is_kept_under_another(exported, t
         ),
         ({"goal": 6}, {}, "line 1: goal 6 is outside the scale of .*exported, whose goal prompt names 0 to 5; ask for"),
         ({}, {"goal": -1.0}, "--goal -1 is outside the scale of .*, whose goal prompt names 0 to 5; ask .* --any-goal"),
+        (
+            {"stop": ["a", 1]},
+            {},
+            r"line 1: column stop holds \['a', 1\], and must be a text that is not empty, or several",
+        ),
+        ({}, {"stop": ("",)}, r"--stop holds \('',\), and must be a text that is not empty"),
+        ({"top_k": 1.5}, {}, r"line 1: column top_k holds 1.5, and must be an integer of at least 0 and at most 2.14"),
+        ({"min_p": 2}, {}, r"line 1: column min_p holds 2, .* at most 1; mend it, or give --min-p, which"),
         ({"note": "\ud83d"}, {}, r"line 1: column note cannot be written as JSON \(half a surrogate pair\)"),
     ],
 )

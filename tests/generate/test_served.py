@@ -188,8 +188,54 @@ def test_the_server_reads_what_our_engine_would_and_is_told_all_settings(world, 
     assert [greedy[name] for name in named] == ["exported", 4, 0.0, 0.5, -1, 0.0, 1.0] and "seed" not in greedy
     assert greedy["stop_token_ids"] == list(world.opened.stop_tokens) and sampled["max_tokens"] == 512
     assert [row["goal"] for row in rows_of(out)] == [5, 2] and KEY not in str(capsys.readouterr())
-    assert {*vars(Sampling())} == {*served.SETTINGS, "seed"}  # a further setting has to be sent, too
+    assert not {"stop", "logprobs"} & {*sampled, *greedy}
+    known = {*served.SETTINGS, *served.THEIR_OWN, "seed", "stop", "logps"}
+    assert {*vars(Sampling())} == known  # a further setting has to be sent, too
     assert len({seed_of(3, prompt, n) for prompt in range(50) for n in range(50)}) == 2500
+
+
+def with_logprobs(payload):
+    """As vLLM: the answer ends with the token that completes a stop string, and its text before that."""
+    right = completion(payload, 90)
+    choice = right["choices"][0]
+    logprobs = [-0.5 * (1 + number) for number in range(len(choice["token_ids"]))]
+    return right | {"choices": [choice | {"logprobs": {"token_logprobs": logprobs}}]}
+
+
+def test_a_server_is_told_how_to_cut_and_where_to_stop_and_tells_log_probabilities(world, reached, tmp_path):
+    """When this fails, a server samples without what was asked for, or answers of two engines end in different places."""
+    reached.right = with_logprobs
+    more = ["--top-k", 7, "--min-p", 0.1, "--repetition-penalty", 1.5, "--logps"]
+    assert world.generate(tmp_path / "a.jsonl", reached.url, *more, "--stop", "never said") == DONE
+    named = ("top_k", "min_p", "repetition_penalty", "stop", "logprobs")
+    assert all([sent[name] for name in named] == [7, 0.1, 1.5, ["never said"], 1] for sent in reached.requests)
+    rows, text_of = rows_of(tmp_path / "a.jsonl"), world.opened.tokenizer.decode
+    assert all(row["logps"] == [-0.5 * (1 + n) for n in range(row["num_tokens"])] for row in rows)
+    assert [text_of(row["tokens"], skip_special_tokens=True) for row in rows] == [row["response"] for row in rows]
+    assert all([row[name] for name in named[:4]] == [7, 0.1, 1.5, ["never said"]] for row in rows)
+    stop = next(row["response"] for row in rows if row["num_tokens"] > 4)[2:4]
+    assert world.generate(tmp_path / "b.jsonl", reached.url, *more, "--stop", stop) == DONE
+    for free, row in zip(rows, rows_of(tmp_path / "b.jsonl"), strict=True):
+        assert row["response"] == free["response"].split(stop)[0] and len(row["tokens"]) == len(row["logps"])
+        if stop in free["response"]:
+            assert row["finish_reason"] == "stop" and row["tokens"] == free["tokens"][: row["num_tokens"]]
+            assert stop in text_of(row["tokens"]) and stop not in text_of(row["tokens"][:-1])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--logps"], "the server gives no log-probabilities; leave out --logps"),
+        (["--min-p", 0.1], "the server refused the question (HTTP 400: unknown argument: min_p)"),
+    ],
+)
+def test_what_the_server_cannot_do_is_never_left_out_in_silence(more, said, world, reached, tmp_path, capsys):
+    """When this fails, a server that knows no min-p draws other answers than were asked for, and nobody is told."""
+    error = {"error": {"message": "unknown argument: min_p"}}
+    reached.errs_by_payload = lambda payload: saying(400, error) if "min_p" in payload else None
+    assert world.generate(tmp_path / "a.jsonl", reached.url, *more) == USER_ERROR
+    (message,) = capsys.readouterr().err.splitlines()
+    assert said in message
 
 
 @pytest.mark.parametrize("sends", ["text", "chat"])

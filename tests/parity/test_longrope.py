@@ -14,7 +14,10 @@ import pytest
 import torch
 from flax import nnx
 
+from rapo_jax.generate.batches import BatchLimits
 from rapo_jax.generate.decode import Sampling, decode
+from rapo_jax.generate.engine import Question
+from rapo_jax.generate.own import OwnEngine
 from rapo_jax.models.attention.layout import Layout
 from rapo_jax.models.decoder import abstract_decoder
 from rapo_jax.models.files import load_parameters
@@ -144,6 +147,20 @@ def test_answers_that_cross_the_boundary_keep_their_seeds_stops_and_limits(tmp_p
     assert answers(turned, parameters, prompts, sampling=sampling) == answers(
         calm, parameters, prompts, sampling=sampling
     )
+    words = lambda tokens: "".join(f"{token:02}," for token in tokens)  # noqa: E731
+    said = answers(calm, parameters, prompts, sampling=replace(sampling, repetition_penalty=1.3))[1].tokens
+    settings = replace(sampling, repetition_penalty=1.3, stop=(words(said[22:24]),), logps=True)
+    asked = [Question(index, tokens, settings) for index, tokens in enumerate(prompts)]
+    begun_anew, at_once = (
+        {sample.prompt: sample for each in engine.sample(asked, num_samples=1) for sample in each.samples}
+        for of in (turned, calm)
+        for engine in [OwnEngine(parameters, of, make_mesh(fsdp=-1), jnp.dtype("float32"), (), BatchLimits(4), words)]
+    )
+    assert at_once[1].tokens == said[:24] and at_once[1].text == words(said[:22])
+    for index, sample in at_once.items():
+        assert replace(begun_anew[index], logps=None) == replace(sample, logps=None)
+        np.testing.assert_allclose(np.array(begun_anew[index].logps), np.array(sample.logps), atol=1e-5)
+        assert len(np.array(sample.logps)) == len(sample.tokens)
     stop = drawn[1].tokens[12]
     stopped = answers(spec, parameters, prompts, sampling=sampling, stop_tokens=[stop])
     for whole, cut in zip(drawn, stopped, strict=True):
