@@ -64,6 +64,9 @@ class Peers:
         self.mine = Record(process, socket.gethostname(), os.getpid())
         self.since = time.monotonic()  # when this process came to where it is
         self.period = max(2.0, num_processes / 32)  # each process reads the records of all
+        self.farewell = (
+            GRACE + 2 * self.period + 2
+        )  # seconds in which process 0, which has the records, waits for the others
         self.seen: dict[int, Seen] = {}
         self.words = ""  # of the error that ends this process
         self.pace: Pace | None = None  # while the steps of a run are watched
@@ -289,7 +292,7 @@ class Peers:
         if not self.client_usable:
             os._exit(code)
         self.publish()
-        deadline = time.monotonic() + GRACE + 2 * self.period + 2
+        deadline = time.monotonic() + self.farewell
         while self.mine.process == 0 and time.monotonic() < deadline:
             self.look()
             gone = [seen for seen in list(self.seen.values()) if seen.record.code is not None] + self.silent()

@@ -41,7 +41,8 @@ from tests.shapes import check_shapes  # noqa: E402
 check_shapes()
 
 from tests.tiny.chat_templates import build_tokenizer, sentencepiece_like, tokenizers  # noqa: E402, F401 (fixtures)
-from tests.tiny.shared_steps import share_steps  # noqa: E402
+from tests.tiny.runs import WITHOUT_TORCH  # noqa: E402
+from tests.tiny.shared_runs import share_runs  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -49,9 +50,11 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_steps():
+def shared_runs():
+    """What runs of one process share; those of others find no torch."""
     with pytest.MonkeyPatch.context() as patch:
-        share_steps(patch)
+        share_runs(patch)
+        patch.setenv("PYTHONPATH", str(WITHOUT_TORCH), prepend=os.pathsep)
         yield
 
 

@@ -1,7 +1,8 @@
 """Run-time checks of dtypes and shapes against jaxtyping annotations, for the tests.
 
-jaxtyping's import hook decorates every function and dataclass of the package; beartype compares arguments and results
-with the annotations. Only signatures with a shape in them are compared: the type checker covers the others. Runs in
+jaxtyping's import hook decorates the functions and dataclasses of the package; beartype compares arguments and results with
+the annotations. Only signatures with a shape in them are compared: the type checker covers the others, and binding their
+arguments at every call would take a tenth of the suite's time. Runs in
 processes of their own (the command line, two processes) are not checked.
 """
 
@@ -9,9 +10,10 @@ import functools
 import importlib
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -40,13 +42,29 @@ def check_shapes() -> None:
     """Call before anything of rapo_jax is imported."""
     for name in DEPENDENCIES:
         importlib.import_module(name)
+    jaxtyping.jaxtyped = where_shapes_are(jaxtyping.jaxtyped)
     install_import_hook("rapo_jax", "tests.shapes.compared")
+
+
+def where_shapes_are(jaxtyped: Callable) -> Callable:
+    """`jaxtyped`, which leaves functions and classes without a shape in their annotations as they are."""
+
+    def decorator(**options: Any) -> Callable:
+        return lambda decorated: jaxtyped(**options)(decorated) if has_shapes(decorated) else decorated
+
+    return decorator
+
+
+def has_shapes(decorated: Any) -> bool:
+    """Of a function, method, property or class: whether its annotations hold a shape, as in Float[Array, 'B T']."""
+    function = getattr(decorated, "__func__", None) or getattr(decorated, "fget", None) or decorated
+    return bool(re.search(r"(Array|ndarray), '", str(function.__annotations__)))
 
 
 def compared(function: F) -> F:
     """`function`, compared with its annotations if these hold a shape. beartype looks at it on its first call: making
     all comparisons at import would take seconds."""
-    if not re.search(r"(Array|ndarray), '", str(function.__annotations__)):  # Float[Array, 'B T']
+    if not has_shapes(function):
         return function
     comparison = functools.cache(lambda: compare(function))
 

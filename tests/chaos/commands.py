@@ -17,7 +17,7 @@ from tests.tiny.runs import free_port
 
 LIMIT = 600  # seconds for any command: what takes longer hangs
 # Processes wait five minutes for one that was killed before it joined; here, less than what the survivors are given.
-PROGRAM = runs.WITHOUT_TORCH.replace(
+PROGRAM = runs.PROGRAM.replace(
     "start()\n", "from rapo_jax import distributed; distributed.JOIN_SECONDS = 40\nstart()\n"
 )
 
@@ -50,6 +50,7 @@ class Ended:
 def environment(cache: Path) -> dict[str, str]:
     """Small, quick to compile, and with compiled programs kept between commands."""
     return os.environ | {
+        "PYTHONPATH": f"{runs.WITHOUT_TORCH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

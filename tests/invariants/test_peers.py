@@ -186,6 +186,7 @@ def two(monkeypatch):
 
     def make(record: dict | None = None, *, age: float = 0.0, client=None) -> peers.Peers:
         mine = peers.Peers(client or Store({1: record} if record else None), process=0, num_processes=2, coordinator="")
+        mine.farewell = 0.0  # the other is a record, and never leaves
         mine.look()
         for process, seen in mine.seen.items():
             mine.seen[process] = peers.Seen(seen.record, seen.since - age)

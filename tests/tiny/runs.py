@@ -34,20 +34,8 @@ train: {{batch_size: 8, max_steps: {NUM_STEPS}, save_every: 2, eval_every: 5, ke
 """
 CLOCKED = ("pairs_per_s", "real_tokens_per_s", "time/")
 PATIENCE = 200  # seconds for anything that another process does
-# `rapo` as on a machine without torch, which transformers would take seconds to import.
-WITHOUT_TORCH = """
-import sys
-from importlib.machinery import PathFinder
-
-class Finder(PathFinder):
-    @classmethod
-    def find_spec(cls, name, *more):
-        return None if name == "torch" else PathFinder.find_spec(name, *more)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
-from rapo_jax.__main__ import start
-start()
-"""
+WITHOUT_TORCH = Path(__file__).parent / "without_torch"  # in PYTHONPATH, as tests/conftest.py has it
+PROGRAM = "from rapo_jax.__main__ import start\nstart()\n"
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ def make_world(directory: Path) -> World:
 
 @contextmanager
 def started(
-    arguments: list[str], *, num_devices: int = 8, log: Path, program: tuple[str, ...] = ("-c", WITHOUT_TORCH)
+    arguments: list[str], *, num_devices: int = 8, log: Path, program: tuple[str, ...] = ("-c", PROGRAM)
 ) -> Iterator[subprocess.Popen]:
     """A verb in a process of its own, which does not outlive the block."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"  # the last one counts

@@ -1,17 +1,20 @@
-"""Steps of runs in this process: made, traced and compiled once for all runs whose steps are the same.
+"""What runs in this process share: steps, made, traced and compiled once for all runs whose steps are the same, and the picture
+of the data report, rendered once.
 
-Half of a tiny run's seconds is Python tracing a step that an earlier run has traced. Runs in processes of their own
-trace theirs as users do.
+Most of a tiny run's seconds are Python tracing a step that an earlier run has traced, and rendering. Runs in processes
+of their own trace and render as users do.
 """
 
 import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rapo_jax.config.tree import Config
+from rapo_jax.data import report_figure
 from rapo_jax.models.attention.dispatch import KERNELS
 from rapo_jax.objectives.registry import OBJECTIVES
 from rapo_jax.train.metrics import METRICS
@@ -23,9 +26,23 @@ MAKERS = (
 )
 
 
-def share_steps(patch: pytest.MonkeyPatch) -> None:
+def share_runs(patch: pytest.MonkeyPatch) -> None:
     for name in MAKERS:
         patch.setattr(name, made_once(pkgutil.resolve_name(name)))
+    patch.setattr(report_figure, "save_png", saved_once(report_figure.save_png))
+
+
+def saved_once(save: Callable) -> Callable:
+    """`save`, which renders the first figure of this process and writes the same file for every later one."""
+    saved: list[bytes] = []
+
+    def save_png(figure: Any, path: Path, **options: Any) -> None:
+        if not saved:
+            save(figure, path, **options)
+            saved.append(path.read_bytes())
+        path.write_bytes(saved[0])
+
+    return save_png
 
 
 def made_once(make: Callable) -> Callable:
