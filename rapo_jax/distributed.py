@@ -6,6 +6,7 @@ With a single process, everything here works without joining.
 import errno
 import ipaddress
 import json
+import os
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import jax
@@ -273,15 +275,21 @@ def barrier(name: str) -> None:
 def interruptible() -> Iterator[Callable[[int], bool]]:
     """Catches SIGINT and SIGTERM while active; interrupted(step) returns whether one came, the same on all processes.
 
-    With several processes JAX's own preemption notice (SIGTERM only) is used; its handler must not be replaced.
+    With several processes JAX's own preemption notice is used, which is SIGTERM's alone and must keep its handler; Ctrl-C is
+    passed on to it, so that whichever process is told first, all save the same step.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
     caught: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Callable[[int, FrameType | None], Any]]
+    interrupted: Callable[[int], bool]
+    if jax.process_count() > 1:
+        interrupted = multihost_utils.reached_preemption_sync_point
+        handlers = {signal.SIGINT: lambda number, _: os.kill(os.getpid(), signal.SIGTERM)}
+    else:
+        interrupted = lambda step: bool(caught)  # noqa: E731
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, _: caught.append(number))
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield lambda step: bool(caught)
+        yield interrupted
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

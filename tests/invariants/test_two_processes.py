@@ -1,7 +1,8 @@
-"""Two processes with four devices each are one process with eight."""
+"""Two processes with four devices each, or four with two, are one process with eight."""
 
 import json
 import shutil
+import signal
 import time
 from contextlib import ExitStack
 
@@ -15,19 +16,21 @@ from tests.tiny.directories import write_weights
 pytestmark = pytest.mark.slow
 
 
-def in_two_processes(arguments, *, log, second=(), meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
-    """Runs a verb in two processes that know each other: both exit codes, and what process 0 printed.
+def in_two_processes(arguments, **more) -> tuple[list[int], str]:
+    """Runs a verb in two processes that know each other: both exit codes, and what process 0 printed."""
+    return in_processes(2, arguments, **more)
 
-    `second` are more arguments of the second alone.
-    """
+
+def in_processes(number, arguments, *, log, second=(), meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
+    """The same in so many processes, of eight devices together. `second` are more arguments of the second alone."""
     coordinator = f"127.0.0.1:{runs.free_port()}"
-    logs = [log.with_name(f"{log.name}-{index}") for index in range(2)]
+    logs = [log.with_name(f"{log.name}-{index}") for index in range(number)]
     with ExitStack() as stack:
         processes = []
         for index, output in enumerate(logs):
-            join = ["--coordinator", coordinator, "--num-processes", "2", "--process-id", str(index)]
-            started = [*arguments, *(second if index else ()), *join]
-            processes.append(stack.enter_context(runs.started(started, num_devices=4, log=output)))
+            join = ["--coordinator", coordinator, "--num-processes", str(number), "--process-id", str(index)]
+            started = [*arguments, *(second if index == 1 else ()), *join]
+            processes.append(stack.enter_context(runs.started(started, num_devices=8 // number, log=output)))
         meanwhile(processes, logs[0])
         deadline = time.monotonic() + runs.PATIENCE
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -83,6 +86,29 @@ def test_two_processes_are_one_and_set_aside_a_checkpoint_that_only_one_of_them_
     assert f"going on from step {before}" in said
     runs.assert_same_metrics(run_dir, undisturbed)
     assert runs.steps_of(run_dir) == runs.steps_of(undisturbed)
+
+
+def test_four_processes_stop_at_ctrl_c_and_go_on_as_one_and_as_two_on_other_meshes(world, undisturbed, tmp_path):
+    """When this fails, Ctrl-C on a pod costs its work since the last checkpoint, or what four hosts saved cannot be read by
+    other hosts, or is read as something else."""
+    saved, one, two = tmp_path / "saved", tmp_path / "one", tmp_path / "two"
+
+    def press(processes, log):
+        runs.wait_for(lambda: len(runs.metrics_of(saved)) >= 3, *processes, log=log)
+        processes[2].send_signal(signal.SIGINT)
+
+    codes, _ = in_processes(4, world.train(saved), log=tmp_path / "log", meanwhile=press)
+    assert codes == [runs.INTERRUPTED] * 4
+    step = runs.steps_of(saved)[-1]
+    assert 3 <= step < runs.NUM_STEPS and len(runs.metrics_of(saved)) == step
+    for run_dir in (one, two):
+        shutil.copytree(saved, run_dir)
+    meshes = (["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"], ["mesh.data=2", "mesh.fsdp=4"])
+    assert tiny.rapo(*world.train(one, *meshes[0])) == runs.DONE
+    codes, _ = in_two_processes(world.train(two, *meshes[1]), log=tmp_path / "log")
+    assert codes == [runs.DONE] * 2
+    runs.assert_same_metrics(one, undisturbed, same_rows=False)
+    runs.assert_same_metrics(two, undisturbed)
 
 
 def test_two_processes_that_were_started_differently_stop_and_say_how(world, tmp_path):
