@@ -7,7 +7,8 @@ from rapo_jax.arguments.scoring import judge_arguments
 from rapo_jax.arguments.shared import add_machines, goal_list, listed, within
 
 BY_LIKELIHOOD = ("likelihood", "unlearning", "preference")
-SUITES = (*BY_LIKELIHOOD, "goals")
+BY_ANSWERS = ("goals", "frontier")
+SUITES = (*BY_LIKELIHOOD, *BY_ANSWERS)
 
 
 def evaluate_arguments(to: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def evaluate_arguments(to: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="WORD",
-        help="CONFIG, a YAML file (default: that of the first run directory); MODEL, a model or run directory; key=value",
+        help="CONFIG, a YAML file (default: that of the first run directory); MODEL, a model or run directory (RUN@STEP for a checkpoint); key=value",
     )
     to.add_argument(
         "--model",
@@ -47,9 +48,11 @@ def evaluate_arguments(to: argparse.ArgumentParser) -> None:
         help="at most so many of the pairs (or prompts), drawn by the seed of CONFIG",
     )
     to.add_argument(
-        "--reference", metavar="DIR", help="what training started from, for preference (default: model.path of CONFIG)"
+        "--reference",
+        metavar="DIR",
+        help="what training started from, for preference and frontier (default: model.path of CONFIG)",
     )
-    goals_arguments(to.add_argument_group("of the suite goals"))
+    goals_arguments(to.add_argument_group("of the suites goals and frontier"))
     add_machines(to)
 
 
@@ -86,8 +89,10 @@ def goals_arguments(to) -> None:
         metavar="N",
         help="answers to a prompt without a goal (default: as many as with goals; 0: none)",
     )
-    to.add_argument("--temperature", type=within(0), metavar="T", help="of answers (default 0.8; 0 is greedy)")
-    to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="of answers (default 0.95)")
+    to.add_argument(
+        "--temperature", type=within(0), metavar="T", help="of answers (default 0.8, of frontier 1; 0 is greedy)"
+    )
+    to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="of answers (default 0.95, of frontier 1)")
     to.add_argument("--max-new-tokens", type=within(1, 10**6, kind=int), metavar="N", help="default 512")
     to.add_argument("--seed", type=within(-(2**31), 2**31, kind=int), metavar="S", help="of answers (default 0)")
     to.add_argument("--batch-size", type=within(1, kind=int), metavar="B", help="answers at once (default 16)")

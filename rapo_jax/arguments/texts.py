@@ -115,6 +115,8 @@ EVALUATE_MORE = """\
   goals        answers at every goal, scored: do scores follow goals, how far are
                they off, what else moves, what does the same number of tokens give
                without goals (best of n)?
+  frontier     what score is reached at what KL to the reference, over models,
+               checkpoints and goals, beside best of n
 
 The first three generate nothing: they read the log-probabilities of scored pairs
 under no goal, a grid of goals, their own rewards and the highest goal. Pairs are

@@ -124,7 +124,36 @@ def draw_goals(figure: Any, all_axes: Sequence[Any], result: Result, models: Seq
     all_axes[0].legend(fontsize="small")
 
 
+def draw_frontier(figure: Any, all_axes: Sequence[Any], result: Result, models: Sequence[str]) -> None:
+    """Score against KL, a line a model over its goals, which stand beside their points; best of n without marks."""
+    axes = all_axes[0]
+    for number, model in enumerate(models):
+        curve, style = result.curves[model], series(number)
+        places = [n for n, goal in enumerate(curve["goals"]) if goal is not None]
+        for some, more in (
+            (places, {}),
+            ([n for n in range(len(curve["goals"])) if n not in places], {"fillstyle": "none"}),
+        ):
+            if not some:
+                continue
+            kl, score = ([curve[name][n] for n in some] for name in ("kl", "score"))
+            spread = [[curve["score"][n] - curve["score_low"][n] for n in some]]
+            spread.append([curve["score_high"][n] - curve["score"][n] for n in some])
+            label = f"{short(model)}, {prompts_of(result, model)}" + ", no goal" * bool(more)
+            axes.errorbar(kl, score, yerr=spread, **style | more, capsize=2, label=label)
+            for n in some if not more else ():
+                axes.annotate(
+                    f"{curve['goals'][n]:g}", (curve["kl"][n], curve["score"][n]), (3, 3), textcoords="offset points"
+                )
+        if curve["best"]:
+            label = f"best of 1 to {len(curve['best'])} of {short(model)}"
+            axes.plot(curve["best_kl"], curve["best"], color=QUIET, linestyle="--", marker=".", label=label)
+    axes.set(xlabel="KL to the reference (nats an answer)", ylabel="mean judged score, 95 % interval")
+    axes.legend(fontsize="small")
+
+
 DRAWN: dict[str, Callable[..., None]] = {
+    "frontier": draw_frontier,
     "goals": draw_goals,
     "likelihood": draw_likelihood,
     "unlearning": draw_unlearning,

@@ -131,7 +131,28 @@ class Control:
             raise ValueError("goals, score, low, high and tokens are not of one length")
 
 
-CURVES = {"preference": Reliability, "likelihood": HeatMap, "goals": Control}  # by suite
+@dataclass(frozen=True)
+class Frontier:
+    """The curve of a model in the suite `frontier`: score and KL by goal (null: none), with their intervals; of the reference,
+    score and KL of the best of 1, 2, ... answers."""
+
+    goals: list[float | None]
+    score: list[float]
+    score_low: list[float]
+    score_high: list[float]
+    kl: list[float]
+    kl_low: list[float]
+    kl_high: list[float]
+    best: list[float]
+    best_kl: list[float]
+
+    def __post_init__(self) -> None:
+        points = [self.score, self.score_low, self.score_high, self.kl, self.kl_low, self.kl_high]
+        if any(len(each) != len(self.goals) for each in points) or len(self.best) != len(self.best_kl):
+            raise ValueError("its lists are not of one length")
+
+
+CURVES = {"preference": Reliability, "likelihood": HeatMap, "goals": Control, "frontier": Frontier}  # by suite
 
 
 def result_of(tree: Any, *, said: str = "the result", remedy: str = "") -> Result:

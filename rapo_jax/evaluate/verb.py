@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,8 @@ def evaluate(
     Interrupted (what was computed is kept in `out`), and UserError.
     """
     require_same_configuration(config)
+    if request and "frontier" in suites:
+        request = with_reference(request, models, reference)
     bases = request.bases if request else ()
     if len({place_of(model) for model in (*models, *bases)}) < len(models) + len(bases):
         raise UserError("--model names one model twice; name every model once.")
@@ -63,10 +65,39 @@ def evaluate(
         on_first(lambda: stack.enter_context(claimed_directory(out)))
         results = results_of(read, config, suites=known, out=out) if read else []
         if answered:
-            results.append(run_suite(answered, config, out=out))
+            start = reference_of(answered.request.bases, reference) if "frontier" in suites else None
+            results += run_suite(answered, config, suites=suites, reference=start, out=out)
         if is_first():
             write(results, out)
     return results
+
+
+def with_reference(request: GoalRequest, models: Sequence[ClosedModel], reference: ClosedModel | None) -> GoalRequest:
+    """The request with the reference among the models that answer as they are. Raises UserError for what gives no distance."""
+    if reference is None:
+        raise UserError(
+            "the suite frontier measures distances from the model that training started from: name it with --reference or model.path, "
+            "or leave the suite out with --suite."
+        )
+    if request.drawing.temperature != 1 or request.drawing.top_p != 1:
+        raise UserError(
+            f"the suite frontier estimates the KL of models from their own answers, and --temperature {request.drawing.temperature:g} --top-p "
+            f"{request.drawing.top_p:g} draws others; give --temperature 1 --top-p 1."
+        )
+    for model in (*models, *request.bases):
+        if place_of(model) != place_of(reference):
+            refuse_strangers(model, reference)
+        elif model in models:
+            raise UserError(
+                f"the suite frontier needs models other than their reference {reference.name}; leave it out."
+            )
+    known = reference_of(request.bases, reference) is not None
+    return request if known else replace(request, bases=(*request.bases, reference))
+
+
+def reference_of(bases: Sequence[ClosedModel], reference: ClosedModel | None) -> ClosedModel | None:
+    """The reference as it stands among these."""
+    return next((base for base in bases if reference and place_of(base) == place_of(reference)), None)
 
 
 def open_answered(

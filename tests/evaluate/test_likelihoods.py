@@ -118,12 +118,12 @@ def test_the_verb_writes_its_results_and_computes_nothing_twice(world, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_run_directory_is_evaluated_as_its_export_would_be(world, tmp_path, capsys):
+def test_a_checkpoint_of_a_run_is_evaluated_as_its_export_would_be(world, tmp_path, capsys):
     arguments = [world / "config.yaml", f"model.path={world / 'model'}", "train.max_steps=1"]
     assert rapo("train", *arguments) == 0
     assert rapo("export", world / "run", tmp_path / "exported") == 0
     capsys.readouterr()
-    for number, model in enumerate((world / "run", tmp_path / "exported")):
+    for number, model in enumerate((f"{world / 'run'}@1", tmp_path / "exported")):
         command = ["evaluate", world / "run" / "config.yaml", "--model", model, "--suite", "likelihood"]
         assert rapo(*command, "--out", tmp_path / str(number), "--pairs", "5") == 0
         assert "5 of 13 pairs" in capsys.readouterr().out
@@ -139,7 +139,10 @@ def test_a_run_directory_is_evaluated_as_its_export_would_be(world, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "likelihod"], "likelihod is unknown; there are likelihood, unlearning, preference, goals"),
+        (
+            ["--suite", "likelihod"],
+            "likelihod is unknown; there are likelihood, unlearning, preference, goals, frontier",
+        ),
         (["--goals", "7"], "7 is one goal; a grid needs two or more"),
         (["--goals", "1,x"], "1,x must be numbers, separated by commas"),
         (["--suite", ","], "an empty name is unknown"),

@@ -1,4 +1,4 @@
-"""The suite `goals`, from models and prompts to a result: checked, then sampled, then scored, then measured."""
+"""The suites `goals` and `frontier`, from models and prompts to a result: checked, then sampled, then scored, then measured."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from rapo_jax.config.tree import Config
 from rapo_jax.distributed import on_first, require_same, say
 from rapo_jax.errors import UserError, counted
 from rapo_jax.evaluate.goals.asking import Asked, GoalRequest, Prompted, ask_all, prompts_of
+from rapo_jax.evaluate.goals.frontier import frontier
+from rapo_jax.evaluate.goals.ratios import ratios_of
 from rapo_jax.evaluate.goals.sampling import Answers, answers_of, key_of, row_of
 from rapo_jax.evaluate.goals.scoring import Judge, Score, open_judges, scores_of
 from rapo_jax.evaluate.goals.suite import Plain, Scored, Verdict, goals
@@ -67,13 +69,30 @@ def refuse_goals(prompts: Sequence[Prompted]) -> None:
         )
 
 
-def run_suite(suite: GoalSuite, config: Config, *, out: Path) -> Result:
+def run_suite(
+    suite: GoalSuite, config: Config, *, suites: Sequence[str], reference: ClosedModel | None, out: Path
+) -> list[Result]:
     """Samples, scores and measures what is not there yet. Raises Interrupted or KeyboardInterrupt with what was made in `out`."""
     number = counted(len(suite.prompts), "prompt")
     say(
         f"  data   {number}, {counted(len(suite.asked), 'model')}, scored by {' and '.join(j.name for j in suite.judges)}"
     )
     answers = [answers_of(each, suite.prompts, suite.request.drawing, config, out=out) for each in suite.asked]
+    verdicts = verdicts_of(suite, answers, out=out)
+    results = [goals(verdicts)] if "goals" in suites else []
+    if "frontier" in suites:
+        assert reference is not None  # it was refused
+        told = {}
+        for asked, each in zip(suite.asked, answers, strict=True):
+            if asked.model is not reference or asked.words is not None:
+                told[asked.label] = ratios_of(asked, each, suite.prompts, reference, config, out=out)
+        (start,) = (each.label for each in suite.asked if each.model is reference and each.words is None)
+        results.append(frontier(verdicts[0].models, told, reference=start))
+    return results
+
+
+def verdicts_of(suite: GoalSuite, answers: Sequence[Answers], *, out: Path) -> list[Verdict]:
+    """What every scorer says; also writes the answers with their scores."""
     said = list(every_answer(suite.prompts, answers))
     verdicts, main = [], {}
     for judge in suite.judges:
@@ -84,7 +103,7 @@ def run_suite(suite: GoalSuite, config: Config, *, out: Path) -> Result:
         ]
         verdicts.append(Verdict(judge.name, judge.scale is not None, tuple(models), suite.num_knowing))
     on_first(lambda: write_json_lines(out / ANSWERS, answer_rows(suite, answers, main)))
-    return goals(verdicts)
+    return verdicts
 
 
 def every_answer(prompts: Sequence[Prompted], answers: Sequence[Answers]) -> Iterator[tuple[Prompted, str]]:
