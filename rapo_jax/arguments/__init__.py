@@ -4,12 +4,13 @@ import argparse
 import textwrap
 
 from rapo_jax import __version__
-from rapo_jax.arguments.engines import engine_arguments
+from rapo_jax.arguments.engines import engine_arguments, goal_arguments, sampling_arguments
 from rapo_jax.arguments.evaluating import evaluate_arguments
 from rapo_jax.arguments.scoring import score_arguments
 from rapo_jax.arguments.shared import add_config, add_machines, add_step, within
 from rapo_jax.arguments.texts import (
     ABOUT,
+    ANSWERS_MORE,
     EVALUATE_MORE,
     EXPORT_MORE,
     GENERATE_MORE,
@@ -22,6 +23,8 @@ from rapo_jax.arguments.texts import (
     SCORE_MORE,
     TRAIN_MORE,
 )
+
+BENCHMARKS = ("alpaca_eval", "mt_bench", "arena_hard")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -60,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     train_arguments(verb("train", "train, or resume a run where it stopped", OVERRIDES + TRAIN_MORE))
     export_arguments(verb("export", "write a Hugging Face directory", EXPORT_MORE))
     generate_arguments(verb("generate", "answer a file of prompts", GENERATE_MORE))
+    answers_arguments(verb("answers", "answer a benchmark, in its own format", ANSWERS_MORE))
     score_arguments(verb("score", "score every response of a data source", SCORE_MORE))
     round_arguments(verb("round", "train on the model's own scored responses", OVERRIDES + ROUND_MORE))
     evaluate_arguments(verb("evaluate", "measure how models follow goals", EVALUATE_MORE))
@@ -110,25 +114,8 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--out", required=True, metavar="FILE", help="the same rows with response, finish_reason and num_tokens"
     )
-    goal = to.add_mutually_exclusive_group()
-    goal.add_argument(
-        "--goal",
-        type=within(),
-        metavar="G",
-        help="ask for this score (default: the row's goal, or the chat template's)",
-    )
-    goal.add_argument("--no-goal", action="store_true", help="ask for no score, even if the chat template would")
+    goal = goal_arguments(to, default="the row's goal, or the chat template's")
     goal.add_argument("--raw", action="store_true", help="continue the text as it is, without chat template or goal")
-    to.add_argument("--any-goal", action="store_true", help="allow goals outside the model's scale")
-    to.add_argument("--max-new-tokens", type=within(1, 10**6, kind=int), metavar="N", help="default 512")
-    to.add_argument(
-        "--max-prompt-length",
-        type=within(2, kind=int),
-        default=4096,
-        metavar="N",
-        help="longer prompts lose their middle (default %(default)s)",
-    )
-    sampling_arguments(to)
     to.add_argument(
         "--num-samples",
         "--n",
@@ -137,40 +124,40 @@ def generate_arguments(to: argparse.ArgumentParser) -> None:
         metavar="N",
         help="answers to each prompt, one a row, numbered in a column sample (default %(default)s)",
     )
-    to.add_argument("--batch-size", type=within(1, kind=int), metavar="B", help="prompts at once (default 16)")
-    to.add_argument(
-        "--batch-tokens",
-        type=within(1, kind=int),
-        metavar="N",
-        help="tokens at once, prompts and answers together; bounds the memory (default 16384)",
-    )
-    to.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32")
-    to.add_argument("--chat-template", metavar="T", help="plain, chatml, zephyr, deepseek-r1 or a .jinja file")
-    to.add_argument(
-        "--template-options", metavar="T", help="variables of the chat template, such as '{enable_thinking: false}'"
-    )
+    to.add_argument("--logps", action="store_true", help="write the answers' tokens and their log-probabilities")
+    sampling_arguments(to, most="512", temperature="0 is greedy (the default)")
     engine_arguments(to)
     add_machines(to)
 
 
-def sampling_arguments(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--temperature", type=within(0), metavar="T", help="0 is greedy (the default)")
-    to.add_argument("--top-p", type=within(1e-6, 1), metavar="P", help="default 1")
-    to.add_argument("--top-k", type=within(0, 2**31 - 1, kind=int), metavar="K", help="default 0, all tokens")
+def answers_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("model_dir", metavar="MODEL_DIR", help="a Hugging Face directory, a hub id, or a run directory")
+    add_step(to)
+    to.add_argument("--benchmark", required=True, choices=BENCHMARKS)
     to.add_argument(
-        "--min-p", type=within(0, 1), metavar="P", help="least share of the highest probability (default 0)"
+        "--input", default="", metavar="FILE", help="its published questions (default: fetched from the hub)"
     )
     to.add_argument(
-        "--repetition-penalty",
-        type=within(0.01, 100),
-        metavar="X",
-        help="above 1 against tokens that prompt or answer hold already (default 1)",
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the answers, as the benchmark reads them: .json for alpaca_eval, else .jsonl",
     )
     to.add_argument(
-        "--stop", action="append", metavar="TEXT", help="ends an answer, and is no part of it; may be repeated"
+        "--name",
+        dest="called",
+        default="",
+        metavar="NAME",
+        help="what the benchmark calls the model (default: what FILE is called, or the directory of a model_outputs.json)",
     )
-    to.add_argument("--logps", action="store_true", help="write the answers' tokens and their log-probabilities")
-    to.add_argument("--seed", type=within(-(2**63), 2**63 - 1, kind=int), metavar="S", help="default 0")
+    goal_arguments(to, default="the highest, of a model that asks for goals")
+    sampling_arguments(
+        to,
+        most="2048, 1024 (mt_bench) or 4096 (arena_hard)",
+        temperature="default 0, which is greedy; of mt_bench by category",
+    )
+    engine_arguments(to)
+    add_machines(to)
 
 
 def round_arguments(to: argparse.ArgumentParser) -> None:
@@ -180,7 +167,9 @@ def round_arguments(to: argparse.ArgumentParser) -> None:
 
 
 def report_arguments(to: argparse.ArgumentParser) -> None:
-    to.add_argument("paths", nargs="+", metavar="[NAME=]PATH", help="runs, results, goal sweeps, answer files")
+    to.add_argument(
+        "paths", nargs="+", metavar="[NAME=]PATH", help="runs, results, sweeps, answers, verdicts of benchmarks' judges"
+    )
     to.add_argument("-o", "--out", required=True, metavar="FILE", help="the page; one that is there is replaced")
     to.add_argument("--title", default="", metavar="T", help="heading of the page")
     to.add_argument("--json", metavar="FILE", help="also write its numbers there")

@@ -10,6 +10,8 @@ for the best by itself.
   rapo export   RUN_DIR OUT_DIR          write a Hugging Face directory
   rapo generate MODEL_DIR --prompts FILE --out FILE
                                          answer a file of prompts
+  rapo answers  MODEL_DIR --benchmark NAME --out FILE
+                                         answer AlpacaEval, MT-Bench, Arena-Hard
   rapo score    CONFIG --model DIR --out FILE
                                          score responses, for data.rewards
   rapo round    CONFIG [--rounds N]      sample, score, train, export, again
@@ -77,6 +79,23 @@ prompts. Prompts are sent as token ids, which leaves the server no choice of goa
 template; --engine-sends text or chat is for servers that take no ids. What the
 server says it read is compared. It is asked again where it errs, and waited for
 where it is restarted; its key comes from the environment and is never printed.
+"""
+ANSWERS_MORE = """\
+  alpaca_eval   805 instructions; a list of {instruction, output, generator}
+  mt_bench      80 questions of two turns, the second of which sees the first
+                answer; temperatures by category, as in FastChat
+  arena_hard    500 questions of version 0.1, or with --input 750 of 2.0
+
+The highest goal is asked for, in every turn; --goal asks for another. Without
+--input the published questions are fetched from the hub; where that cannot be
+reached, the message says which file to fetch. Answers are drawn as by
+`rapo generate`, by our own engine or by a server, and kept in OUT.partial as they
+end: Ctrl-C exits with 75, and the same command goes on, also after a crash.
+
+Beside FILE, NAME.about.json records the goal, the sampling and the lengths. The
+last lines printed are the commands of the benchmark's own judge, and of
+`rapo report`, which shows its verdicts with 95 % intervals. MT-Bench and Arena-Hard
+call a model as its file is called.
 """
 SCORE_MORE = """\
 Without --scorer, a sequence classifier with one label gives its scores; a
@@ -152,7 +171,9 @@ Ctrl-C exits with 75; the same command goes on, also after a crash. A larger
 """
 REPORT_MORE = """\
 A PATH is a run directory, a directory of `rapo evaluate`, a goal sweep (its
-sweep.json) or an answer file of `rapo generate`. NAME=PATH gives it a name;
+sweep.json), an answer file of `rapo generate`, or the verdicts of a benchmark's judge
+(AlpacaEval's annotations.json, MT-Bench's JUDGE_single.jsonl, Arena-Hard's
+model_judgment/JUDGE/NAME.jsonl). NAME=PATH gives it a name;
 answer files of one NAME are one model's, whatever their rows call it (where the
 rows of a file name several models, the NAME stands before each). Where a prompt was answered at several
 goals, a slider goes from the lowest to the highest.

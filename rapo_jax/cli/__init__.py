@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rapo_jax.arguments import parse
 from rapo_jax.cli.evaluating import evaluate
-from rapo_jax.cli.generating import generate
+from rapo_jax.cli.generating import answers, generate
 from rapo_jax.cli.preparing import keep_compilations, require, require_data, without_chips
 from rapo_jax.cli.scoring import score
 from rapo_jax.errors import Interrupted, Lost, UserError, counted, masked
@@ -42,7 +42,7 @@ REFUSED = (
 # Options that each process of a pod may have for itself: its place in the pod, and where its host keeps files. What the files
 # hold is compared by the verbs.
 OWN = {"name", "coordinator", "distributed", "num_processes", "process_id", "config", "overrides", "json"}
-OWN |= {"run_dir", "out_dir", "model_dir", "model", "base", "reference", "prompts", "out", "chat_template"}
+OWN |= {"run_dir", "out_dir", "model_dir", "model", "base", "reference", "prompts", "input", "out", "chat_template"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -296,6 +296,7 @@ VERBS = {
     "train": train,
     "export": export,
     "generate": generate,
+    "answers": answers,
     "score": score,
     "round": round_,
     "evaluate": evaluate,

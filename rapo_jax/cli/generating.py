@@ -1,4 +1,4 @@
-"""`rapo generate`."""
+"""`rapo generate` and `rapo answers`."""
 
 import argparse
 import os
@@ -10,41 +10,50 @@ from rapo_jax.interruption import work_begins
 
 OURS = ("batch_size", "batch_tokens", "dtype")  # options that a server knows nothing of
 OWN = "own"
+COMMON = ("out", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length", "chat_template")
+COMMON += ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
 
 def generate(options: argparse.Namespace) -> int:
     """Answers a file of prompts."""
+    model, given = asked(options)
+    from rapo_jax.distributed import say
+    from rapo_jax.generate.answers import Request, answer_file
+
+    own = {name: getattr(options, name) for name in ("prompts", "raw", "num_samples", "logps")}
+    say(f"{options.out}: {answer_file(model, Request(**given, **own))}")
+    return 0
+
+
+def answers(options: argparse.Namespace) -> int:
+    """Answers a benchmark, in its own format."""
+    model, given = asked(options)
+    from rapo_jax.distributed import say
+    from rapo_jax.evaluate.benchmarks.answering import answer_benchmark
+    from rapo_jax.evaluate.benchmarks.registry import BENCHMARKS
+    from rapo_jax.generate.answers import Request
+
+    benchmark = BENCHMARKS[options.benchmark]
+    say(answer_benchmark(model, benchmark, Request(prompts=options.input, **given), name=options.called))
+    return 0
+
+
+def asked(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The model, and the fields of a request that both verbs have."""
     server = server_options(options)
     if server is not None:
         leave_accelerators()
     from rapo_jax.config.files import read_mapping
-    from rapo_jax.distributed import say
-    from rapo_jax.generate.answers import Request, answer_file
     from rapo_jax.parallel import make_mesh
     from rapo_jax.runs.trained import find_model
 
     keep_compilations()
     work_begins()
-    fields = ("prompts", "out", "raw", "goal", "no_goal", "any_goal", "max_new_tokens", "max_prompt_length")
-    fields += (
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "logps",
-        "seed",
-        "num_samples",
-        "chat_template",
-    )
-    given = {name: getattr(options, name) for name in fields}
+    given = {name: getattr(options, name) for name in COMMON} | {"server": server}
     given["stop"] = None if options.stop is None else tuple(options.stop)
     given |= {name: value for name in OURS if (value := getattr(options, name)) is not None}
     given["template_options"] = read_mapping(options.template_options or "{}", option="--template-options")
-    model = find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1))
-    rate = answer_file(model, Request(**given, server=server))
-    say(f"{options.out}: {rate}")
-    return 0
+    return find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1)), given
 
 
 def server_options(options: argparse.Namespace):

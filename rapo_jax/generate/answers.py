@@ -6,8 +6,8 @@ answers that it would have given.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -103,26 +103,77 @@ def answer_file(model: ClosedModel, request: Request) -> str:
     out = Path(request.out)
     kept = out.with_name(out.name + ".partial")
     on_first(lambda: refuse_output(out, goes_on=kept.exists()))
-    day = each_process(on_first(lambda: day_of(kept) or today()))[0]
+    day = day_to_write(kept)
     # The cheap checks come first: an unsupported model, a bad prompt. Weights are read last.
-    job = prepare(model, request, day=day)
+    require_vocabulary(model.spec, path=model.name)
+    prompts = read_prompts(request.prompts, raw=request.raw)
+    job = prepare(model, open_to_answer(model, request, day=day), prompts, request)
+    with drawn_into(kept, job, request, day=day) as answers:
+        on_first(lambda: refuse_output(out, goes_on=answers.complete))
+        answers.fill(lambda: own_engine(job, request))
+        if answers.store:
+            write_json_lines(out, answer_rows(job, answers.store, num_samples=request.num_samples))
+            kept.unlink()
+    return f"{counted(answers.progress.total, 'answer')}, {answers.progress.rate}"
+
+
+def day_to_write(kept: Path) -> str:
+    """The day that chat templates write for today's: that of the answers kept so far, if there are any."""
+    return each_process(on_first(lambda: day_of(kept) or today()))[0]
+
+
+@dataclass
+class Answers:
+    """The answers to a job, and how many there are; those that are known are in `store`, which the first process alone has."""
+
+    job: Job
+    request: Request
+    kept: Path
+    store: SampleStore | None
+    known: set[Key]
+    progress: Progress
+
+    @property
+    def complete(self) -> bool:
+        return len(self.known) == self.progress.total
+
+    def fill(self, engine: Callable[[], Engine]) -> None:
+        """Samples what is not known and appends it to the store. `engine` is called where none of a server is open, and anything
+        is to be sampled. Raises Interrupted."""
+        if self.complete:
+            return
+        opened, progress = self.job.engine or engine(), self.progress
+        progress.start()
+        asked = questions(self.job, self.request)
+        with interruptible() as interrupted:
+            for number, drawn in enumerate(
+                opened.sample(asked, num_samples=self.request.num_samples, known=self.known)
+            ):
+                if self.store:
+                    self.store.append(drawn.samples)
+                progress.add(drawn)
+                if interrupted(number) and progress.answers < progress.total:
+                    of_all = counted(progress.total, "answer")
+                    raise Interrupted(f"{progress.answers:,} of {of_all} are kept in {self.kept}")
+
+
+@contextmanager
+def drawn_into(kept: Path, job: Job, request: Request, *, day: str) -> Iterator[Answers]:
+    """The answers to a job, kept at `kept`, which other processes cannot use while the block runs; says what is there already."""
     identity = identity_of(job, request)
     require_same(identity)
     with ExitStack() as stack:
         store = on_first(lambda: stack.enter_context(open_store(kept, identity, day=day)))
         wanted = [(index, number) for index in range(len(job.prompts)) for number in range(request.num_samples)]
-        known = from_first(np.array([bool(store) and key in store.known for key in wanted]))
-        on_first(lambda: refuse_output(out, goes_on=bool(known.all())))
-        progress = Progress(len(known), int(known.sum()))
-        announce(
-            job, kept, num_known=int(known.sum()), num_wanted=len(known), num_damaged=store.damaged if store else 0
-        )
-        if not known.all():
-            fill(store, job, request, known={wanted[at] for at in np.flatnonzero(known)}, progress=progress)
-        if store:
-            write_json_lines(out, answer_rows(job, store, num_samples=request.num_samples))
-            kept.unlink()
-    return f"{counted(len(known), 'answer')}, {progress.rate}"
+        is_known = from_first(np.array([bool(store) and key in store.known for key in wanted]))
+        known = {wanted[at] for at in np.flatnonzero(is_known)}
+        announce(job, kept, num_known=len(known), num_wanted=len(wanted), num_damaged=store.damaged if store else 0)
+        yield Answers(job, request, kept, store, known, Progress(len(wanted), len(known)))
+
+
+def own_engine(job: Job, request: Request) -> Engine:
+    """Ours, with the model's weights."""
+    return OwnEngine.of(load_model(job.model, job.opened, dtype=request.dtype), request.limits)
 
 
 def refuse_output(out: Path, *, goes_on: bool) -> None:
@@ -132,11 +183,8 @@ def refuse_output(out: Path, *, goes_on: bool) -> None:
         raise UserError(f"{out} exists; nothing was written. Choose another --out.")
 
 
-def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
-    """Reads the prompts and the model's tokenizer, whose template writes `day` for today's date. Raises UserError for
-    whatever does not fit."""
-    require_vocabulary(model.spec, path=model.name)
-    prompts = read_prompts(request.prompts, raw=request.raw)
+def open_to_answer(model: ClosedModel, request: Request, *, day: str) -> OpenedTokenizer:
+    """The model's tokenizer, whose template writes `day` for today's date."""
     if request.raw and request.template_options:
         raise UserError(
             "--template-options is about the chat template, which --raw does without; leave out one of them."
@@ -147,6 +195,11 @@ def prepare(model: ClosedModel, request: Request, *, day: str) -> Job:
     assert isinstance(template, str)
     if not pinned_day(template):
         opened.tokenizer.chat_template = pin(template, day)
+    return opened
+
+
+def prepare(model: ClosedModel, opened: OpenedTokenizer, prompts: list[Prompt], request: Request) -> Job:
+    """The job of these prompts. Raises UserError for whatever does not fit."""
     asked = how_asked(opened, prompts, request, model=model.name)
     tokens = encode(opened, prompts, goals=[None if each.said else each.goal for each in asked], request=request)
     require_ids_fit(tokens, opened.tokenizer, model.spec, said=model.name)
@@ -288,22 +341,6 @@ def announce(job: Job, kept: Path, *, num_known: int, num_wanted: int, num_damag
         )
     if num_known:
         say(f"{num_known:,} of {counted(num_wanted, 'answer')} found in {kept}")
-
-
-def fill(store: SampleStore | None, job: Job, request: Request, *, known: set[Key], progress: Progress) -> None:
-    """Samples what is not known and appends it to the store. Raises Interrupted."""
-    engine: Engine = job.engine or OwnEngine.of(load_model(job.model, job.opened, dtype=request.dtype), request.limits)
-    progress.start()
-    with interruptible() as interrupted:
-        for number, drawn in enumerate(
-            engine.sample(questions(job, request), num_samples=request.num_samples, known=known)
-        ):
-            if store:
-                store.append(drawn.samples)
-            progress.add(drawn)
-            if interrupted(number) and progress.answers < progress.total:
-                where = f"{request.out}.partial"
-                raise Interrupted(f"{progress.answers:,} of {counted(progress.total, 'answer')} are kept in {where}")
 
 
 def questions(job: Job, request: Request) -> list[Question]:

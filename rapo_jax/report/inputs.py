@@ -1,4 +1,5 @@
-"""What the user named: run directories, results of `rapo evaluate`, goal sweeps, answer files. Each is told by what it holds."""
+"""What the user named: run directories, results of `rapo evaluate`, goal sweeps, answer files, verdicts of benchmarks' judges. Each is
+told by what it holds."""
 
 import re
 from collections.abc import Sequence
@@ -6,16 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rapo_jax.borders import path_of, read_object
+from rapo_jax.borders import path_of, read_json, read_json_lines, read_object
 from rapo_jax.errors import UserError, counted
+from rapo_jax.evaluate.benchmarks.registry import judge_of, read_verdicts
 from rapo_jax.evaluate.goals.verb import ANSWERS
 from rapo_jax.evaluate.result import Result, result_of
-from rapo_jax.report.answers import Answer, AnswerFile, by_model, is_finite_number, read_answers
+from rapo_jax.report.answers import REMEDY, Answer, AnswerFile, by_model, is_finite_number, read_answers
 from rapo_jax.report.run_directory import RunRecord, read_run
 
 TAKEN = (
-    "a page shows run directories, directories of rapo evaluate (results.json), goal sweeps (sweep.json) and answer files of rapo "
-    "generate"
+    "a page shows run directories, directories of rapo evaluate (results.json), goal sweeps (sweep.json), answer files of rapo "
+    "generate and verdicts of the judges of AlpacaEval, MT-Bench and Arena-Hard"
 )
 
 ENDINGS = re.compile(
@@ -85,6 +87,8 @@ def read_inputs(words: Sequence[str]) -> Inputs:
             inputs = replace(inputs, evaluations=(*inputs.evaluations, read_evaluation(path, name)))
             if (answers := answers_beside(path, inputs.evaluations[-1])) is not None:
                 files.append(AnswerFile(given, name, read_answers(answers, name)))
+        elif kind == "verdicts":
+            inputs = replace(inputs, evaluations=(*inputs.evaluations, read_judged(path, name)))
         elif kind == "sweep":
             inputs = replace(inputs, sweeps=(*inputs.sweeps, read_sweep(path, name)))
         else:
@@ -110,9 +114,9 @@ def own_names(found: Sequence[tuple[str, Path]]) -> list[str]:
 def said_of(kind: str, path: Path) -> str:
     """A path without what says only its kind."""
     path = path.resolve()
-    if kind == "answers":
+    if kind in ("answers", "verdicts") and path.name != "annotations.json":
         return str(path.with_name(ENDINGS.sub("", path.name) or path.name))
-    return str(path.parent if path.name in ("results.json", "sweep.json") else path)
+    return str(path.parent if path.name in ("results.json", "sweep.json", "annotations.json") else path)
 
 
 def split(word: str) -> tuple[str, str]:
@@ -124,13 +128,16 @@ def split(word: str) -> tuple[str, str]:
 
 
 def kind_of(path: Path) -> str:
-    """run, evaluation, sweep or answers. Raises UserError for anything else."""
+    """run, evaluation, verdicts, sweep or answers. Raises UserError for anything else."""
     if not path.exists():
         raise UserError(f"{path} does not exist; {TAKEN}.")
     if path.is_file():
         if path.suffix != ".json":
-            return "answers"
-        tree = read_object(path)
+            return "verdicts" if judge_of(first_row(path)) else "answers"
+        tree = read_json(path)
+        if isinstance(tree, list) and tree and judge_of(tree[0]):
+            return "verdicts"
+        tree = tree if isinstance(tree, dict) else {}
         if "goals" in tree and "models" in tree:
             return "sweep"
         if tree and all(isinstance(each, dict) and "measures" in each for each in tree.values()):
@@ -174,6 +181,19 @@ def answers_beside(path: Path, evaluated: Evaluated) -> Path | None:
     """The answers of the suite `goals`, if these results are of one."""
     answers = (path.parent if path.is_file() else path) / ANSWERS
     return answers if answers.is_file() and any(result.suite == "goals" for result in evaluated.results) else None
+
+
+def first_row(path: Path) -> Any:
+    """The first row of a file of JSON lines; None where there is none."""
+    return next((row for _, row in read_json_lines(path, remedy=REMEDY)), None)
+
+
+def read_judged(path: Path, name: str) -> Evaluated:
+    """The verdicts of a benchmark's judge."""
+    rows = read_json(path) if path.suffix == ".json" else [first_row(path)]
+    benchmark = judge_of(rows[0])
+    assert benchmark is not None  # the file's kind says so
+    return Evaluated(name, path, (read_verdicts(path, benchmark),))
 
 
 def read_sweep(path: Path, name: str) -> SweepRecord:

@@ -16,6 +16,7 @@ VERBS = {
     "export": ["RUN_DIR", "OUT_DIR", "--step", "--goal", "--no-goal", "--adapter"],
     "generate": ["MODEL_DIR", "--prompts", "--out", "--goal", "--no-goal", "--raw", "--max-new-tokens", "--max-prompt-length",
                  "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty", "--stop", "--logps", "--seed", "--num-samples", "--batch-size", "--dtype", "--chat-template", "--engine", "--engine-sends"],
+    "answers": ["MODEL_DIR", "--benchmark", "--input", "--out", "--name", "--goal", "--temperature", "--engine", "alpaca_eval"],
     "score": ["CONFIG", "--model", "--reference", "--out", "objective.beta"],
     "round": ["CONFIG", "key=value", "--rounds", "rounds.scorer"],
     "evaluate": ["CONFIG", "--model", "--suite", "--goals", "--pairs", "--reference", "--out", "--scorer",

@@ -103,11 +103,11 @@ def test_a_template_with_todays_date_goes_on_with_the_day_on_which_it_began(tmp_
     request = Request(prompts=str(tmp_path / "prompts.jsonl"), out=str(tmp_path / "out.jsonl"), max_new_tokens=2)
     kept, prompts = tmp_path / "out.jsonl.partial", []
 
-    def stop(_store, job, _request, **_):
-        prompts.append(job.opened.tokenizer.decode(job.tokens[0]))
+    def stop(answers, _engine):
+        prompts.append(answers.job.opened.tokenizer.decode(answers.job.tokens[0]))
         raise Interrupted("")
 
-    monkeypatch.setattr("rapo_jax.generate.answers.fill", stop)
+    monkeypatch.setattr("rapo_jax.generate.answers.Answers.fill", stop)
     for day in ("2026-11-27", "2026-11-28"):
         monkeypatch.setattr("rapo_jax.generate.answers.today", lambda day=day: day)
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
