@@ -6,6 +6,7 @@ min-p, each of what those before it left. vLLM cuts by min-p before top-p; with 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class Sampling:
     logps: bool = False
 
 
+LANES = 128  # numbers that are added up side by side
+
 # Settings that did not exist at first: where they are off, nothing is written of them.
 LATER = ("top_k", "min_p", "repetition_penalty", "stop", "logps")
 
@@ -65,11 +68,12 @@ class RowSampling:
 
 @dataclass(frozen=True)
 class Method:
-    """What has to be compiled for some samplings: random numbers, a sort of the vocabulary (for top-k and top-p), min-p, which
-    tokens a row holds already (for the repetition penalty), and log-probabilities."""
+    """What has to be compiled for some samplings: random numbers, top-k, top-p, min-p, which tokens a row holds already (for the
+    repetition penalty), and log-probabilities."""
 
     is_random: bool = False
-    sorts: bool = False
+    top_k: bool = False
+    top_p: bool = False
     has_floor: bool = False
     penalizes: bool = False
     logps: bool = False
@@ -80,7 +84,8 @@ def method_of(samplings: Sequence[Sampling]) -> Method:
     drawn = [sampling for sampling in samplings if sampling.temperature > 0]
     return Method(
         is_random=bool(drawn),
-        sorts=any(sampling.top_p < 1 or sampling.top_k for sampling in drawn),
+        top_k=any(sampling.top_k for sampling in drawn),
+        top_p=any(sampling.top_p < 1 for sampling in drawn),
         has_floor=any(sampling.min_p for sampling in drawn),
         penalizes=any(sampling.repetition_penalty != 1 for sampling in samplings),
         logps=any(sampling.logps for sampling in samplings),
@@ -131,9 +136,8 @@ def draw(
     temperature_B, keys_B2 = map(jnp.asarray, (rows.temperature_B, rows.keys_B2))
     is_greedy_B = temperature_B == 0
     scaled_BV = logits_BV / jnp.where(is_greedy_B, 1.0, temperature_B)[:, None]
-    if method.sorts:
-        kept_BV = in_top(scaled_BV, jnp.asarray(rows.top_k_B), jnp.asarray(rows.top_p_B))
-        scaled_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
+    if method.top_k or method.top_p:
+        scaled_BV = jnp.where(in_top(scaled_BV, rows, method=method), scaled_BV, -jnp.inf)
     if method.has_floor:
         floor_B1 = scaled_BV.max(-1, keepdims=True) + jnp.log(jnp.asarray(rows.min_p_B))[:, None]
         scaled_BV = jnp.where(scaled_BV >= floor_B1, scaled_BV, -jnp.inf)
@@ -151,19 +155,45 @@ def penalized(
     return jnp.where(held_BV, jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1), logits_BV)
 
 
-def in_top(
-    logits_BV: Float[Array, "B V"], top_k_B: Int32[Array, " B"], top_p_B: Float[Array, " B"]
-) -> Bool[Array, "B V"]:
+def in_top(logits_BV: Float[Array, "B V"], rows: RowSampling, *, method: Method) -> Bool[Array, "B V"]:
     """The `top_k` most probable tokens (Fan et al., 2018), and of these the most probable until `top_p` of their probability is
-    reached (Holtzman et al., 2020, section 3.1). Those that are as probable as the last one belong to them."""
-    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-    number_B1 = jnp.where(top_k_B > 0, top_k_B, sorted_BV.shape[-1]).clip(max=sorted_BV.shape[-1])[:, None]
-    last_B1 = jnp.take_along_axis(sorted_BV, number_B1 - 1, axis=-1)
-    probability_BV = jax.nn.softmax(jnp.where(sorted_BV >= last_B1, sorted_BV, -jnp.inf), axis=-1)
-    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
-    top_p_B1 = top_p_B[:, None]
-    lowest_B1 = jnp.where((before_BV < top_p_B1) | (top_p_B1 >= 1), sorted_BV, jnp.inf).min(-1, keepdims=True)
-    return logits_BV >= jnp.maximum(lowest_B1, last_B1)
+    reached (Holtzman et al., 2020, section 3.1). Those that are as probable as the last one belong to them.
+
+    The probability of the last one is searched for, which on a CPU takes a tenth of the time of a sort.
+    """
+    weight_BV = jnp.exp(logits_BV - logits_BV.max(-1, keepdims=True))
+    lowest_B1 = jnp.zeros_like(weight_BV[:, :1])
+    if method.top_k:
+        top_k_B1 = jnp.asarray(rows.top_k_B)[:, None]
+        most_B1 = jnp.where(top_k_B1 > 0, top_k_B1.astype(jnp.float32), jnp.inf)
+        lowest_B1 = lowest_of(weight_BV, jnp.ones_like(weight_BV), most_B1)
+    if method.top_p:
+        top_p_B1 = jnp.asarray(rows.top_p_B)[:, None]
+        whole_B1 = jnp.where(weight_BV >= lowest_B1, weight_BV, 0).sum(-1, keepdims=True)
+        most_B1 = jnp.where(top_p_B1 < 1, top_p_B1 * whole_B1, jnp.inf)
+        lowest_B1 = jnp.maximum(lowest_B1, lowest_of(weight_BV, weight_BV, most_B1))
+    return weight_BV >= lowest_B1
+
+
+def lowest_of(
+    weight_BV: Float[Array, "B V"], share_BV: Float[Array, "B V"], most_B1: Float[Array, "B 1"]
+) -> Float[Array, "B 1"]:
+    """The lowest number above which there are weights (from 0 to 1) whose shares add up to less than `most`: float32 numbers are
+    in the order of their bits, of which each step finds one."""
+    B, V = weight_BV.shape
+    padded = [jnp.pad(each, ((0, 0), (0, -V % LANES))).reshape(B, -1, LANES) for each in (weight_BV, share_BV)]
+    number = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float32)
+
+    def halved(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low_B1, high_B1 = ends
+        middle_B1 = low_B1 + (high_B1 - low_B1) // 2
+        above_BIX = jnp.where(padded[0] > number(middle_B1)[:, :, None], padded[1], 0)
+        is_enough_B1 = above_BIX.sum(1).sum(-1, keepdims=True) < most_B1
+        return jnp.where(is_enough_B1, low_B1, middle_B1 + 1), jnp.where(is_enough_B1, middle_B1, high_B1)
+
+    one = np.float32(1).view(np.int32)
+    ends = jnp.zeros((B, 1), jnp.int32), jnp.full((B, 1), one)
+    return number(jax.lax.fori_loop(0, int(one).bit_length(), halved, ends)[1])
 
 
 def logps_of(logits_BV: Float[Array, "B V"], token_B: Int32[Array, " B"]) -> Float[Array, " B"]:

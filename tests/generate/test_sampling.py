@@ -14,7 +14,7 @@ from rapo_jax.generate.batches import BatchLimits
 from rapo_jax.generate.decode import answer_tokens
 from rapo_jax.generate.engine import Question
 from rapo_jax.generate.own import OwnEngine
-from rapo_jax.generate.sampling import Method, Sampling, draw, method_of, row_sampling, stopped_at
+from rapo_jax.generate.sampling import Method, Sampling, draw, in_top, method_of, row_sampling, stopped_at
 from rapo_jax.models.decoder import abstract_decoder, plain_layout
 from rapo_jax.opened import answer_text, open_model
 from tests.parity import trajectory
@@ -98,6 +98,24 @@ def test_tokens_are_drawn_with_the_probabilities_that_the_settings_describe(name
     assert expected.min() > 5 and statistic < chi2.isf(FALSE_ALARM, len(expected) - 1)
 
 
+def test_what_is_kept_of_a_vocabulary_is_what_a_sort_says():
+    """When this fails, the search for the last token that is kept is off by one, loses ties or the padding is counted."""
+    random = np.random.default_rng(3)
+    logits = random.normal(0, 4, (64, 1001)).astype(np.float32)
+    logits[:, 1:300] = logits[:, 500:799]  # every number of these twice
+    logits[:8] = 0.0
+    rows = [Sampling(1, 1.0, float(p), top_k=int(k)) for p, k in zip(random.uniform(0, 1, 64), random.integers(0, 1200, 64), strict=True)]  # fmt: skip
+    rows[0], rows[8], rows[9] = Sampling(1, 1.0, 1e-6), Sampling(1, 1.0, top_k=1), Sampling(1, 1.0)
+    settings = row_sampling(rows, [np.zeros(2, np.uint32)] * 64, limits=[1] * 64, earlier=[0] * 64)
+    found = np.asarray(jax.jit(in_top, static_argnames="method")(logits, settings, method=method_of(rows)))
+    for row, each, kept in zip(rows, logits.astype(np.float64), found, strict=True):
+        falling = np.sort(each)[::-1]
+        falling = falling[falling >= falling[min(row.top_k or 1001, 1001) - 1]]
+        p = np.exp(falling - falling[0]) / np.exp(falling - falling[0]).sum()
+        number = 1001 if row.top_p == 1 else np.searchsorted(np.cumsum(p), row.top_p) + 1
+        np.testing.assert_array_equal(kept, each >= falling[min(number, len(falling)) - 1])
+
+
 def test_the_order_of_top_p_and_min_p_decides_what_is_kept():
     """When this fails, the test above would not notice if the two changed places."""
     sampling = Sampling(temperature=1.0, **SETTINGS["min-p of what top-p left"])
@@ -107,7 +125,7 @@ def test_the_order_of_top_p_and_min_p_decides_what_is_kept():
 def test_settings_that_are_off_leave_a_seed_its_tokens(drawn_together):
     """When this fails, an answer depends on the settings of other rows, or an old seed gives another one than it gave."""
     plain, nucleus = Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.8)
-    everything = Method(True, True, True, True, True)
+    everything = Method(True, True, True, True, True, True)
     for sampling in (plain, nucleus):
         (alone,), among = draws([sampling], method_of([sampling])), draws([sampling, Sampling(1)], everything)
         np.testing.assert_array_equal(alone, among[0])
