@@ -29,7 +29,7 @@ from rapo_jax.errors import UserError, counted
 from rapo_jax.models.directory import declared_stop_tokens, model_directory, model_files, tokenizer_directory
 from rapo_jax.models.files import load_parameters
 from rapo_jax.models.spec import Spec, read_config, spec_from_config
-from rapo_jax.parallel import make_mesh
+from rapo_jax.parallel import mesh_of_replicas
 
 
 @dataclass(frozen=True)
@@ -280,5 +280,5 @@ def open_model(
     On `mesh` (default: all devices as fsdp). Where prompts are checked first, use `open_tokenizer` and then `load_model`:
     weights are slow to read.
     """
-    model = ModelDirectory(str(path), model_directory(str(path), option=option), mesh or make_mesh(fsdp=-1))
+    model = ModelDirectory(str(path), model_directory(str(path), option=option), mesh or mesh_of_replicas())
     return load_model(model, model.open_tokenizer(Rendering(chat_template, raw=raw)), dtype=dtype)

@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -52,7 +53,8 @@ def make_mesh(
 ) -> Mesh:
     """A mesh over `devices` (default: all of the machine or pod). One size may be -1: all remaining devices.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    Several TPU slices, between which the network is slow, hold replicas each: they are parts of the `data` axis. Raises UserError
+    when the sizes do not multiply to the number of devices, or `data` is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, num_devices = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, len(devices)
@@ -68,7 +70,29 @@ def make_mesh(
         )
     if free:
         sizes[free[0]] = num_devices // fixed
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    num_slices, lite = number_of_slices(devices), "v5 lite" in devices[0].device_kind  # whose two axes may be split
+    if num_slices == 1:  # jax.make_mesh would refuse several hosts with GPUs
+        shape = tuple(sizes.values())
+        return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=lite), AXES, axis_types=types)
+    if sizes["data"] % num_slices:
+        raise UserError(
+            f"{asked} cannot use {num_slices} slices: each holds replicas, because the network between them is slow; "
+            f"set mesh.data={num_slices}, or another multiple of it."
+        )
+    within, between = (sizes["data"] // num_slices, *list(sizes.values())[1:]), (num_slices, 1, 1, 1)
+    arranged = create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=lite)
+    return Mesh(arranged, AXES, axis_types=types)
+
+
+def mesh_of_replicas() -> Mesh:
+    """All devices of the machine or pod; each slice holds the model once, split over its devices."""
+    return make_mesh(data=number_of_slices(jax.devices()), fsdp=-1)
+
+
+def number_of_slices(devices: Devices) -> int:
+    """TPU slices that only the network of the data center joins; 1 for all other devices (JAX numbers the hosts of GPUs alike)."""
+    return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def num_row_shards(mesh: Mesh) -> int:

@@ -180,7 +180,9 @@ def plan_arguments(to: argparse.ArgumentParser) -> None:
     add_config(to)
     where = to.add_mutually_exclusive_group()
     where.add_argument(
-        "--topology", metavar="KIND:SLICE", help="v5e:4x4, v5p:2x2x4, v6e:8x8, h100:1x8 (hosts x GPUs), ..."
+        "--topology",
+        metavar="KIND:SLICE",
+        help="v5e:4x4, v5p:2x2x4, 2xv6e:8x8 (two slices), h100:1x8 (hosts x GPUs), ...",
     )
     where.add_argument(
         "--devices", metavar="cpu:N", help="N simulated CPU devices (default: the devices of this machine)"

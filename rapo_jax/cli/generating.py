@@ -44,7 +44,7 @@ def asked(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if server is not None:
         leave_accelerators()
     from rapo_jax.config.files import read_mapping
-    from rapo_jax.parallel import make_mesh
+    from rapo_jax.parallel import mesh_of_replicas
     from rapo_jax.runs.trained import find_model
 
     keep_compilations()
@@ -53,7 +53,7 @@ def asked(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     given["stop"] = None if options.stop is None else tuple(options.stop)
     given |= {name: value for name in OURS if (value := getattr(options, name)) is not None}
     given["template_options"] = read_mapping(options.template_options or "{}", option="--template-options")
-    return find_model(options.model_dir, step=options.step, mesh=lambda: make_mesh(fsdp=-1)), given
+    return find_model(options.model_dir, step=options.step, mesh=mesh_of_replicas), given
 
 
 def server_options(options: argparse.Namespace):

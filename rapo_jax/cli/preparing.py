@@ -32,7 +32,7 @@ def without_chips(options: argparse.Namespace) -> None:
         flag = "--xla_force_host_platform_device_count"
         if flag not in os.environ.get("XLA_FLAGS", ""):
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={cpu_count(options.devices)}".strip()
-    elif target.startswith(("v", "tpu")) and not tpu_is_here():
+    elif target.lstrip("0123456789x").startswith(("v", "tpu")) and not tpu_is_here():
         os.environ |= {
             "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
             "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any value silences a warning; every topology can still be described

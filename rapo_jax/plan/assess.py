@@ -20,7 +20,7 @@ from rapo_jax.plan.compile import Memory, compile_step, resident_memory
 from rapo_jax.plan.hlo import parse_hlo
 from rapo_jax.plan.kernels import Attention, attention_of
 from rapo_jax.plan.lengths import Lengths
-from rapo_jax.plan.program import Program, read_program
+from rapo_jax.plan.program import Program, read_program, sent_bytes
 from rapo_jax.plan.targets import Target
 from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.reference import reference_is_resident
@@ -80,10 +80,11 @@ class Seconds:
     compute: float
     memory: float
     links: float
+    network: float = 0.0  # between slices
 
     @property
     def step(self) -> float:
-        return max(self.compute, self.memory, self.links)
+        return max(self.compute, self.memory, self.links, self.network)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def assess(question: Question, *, temporaries: float | None = None) -> Assessmen
         attention_kernel(config, mesh), spec, groups=question.lengths.groups, plan=plan, remat=config.model.remat
     )
     bounds = (packing.mean_microbatches,) * (plan.shape.M > 1) + (attention.tiles_per_query_tile,)
-    program = read_program(module, bounds=bounds, num_devices=len(target.devices))
+    program = read_program(module, bounds=bounds, num_devices=len(target.devices), num_slices=target.num_slices)
     lengths = GroupLengths(*group_lengths(question.lengths.groups))
     compiled_flops = (program.matmul_flops + attention.kernel_flops(program)) * len(target.devices)
     work = by_hand(spec, lengths, packing=packing, attention=attention, config=config)
@@ -192,12 +193,15 @@ def roofline(target: Target, program: Program, flops: Flops) -> Seconds | None:
     chip, num_devices = target.chip, len(target.devices)
     if target.peak_flops is None or chip.memory_bandwidth is None or chip.link is None:
         return None
-    inside = {k: v for k, v in program.collectives.items() if k[1] <= target.devices_per_host or not chip.network}
+    if chip.network is None and target.num_slices > 1:
+        return None
+    inside = {k: v for k, v in program.collectives.items() if k[1] <= target.linked or not chip.network}
     outside = {k: v for k, v in program.collectives.items() if k not in inside}
-    links = Program(collectives=inside).link_bytes / chip.link
-    links += Program(collectives=outside).link_bytes / chip.network if outside and chip.network else 0.0
+    links = sent_bytes(inside) / chip.link
+    links += sent_bytes(outside) / chip.network if outside and chip.network else 0.0
     return Seconds(
         compute=flops.compiled / num_devices / (target.peak_flops * MATMUL_SHARE),
         memory=program.memory_bytes / chip.memory_bandwidth,
         links=links,
+        network=program.network_bytes / chip.network if chip.network else 0.0,
     )

@@ -24,7 +24,15 @@ from rapo_jax.parallel import num_row_shards, sharding
 from rapo_jax.plan.assess import Packing, Seconds, by_hand, packing_of, roofline
 from rapo_jax.plan.compile import Memory
 from rapo_jax.plan.kernels import Attention, attention_of
-from rapo_jax.plan.least import FLOAT32, kept_bytes, least_collectives, least_traffic, sizes_of, widths_of
+from rapo_jax.plan.least import (
+    FLOAT32,
+    kept_bytes,
+    least_between_slices,
+    least_collectives,
+    least_traffic,
+    sizes_of,
+    widths_of,
+)
 from rapo_jax.plan.program import Program
 from rapo_jax.plan.targets import Target
 from rapo_jax.train.reference import weights_are_resident
@@ -80,7 +88,10 @@ def estimate_step(
     itemsize = jnp.dtype(config.model.dtype).itemsize
     least = Program(
         memory_bytes=least_traffic(config, spec, sizes, **moved),
-        collectives=least_collectives(config, spec, sizes, **moved, gradient_bytes=itemsize),
+        collectives=least_collectives(
+            config, spec, sizes, **moved, num_slices=target.num_slices, gradient_bytes=itemsize
+        ),
+        between_slices=least_between_slices(spec, sizes, num_slices=target.num_slices, gradient_bytes=itemsize),
     )
     seconds = roofline(target, least, flops)
     assert seconds is not None, "the speed of the target is known"

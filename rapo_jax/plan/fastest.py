@@ -103,7 +103,8 @@ class Search:
         real, bound = done[-1].assessment.seconds, done[-1].setting.estimate.seconds
         memory = least.memory * real.memory / bound.memory
         links = least.links * (real.links / bound.links if bound.links else 1.0)
-        return setting.cost(Seconds(least.compute, memory, links))
+        network = least.network * (real.network / bound.network if bound.network else 1.0)
+        return setting.cost(Seconds(least.compute, memory, links, network))
 
     def promising(self) -> list[Setting]:
         """Untried settings that may fit and may be faster than the best, the most promising first."""
@@ -204,12 +205,12 @@ def simplicity(setting: Setting) -> tuple[bool, int]:
 
 def total(setting: Setting) -> float:
     least = setting.estimate.seconds
-    return least.compute + least.memory + least.links
+    return least.compute + least.memory + least.links + least.network
 
 
 def least_cost(setting: Setting) -> float:
     least = setting.estimate.seconds
-    return setting.cost(Seconds(least.compute * ALLOWANCE, least.memory, least.links))
+    return setting.cost(Seconds(least.compute * ALLOWANCE, least.memory, least.links, least.network))
 
 
 def certain_bytes(setting: Setting) -> float:

@@ -29,9 +29,10 @@ def least_collectives(
     *,
     microbatches: float,
     tokens: int,
+    num_slices: int = 1,
     gradient_bytes: int = FLOAT32,
 ) -> Collectives:
-    """What a device must exchange in a step: every pass gathers the weights once in the compute dtype, every microbatch
+    """What a device must exchange within its slice in a step: every pass gathers the weights once in the compute dtype, every microbatch
     scatters the gradients once, in numbers of `gradient_bytes`; replicas (`data`) sum theirs once a step, and `tensor`
     sums the activations of a layer twice a pass. `tokens` are those of a device's rows in a microbatch.
 
@@ -50,13 +51,29 @@ def least_collectives(
         ("reduce-scatter", fsdp): microbatches * scattered * gradient_bytes,
         ("all-reduce", tensor): microbatches * summed * itemsize,
     }
-    replicas = ("all-reduce", data), (trained + scattered_table) / tensor / fsdp * gradient_bytes
+    replicas = ("all-reduce", data // num_slices), gradients_of_replicas(spec, mesh) * gradient_bytes
     collectives: Collectives = {}
     for (kind, group), num_bytes in [*sent.items(), replicas]:
         if group > 1:
             each = collectives.setdefault((kind, group), Collective())
             each.number, each.num_bytes = each.number + 1, each.num_bytes + num_bytes
     return collectives
+
+
+def least_between_slices(
+    spec: Spec, mesh: Mapping[str, int], *, num_slices: int, gradient_bytes: int = FLOAT32
+) -> Collectives:
+    """What a device must exchange with other slices in a step: the sum of the gradients of its slice, of which each of the
+    replicas there may carry its part."""
+    if num_slices == 1:
+        return {}
+    carried = gradients_of_replicas(spec, mesh) / (mesh["data"] // num_slices) * gradient_bytes
+    return {("all-reduce", num_slices): Collective(1, carried)}
+
+
+def gradients_of_replicas(spec: Spec, mesh: Mapping[str, int]) -> float:
+    """The gradients that a device sums with its replicas, in numbers."""
+    return sum(sizes_of(spec, trained_letters(spec))) / mesh["tensor"] / mesh["fsdp"]
 
 
 def least_traffic(config: Config, spec: Spec, mesh: Mapping[str, int], *, microbatches: float, tokens: int) -> float:

@@ -7,7 +7,7 @@ listed, because HLO does not show their FLOPs; rapo_jax/plan/kernels.py counts t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -52,11 +52,21 @@ class Program:
     matmul_flops: float = 0.0
     memory_bytes: float = 0.0
     collectives: dict[tuple[str, int], Collective] = field(default_factory=dict)
+    between_slices: dict[tuple[str, int], Collective] = field(default_factory=dict)
     kernel_calls: list[KernelCall] = field(default_factory=list)
 
     @property
     def link_bytes(self) -> float:
-        return sum(link_bytes(kind, group, each.num_bytes) for (kind, group), each in self.collectives.items())
+        return sent_bytes(self.collectives)
+
+    @property
+    def network_bytes(self) -> float:
+        """Bytes that a device sends to other slices."""
+        return sent_bytes(self.between_slices)
+
+
+def sent_bytes(collectives: Mapping[tuple[str, int], Collective]) -> float:
+    return sum(link_bytes(kind, group, each.num_bytes) for (kind, group), each in collectives.items())
 
 
 def link_bytes(kind: str, group: int, num_bytes: float) -> float:
@@ -65,13 +75,14 @@ def link_bytes(kind: str, group: int, num_bytes: float) -> float:
     return num_bytes * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
-def read_program(module: Module, *, bounds: tuple[float, ...], num_devices: int) -> Program:
+def read_program(module: Module, *, bounds: tuple[float, ...], num_devices: int, num_slices: int = 1) -> Program:
     """Counts everything that the entry computation runs; `bounds` are the trip counts of data-dependent loops, by depth."""
     program, seen = Program(), set()
     for times, computation, inside_fusion in running(module, bounds):
         for instruction in computation.values():
             program.matmul_flops += times * matmul_flops(instruction, computation)
             count_collective(program, instruction, computation, times, seen, num_devices)
+            count_between_slices(program, instruction, times, num_slices)
             count_kernel(program, instruction, computation, times)
             if not inside_fusion:
                 program.memory_bytes += times * memory_bytes(instruction, computation, module)
@@ -198,6 +209,15 @@ def count_collective(
     each = program.collectives.setdefault((kind, group), Collective())
     each.number += times
     each.num_bytes += times * (max(sides) if kind in ("all-gather", "reduce-scatter") else sides[0])
+
+
+def count_between_slices(program: Program, instruction: Instruction, times: float, num_slices: int) -> None:
+    """Adds what a device hands to the host for a collective over the network: the TPU compiler writes it as a send."""
+    kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+    if instruction.opcode == "send" and kind:
+        each = program.between_slices.setdefault((kind.lower().replace("_", "-"), num_slices), Collective())
+        each.number += times
+        each.num_bytes += times * instruction.results[0].num_bytes
 
 
 def keeps_own_slice(instruction: Instruction, computation: Computation) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 from rapo_jax.errors import axes_in_words, counted
 from rapo_jax.parallel import CONTEXT
 from rapo_jax.plan.assess import MATMUL_SHARE, Assessment, Packing, changed
-from rapo_jax.plan.least import least_collectives
-from rapo_jax.plan.program import Program, link_bytes
+from rapo_jax.plan.least import least_between_slices, least_collectives
+from rapo_jax.plan.program import link_bytes, sent_bytes
 from rapo_jax.plan.targets import GPU_SHARE, GPUS, GiB
 from rapo_jax.runs.announce import parameter_count, trained_count
 
@@ -140,7 +140,23 @@ def work_table(assessment: Assessment) -> str:
             f"  {'GB that a device sends':<44}{sent / 1e9:>9,.2f}   {sent / least:.2f} times the {least / 1e9:,.2f} that "
             "the mesh needs"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *between_slices(assessment)])
+
+
+def between_slices(assessment: Assessment) -> list[str]:
+    program, least = assessment.program, least_sent_to_slices(assessment)
+    if program is None or not program.between_slices:
+        return []
+    number = sum(each.number for each in program.between_slices.values())
+    what = f"GB that it sends to other slices, {number:,.0f} times"
+    sent = program.network_bytes
+    return [f"  {what:<44}{sent / 1e9:>9,.2f}   {sent / least:.2f} times the {least / 1e9:,.2f} that the mesh needs"]
+
+
+def least_sent_to_slices(assessment: Assessment) -> float:
+    """The bytes that a device has to send to other slices in a step: its gradients, once, in float32."""
+    question = assessment.question
+    return sent_bytes(least_between_slices(question.spec, assessment.mesh, num_slices=question.target.num_slices))
 
 
 def least_sent(assessment: Assessment) -> float:
@@ -151,8 +167,8 @@ def least_sent(assessment: Assessment) -> float:
         return 0.0
     config = changed(question.config, question.changes)
     tokens = packing.shape["B"] // (mesh["data"] * mesh["fsdp"]) * packing.shape["T"]
-    work = {"microbatches": packing.mean_microbatches, "tokens": tokens}
-    return Program(collectives=least_collectives(config, question.spec, mesh, **work)).link_bytes
+    work = {"microbatches": packing.mean_microbatches, "tokens": tokens, "num_slices": question.target.num_slices}
+    return sent_bytes(least_collectives(config, question.spec, mesh, **work))
 
 
 def estimate(assessment: Assessment) -> str:
@@ -161,7 +177,10 @@ def estimate(assessment: Assessment) -> str:
         return "no estimate of time: the speed of this kind of device is not known."
     chip, peak, hours = target.chip, target.peak_flops, assessment.hours
     assert peak is not None and hours is not None and chip.memory_bandwidth is not None and chip.link is not None
-    network = f", {chip.network / 1e9:.0f} GB/s between hosts" if chip.network else ""
+    network = f", {chip.network / 1e9:.0f} GB/s between hosts" if target.kind in GPUS and chip.network else ""
+    slices = (
+        f"  {'network between slices':<44}{seconds.network:>9.3f}   at {(chip.network or 0) / 1e9:,.1f} GB/s a device"
+    )
     step = seconds.step
     return "\n".join(
         [
@@ -169,6 +188,7 @@ def estimate(assessment: Assessment) -> str:
             f"  {'matrix products':<44}{seconds.compute:>9.3f}   at {MATMUL_SHARE:.0%} of {peak / 1e12:,.0f} TFLOP/s a device",
             f"  {'memory':<44}{seconds.memory:>9.3f}   at {chip.memory_bandwidth / 1e9:,.0f} GB/s",
             f"  {'links':<44}{seconds.links:>9.3f}   at {chip.link / 1e9:,.0f} GB/s{network}",
+            *[slices] * (target.num_slices > 1),
             f"  {'step':<44}{step:>9.3f}   {packing.batch_size / step:,.1f} pairs/s, MFU {assessment.mfu:.0%} on unique real tokens",
             f"  the run: {counted(packing.num_steps, 'step')}, {hours:,.2f} hours, {hours * target.num_chips:,.1f} chip-hours, "
             f"without evaluation and checkpoints",
@@ -185,6 +205,7 @@ def as_json(assessment: Assessment, *, nearest: Assessment | None = None) -> dic
             "device_kind": target.devices[0].device_kind,
             "num_devices": len(target.devices),
             "num_chips": target.num_chips,
+            "num_slices": target.num_slices,
             "mesh": assessment.mesh,
             "memory_bytes": target.chip.memory,
         },
@@ -208,6 +229,9 @@ def as_json(assessment: Assessment, *, nearest: Assessment | None = None) -> dic
             for (kind, group), each in sorted(program.collectives.items())
         ]
         tree["sent_bytes"], tree["least_sent_bytes"] = program.link_bytes, least_sent(assessment)
+        if program.between_slices:
+            tree["sent_to_slices_bytes"] = program.network_bytes
+            tree["least_sent_to_slices_bytes"] = least_sent_to_slices(assessment)
     if assessment.seconds is not None and assessment.hours is not None:
         seconds, hours = assessment.seconds, assessment.hours
         tree["seconds"] = asdict(seconds) | {"step": seconds.step}

@@ -87,7 +87,8 @@ def passes_per_step(config: Config, num_groups: int) -> float:
 
 def saved(more: Seconds, less: Seconds) -> float:
     """Seconds of what one step does and the other does not."""
-    return Seconds(more.compute - less.compute, more.memory - less.memory, more.links - less.links).step
+    parts = ("compute", "memory", "links", "network")
+    return Seconds(*(getattr(more, part) - getattr(less, part) for part in parts)).step
 
 
 def meshes_of(question: Question) -> Iterator[tuple[MeshSizes, tuple[str, ...]]]:
@@ -95,9 +96,9 @@ def meshes_of(question: Question) -> Iterator[tuple[MeshSizes, tuple[str, ...]]]
     own, spec = question.config.mesh, question.spec
     resolved = make_mesh(**vars(own), devices=question.target.devices).shape
     yield own, ()
-    free = prod(resolved[axis] for axis in SEARCHED)
+    free, slices = prod(resolved[axis] for axis in SEARCHED), question.target.num_slices
     for tensor in (size for size in (1, *TENSOR) if spec.K % size == 0 and free % size == 0):
-        for data in (size for size in range(1, free // tensor + 1) if free // tensor % size == 0):
+        for data in (size for size in range(slices, free // tensor + 1, slices) if free // tensor % size == 0):
             sizes = {"data": data, "fsdp": free // tensor // data, "tensor": tensor}
             if any(resolved[axis] != size for axis, size in sizes.items()):
                 changed = {axis: size for axis, size in sizes.items() if getattr(own, axis) not in (-1, size)}

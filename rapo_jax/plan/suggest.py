@@ -138,6 +138,6 @@ def larger_targets(failed: Assessment) -> Iterator[Target]:
     sizes = changed(failed.question.config, (*failed.question.changes, *grown(failed))).mesh
     fixed = prod(size for size in vars(sizes).values() if size != -1)
     for name in larger(failed.question.target):
-        target = slice_target(failed.question.target.kind, name)
+        target = slice_target(failed.question.target.kind, name, failed.question.target.num_slices)
         if len(target.devices) % fixed == 0:
             yield target

@@ -12,7 +12,7 @@ import jax
 
 from rapo_jax.accounting import peak_flops
 from rapo_jax.errors import UserError, counted
-from rapo_jax.parallel import Devices
+from rapo_jax.parallel import Devices, number_of_slices
 
 GiB, GB = 2**30, 1e9
 
@@ -20,25 +20,26 @@ GiB, GB = 2**30, 1e9
 @dataclass(frozen=True)
 class Chip:
     """One JAX device. `link` is the bandwidth of a collective: for a TPU both directions of one torus dimension, for a GPU one
-    direction of NVLink; `network` is the same between hosts."""
+    direction of NVLink; `network` is a device's share of the network, between the slices of TPUs and the hosts of GPUs."""
 
     memory: float | None = None  # bytes that a program may use
     memory_bandwidth: float | None = None  # bytes / s
     link: float | None = None  # bytes / s
-    network: float | None = None  # bytes / s; None = the links reach all devices
+    network: float | None = None  # bytes / s
     devices_per_chip: int = 1
 
 
 # Memory: what libtpu's compiler reports as available for each kind. Bandwidths: the Cloud TPU pages of each version
 # (HBM bandwidth; bidirectional interconnect bandwidth per chip / ports = a torus dimension's share).
+# Their network: a host's cards by its chips (v5e 2 x 100 Gb/s by 8, v5p 200 Gb/s by 4, v6e 4 x 200 Gb/s by 8).
 # GPUs: the data sheets (HBM, NVLink one way, 400 Gb/s of network a GPU); a program gets 92 % of the memory with
 # XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
 GPU_SHARE = 0.92
 CHIPS = {
     "v4": Chip(30.75 * GiB, 1228 * GB, 100 * GB),
-    "v5e": Chip(15.75 * GiB, 819 * GB, 100 * GB),
-    "v5p": Chip(95.74 * GiB, 2765 * GB, 200 * GB),
-    "v6e": Chip(31.25 * GiB, 1638 * GB, 200 * GB),
+    "v5e": Chip(15.75 * GiB, 819 * GB, 100 * GB, 3.125 * GB),
+    "v5p": Chip(95.74 * GiB, 2765 * GB, 200 * GB, 6.25 * GB),
+    "v6e": Chip(31.25 * GiB, 1638 * GB, 200 * GB, 12.5 * GB),
     "tpu7x": Chip(94.75 * GiB, 7380 / 2 * GB, 200 / 2 * GB, devices_per_chip=2),
     "a100": Chip(GPU_SHARE * 81920 * 2**20, 2039 * GB, 300 * GB, 25 * GB),
     "h100": Chip(GPU_SHARE * 81559 * 2**20, 3352 * GB, 450 * GB, 50 * GB),
@@ -69,14 +70,15 @@ GPUS = {  # compute capability, streaming multiprocessors, shared memory of one 
 
 @dataclass(frozen=True)
 class Target:
-    """Devices to compile for. `slice_name` is "" for the devices of this machine."""
+    """Devices to compile for. `slice_name` is "" for the devices of this machine. `linked` is the number of devices that links
+    join: those of a TPU slice or of a GPU host."""
 
     name: str
     kind: str
     slice_name: str
     devices: Devices
     chip: Chip
-    devices_per_host: int
+    linked: int
 
     @property
     def peak_flops(self) -> float | None:
@@ -86,27 +88,38 @@ class Target:
     def num_chips(self) -> int:
         return len(self.devices) // self.chip.devices_per_chip
 
+    @property
+    def num_slices(self) -> int:
+        return number_of_slices(self.devices)
+
 
 def known() -> str:
     return "; ".join(f"{kind}: {', '.join(slices)}" for kind, slices in SLICES.items())
 
 
-def split_topology(topology: str) -> tuple[str, str]:
-    """Splits "v5e:4x4" into ("v5e", "4x4"). Raises UserError, listing the known slices, for any other form."""
-    kind, _, slice_name = topology.partition(":")
+def split_topology(topology: str) -> tuple[str, str, int]:
+    """Splits "v5e:4x4" into ("v5e", "4x4", 1) and "2xv5e:4x4" into ("v5e", "4x4", 2). Raises UserError, listing the known
+    slices, for any other form."""
+    number, of_one = re.fullmatch(r"(?:([1-9]\d*)x)?(.*)", topology, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess] (matches anything)
+    kind, _, slice_name = of_one.partition(":")
     dimensions = (3,) if SLICES.get(kind) == CUBIC else (2,)
     shaped = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", slice_name) and slice_name.count("x") + 1 in dimensions
     if kind not in SLICES or not shaped:
-        raise UserError(f"--topology {topology} is unknown; write KIND:SLICE, such as v5e:4x4. Known: {known()}.")
-    return kind, slice_name
+        raise UserError(
+            f"--topology {topology} is unknown; write KIND:SLICE, such as v5e:4x4, or NUMBERxKIND:SLICE for several slices of "
+            f"TPUs, such as 2xv5e:4x4. Known: {known()}."
+        )
+    if number and kind in GPUS:
+        raise UserError(f"--topology {topology}: GPUs have no slices; their hosts come first, as in {kind}:2x8.")
+    return kind, slice_name, int(number or 1)
 
 
-def slice_target(kind: str, slice_name: str) -> Target:
-    """The target of a slice, from its description. Raises UserError if its compiler is absent or does not know it."""
-    make = gpu_devices if kind in GPUS else tpu_devices
-    name = f"{kind}:{slice_name}"
+def slice_target(kind: str, slice_name: str, num_slices: int = 1) -> Target:
+    """The target of one slice, or of several over a network, from its description. Raises UserError if its compiler is absent or
+    does not know it."""
+    name = f"{num_slices}x{kind}:{slice_name}" if num_slices > 1 else f"{kind}:{slice_name}"
     try:
-        devices = make(kind, slice_name)
+        devices = gpu_devices(kind, slice_name) if kind in GPUS else tpu_devices(kind, slice_name, num_slices)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if isinstance(error, UserError):
             raise
@@ -114,11 +127,11 @@ def slice_target(kind: str, slice_name: str) -> Target:
         raise UserError(
             f"--topology {name} is not one that its compiler knows ({fact:.200}). Known: {known()}."
         ) from error
-    per_host = int(slice_name.split("x")[1]) if kind in GPUS else len(devices)
-    return Target(name, kind, slice_name, devices, CHIPS[kind], per_host)
+    linked = int(slice_name.split("x")[1]) if kind in GPUS else len(devices) // num_slices
+    return Target(name, kind, slice_name, devices, CHIPS[kind], linked)
 
 
-def tpu_devices(kind: str, slice_name: str) -> Devices:
+def tpu_devices(kind: str, slice_name: str, num_slices: int) -> Devices:
     from jax.experimental import topologies
 
     if not importlib.util.find_spec("libtpu"):
@@ -126,7 +139,7 @@ def tpu_devices(kind: str, slice_name: str) -> Devices:
             f"--topology {kind}:{slice_name} needs the TPU compiler, and libtpu is not installed: "
             f"pip install 'rapo_jax[tpu]' (no TPU is needed to compile for one)."
         )
-    options: dict = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    options: dict = {"num_slices": num_slices} | ({"chip_config_name": "megacore"} if kind == "v4" else {})
     if slice_name == "1x1":
         options["chips_per_host_bounds"] = (1, 1, 1)
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{slice_name}", **options).devices
@@ -181,7 +194,8 @@ def here(devices: str | None = None) -> Target:
     if devices is None:
         found = jax.devices()
         kind = next((k for k, name in DEVICE_KINDS.items() if found[0].device_kind.startswith(name)), "")
-        return Target("the devices here", kind, "", found, CHIPS.get(kind, Chip()), jax.local_device_count())
+        linked = jax.local_device_count() if kind in GPUS else len(found) // number_of_slices(found)
+        return Target("the devices here", kind, "", found, CHIPS.get(kind, Chip()), linked)
     found = jax.devices("cpu")
     number = cpu_count(devices)
     if number > len(found):

@@ -13,7 +13,7 @@ from rapo_jax.distributed import each_process, on_first
 from rapo_jax.generate.answers import Request, answer_file
 from rapo_jax.messages import Record
 from rapo_jax.opened import ClosedModel
-from rapo_jax.parallel import make_mesh
+from rapo_jax.parallel import mesh_of_replicas
 from rapo_jax.rounds.places import Sampled
 from rapo_jax.runs.trained import find_model
 from rapo_jax.score.responses import score_records, score_source
@@ -82,7 +82,7 @@ def sample(config: Config, asking: Asking, at: Sampled) -> None:
 
 def model_of(path: str) -> ClosedModel:
     """The model of a directory or hub id, on all devices."""
-    return find_model(path, mesh=lambda: make_mesh(fsdp=-1), option="model.path")
+    return find_model(path, mesh=mesh_of_replicas, option="model.path")
 
 
 def is_whole(file: Path, unfinished: str) -> bool:

@@ -12,14 +12,17 @@ import jax
 import pytest
 
 from rapo_jax.config.files import load_config
+from rapo_jax.errors import UserError
 from rapo_jax.parallel import make_mesh
 from rapo_jax.plan import assess, suggest, targets, verb
 from rapo_jax.plan.compile import Memory, compile_step, needed_bytes
 from rapo_jax.plan.hlo import parse_hlo
+from rapo_jax.plan.least import least_between_slices
 from rapo_jax.plan.lengths import Lengths
-from rapo_jax.plan.program import link_bytes, read_program
+from rapo_jax.plan.program import link_bytes, read_program, sent_bytes
 from rapo_jax.plan.targets import GiB, gpu_description, split_topology
 from tests.plan.conftest import PLAN, SHAPE
+from tests.test_parallel import TWO_SLICES
 from tests.tiny import rapo, tiny_spec, write_model, write_rows
 
 
@@ -147,6 +150,30 @@ ENTRY %main (p: f32[8,4]) -> f32[2,4] {
   ROOT %f = f32[2,4]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
+
+
+BETWEEN = """\
+HloModule step
+
+ENTRY %main (x: f32[2,128]) -> f32[2,128] {
+  %x = f32[2,128]{1,0:T(2,128)} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[2,128]{1,0:T(2,128)}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[2,128]{1,0:T(2,128)}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %got = (f32[2,128]{1,0:T(2,128)}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  %twice = (f32[2,128]{1,0:T(2,128)}, u32[], token[]) send(%x, %sent), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %y = f32[2,128]{1,0:T(2,128)} get-tuple-element(%got), index=0
+}
+"""
+
+
+def test_what_slices_exchange_is_counted_once_apart_from_links():
+    program = read_program(parse_hlo(BETWEEN), bounds=(1,), num_devices=8, num_slices=2)
+    assert {key: vars(each) for key, each in program.between_slices.items()} == {
+        ("all-reduce", 2): {"number": 2, "num_bytes": 2 * 256 * 4}
+    }
+    assert program.collectives == {}
 
 
 def test_an_all_reduce_of_which_a_device_keeps_its_slice_is_a_reduce_scatter():
@@ -325,7 +352,10 @@ def test_a_misspelt_schema_is_refused(place, capsys):
 @pytest.mark.parametrize("topology", ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "h100:8", "v5e:0x4", "v5litepod-16"])
 def test_an_unknown_topology_is_answered_with_the_known_ones(place, capsys, topology):
     said = message(capsys, *arguments(place, "--topology", topology))
-    assert said.startswith(f"--topology {topology} is unknown; write KIND:SLICE, such as v5e:4x4. Known: v4: 2x2x1, ")
+    assert said.startswith(
+        f"--topology {topology} is unknown; write KIND:SLICE, such as v5e:4x4, or NUMBERxKIND:SLICE for "
+    )
+    assert "Known: v4: 2x2x1, " in said
     assert "v5e: 1x1, 2x2, 2x4, 4x4" in said and "h100: 1x1" in said
 
 
@@ -370,8 +400,41 @@ def test_a_plan_needs_a_model(place, capsys):
 
 
 def test_a_topology_is_split_into_kind_and_shape():
-    assert split_topology("v5p:2x2x4") == ("v5p", "2x2x4")
-    assert split_topology("h200:2x8") == ("h200", "2x8")
+    assert split_topology("v5p:2x2x4") == ("v5p", "2x2x4", 1)
+    assert split_topology("h200:2x8") == ("h200", "2x8", 1)
+    assert split_topology("16xv5e:4x4") == ("v5e", "4x4", 16)
+
+
+@pytest.mark.parametrize("topology", ["0xv5e:4x4", "v5e:4x4x", "2x", "x2v5e:4x4", "2xv5e:4x4\n", ""])
+def test_what_is_no_topology_is_answered_with_the_forms(topology):
+    with pytest.raises(UserError, match=r"is unknown; write KIND:SLICE, such as v5e:4x4, or NUMBERxKIND:SLICE"):
+        split_topology(topology)
+
+
+def test_gpus_have_no_slices():
+    with pytest.raises(UserError, match="GPUs have no slices; their hosts come first, as in h100:2x8"):
+        split_topology("2xh100:1x8")
+
+
+def test_a_sum_over_slices_takes_the_time_of_the_network():
+    """When this fails, a plan promises the speed of one slice for what waits for the network."""
+    target = targets.Target("2xv5e:2x2", "v5e", "2x2", TWO_SLICES, targets.CHIPS["v5e"], 4)
+    program = read_program(parse_hlo(BETWEEN), bounds=(3,), num_devices=8, num_slices=2)
+    assert program.link_bytes == 0 and program.network_bytes == 2 * 256 * 4
+    flops = assess.Flops(compiled=1.0, useful=1.0, padding=0.0, recomputed=0.0)
+    seconds = assess.roofline(target, program, flops)
+    assert seconds is not None and seconds.step == seconds.network == pytest.approx(2 * 256 * 4 / 3.125e9)
+    unknown = dataclasses.replace(target, chip=targets.CHIPS["v4"])
+    assert assess.roofline(unknown, program, flops) is None, "the network of v4 is not known"
+
+
+def test_the_least_to_send_is_less_where_replicas_share_a_slice():
+    spec = tiny_spec("llama3")
+    one, two, four = (
+        sent_bytes(least_between_slices(spec, {"data": data, "fsdp": 4 // data, "tensor": 1}, num_slices=slices))
+        for data, slices in ((1, 1), (2, 2), (4, 2))
+    )
+    assert one == 0 and two == four > 0, "the gradients of a slice, however it is split, divided by its devices"
 
 
 def test_every_kind_has_a_chip_and_a_peak():
@@ -402,6 +465,15 @@ def test_planning_for_a_tpu_that_is_not_here(place):
     assert tree["target"]["device_kind"] == "TPU v5 lite" and tree["target"]["num_chips"] == 4
     assert tree["fits"] and tree["hours"] > 0 and "of 15.75: fits" in printed
     assert 0.85 < tree["flops"]["compiled_over_by_hand"] < 1.15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed (the extra tpu)")
+def test_planning_for_two_slices_that_are_not_here(place):
+    tree, printed = planned(place, "--topology", "2xv5e:2x2", "mesh.data=2", "model.dtype=bfloat16")
+    assert tree["target"]["num_slices"] == 2 and tree["target"]["mesh"]["data"] == 2
+    assert tree["sent_to_slices_bytes"] >= tree["least_sent_to_slices_bytes"] > 0
+    assert "GB that it sends to other slices" in printed and "network between slices" in printed
 
 
 @pytest.mark.slow
