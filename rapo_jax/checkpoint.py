@@ -9,6 +9,7 @@ collected, and everything is written, in the background.
 """
 
 import logging
+import operator
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,19 @@ NONE_SKIPPED = Skipped()
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best value so far of a metric of evaluations, the step that had it, and how many evaluations since had none better."""
+
+    metric: str = ""
+    value: float | None = None
+    step: int = 0
+    since: int = 0
+
+
+NONE_BEST = Best()
+
+
+@dataclass(frozen=True)
 class Restored:
     """A checkpoint that was read; identity and config are as they were saved."""
 
@@ -58,6 +72,7 @@ class Restored:
     identity: dict[str, Any]
     config: dict[str, Any]
     skipped: Skipped = NONE_SKIPPED
+    best: Best = NONE_BEST
 
 
 def size_of(tree: Any) -> int:
@@ -68,7 +83,8 @@ def size_of(tree: Any) -> int:
 class Store:
     """The checkpoints of a run, in its directory or `elsewhere`. One writer at a time; readers use `writes=False`.
 
-    Keeps the last `keep_last` (at least two, because the latest can be damaged) and the `keep_best` by eval_loss.
+    Keeps the last `keep_last` (at least two, because the latest can be damaged) and, of those that were saved with
+    metrics, the `keep_best` of which `rank` is the lowest.
     """
 
     def __init__(
@@ -78,6 +94,7 @@ class Store:
         *,
         keep_last: int = 2,
         keep_best: int = 0,
+        rank: Callable[[dict[str, float]], float] = operator.itemgetter("eval_loss"),
         writes: bool = True,
     ):
         self.writes = writes
@@ -87,7 +104,7 @@ class Store:
         if keep_best:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda m: m["eval_loss"],
+                    get_metric_fn=rank,
                     reverse=True,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -120,8 +137,9 @@ class Store:
         *,
         identity: dict[str, Any],
         config: dict[str, Any],
-        eval_loss: float | None = None,
+        metrics: dict[str, float] | None = None,
         skipped: Skipped = NONE_SKIPPED,
+        best: Best = NONE_BEST,
     ) -> None:
         """Starts writing in the background; `state` may be donated afterwards. Raises the error of the previous save, if it failed."""
         self.wait()
@@ -129,7 +147,7 @@ class Store:
         found, arrays = begin(state), flat(state)
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         meta = {"format": FORMAT, "step": step, "identity": identity, "config": config, "skipped": vars(skipped)}
-        metrics: dict[str, Any] | None = None if eval_loss is None else {"eval_loss": eval_loss}
+        meta |= {"best": vars(best)} if best.metric else {}
         with self._space():
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,
@@ -291,7 +309,8 @@ class Store:
             raise Corrupt(f"fingerprint differs in {', '.join(changed[:3])}")
         state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
         skipped = Skipped(**meta.get("skipped", {}))  # earlier versions did not count them
-        return Restored(step=step, state=state, identity=meta["identity"], config=meta["config"], skipped=skipped)
+        best = Best(**meta.get("best", {}))
+        return Restored(step, state, identity=meta["identity"], config=meta["config"], skipped=skipped, best=best)
 
     def _require_arrays(self, step: int, meta: dict[str, Any], wanted: dict[str, Any]) -> None:
         """Raises UserError where the arrays of a step are of another model."""

@@ -26,7 +26,19 @@ def validate(config: Config) -> Config:
     check_scale(config.relabel.scale)
     check_lora(config.lora)
     check_twins(config)
+    check_stop(config)
     return config
+
+
+def check_stop(config: Config) -> None:
+    train = config.train
+    if train.stop_on.strip() and not train.eval_every:
+        raise UserError(
+            f"train.stop_on={train.stop_on} looks at evaluations, and train.eval_every is not set, so that there is one at the end only; "
+            "set it."
+        )
+    if not train.keep_best_by.strip():
+        raise UserError("train.keep_best_by is empty; name a metric, such as eval_loss, or set train.keep_best=0.")
 
 
 def resolved_objective(config: Config) -> Objective:

@@ -298,8 +298,24 @@ class Train:
     )
     keep_last: int = key(2, "newest checkpoints to keep", affects="nothing", allowed=POSITIVE)
     keep_best: int = key(
-        1, "checkpoints to keep by eval_loss, where there is an evaluation", affects="nothing", allowed=NOT_NEGATIVE
+        1,
+        "best checkpoints to keep, of those that are saved with an evaluation",
+        affects="nothing",
+        allowed=NOT_NEGATIVE,
     )
+    keep_best_by: str = key(
+        "eval_loss",
+        "metric of evaluations that says which is best, such as eval_rewards/accuracies; lowest NAME or highest NAME says how "
+        "(default: the lowest of a loss or kl, else the highest)",
+        affects="nothing",
+    )
+    stop_on: str = key(
+        "",
+        "a metric as in train.keep_best_by; the run ends after train.patience evaluations in a row without a better value, and "
+        'saves each better one; "": never',
+        affects="nothing",
+    )
+    patience: int = key(3, "of train.stop_on, in evaluations", affects="nothing", allowed=POSITIVE)
     max_skipped_steps: int = key(
         5, "consecutive steps with a non-finite gradient before the run stops", affects="nothing", allowed=POSITIVE
     )

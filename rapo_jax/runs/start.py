@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rapo_jax.checkpoint import NONE_SKIPPED, Skipped, Store
+from rapo_jax.checkpoint import NONE_BEST, NONE_SKIPPED, Best, Skipped, Store
 from rapo_jax.distributed import say
 from rapo_jax.runs.identity import Identity, recorded, refuse_changes, steps_of
 from rapo_jax.runs.setup import Setup
@@ -15,13 +15,15 @@ class Start:
     """Where the loop begins.
 
     `resuming_after` is the step of the checkpoint that `state` comes from, `skipped` counts the steps skipped up to it, and
-    `planned` is how many steps the run was to have when it was saved; None where nothing is resumed.
+    `planned` is how many steps the run was to have when it was saved; None where nothing is resumed. `best` is what
+    train.stop_on had seen by then.
     """
 
     state: State
     resuming_after: int | None = None
     skipped: Skipped = NONE_SKIPPED
     planned: int | None = None
+    best: Best = NONE_BEST
 
 
 def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: Identity, num_groups: int) -> Start:
@@ -40,4 +42,4 @@ def starting_state(setup: Setup, first: dict | None, *, store: Store, identity: 
     for name in store.set_aside_after(restored.step):
         say(f"{store.directory / name} is damaged and was set aside; going on from step {restored.step}.")
     planned = steps_of(recorded(restored.identity).settings, num_groups)
-    return Start(restored.state, restored.step, restored.skipped, planned)
+    return Start(restored.state, restored.step, restored.skipped, planned, restored.best)

@@ -4,7 +4,7 @@ Composes the other rooms; the loop is rapo_jax/train/loop.py. Nothing but tokens
 has been checked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from rapo_jax.chat.templates import padding_token
 from rapo_jax.checkpoint import Store
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import anywhere, is_first, say
-from rapo_jax.errors import UserError
+from rapo_jax.errors import UserError, nearest
 from rapo_jax.locks import IN_USE, claimed
 from rapo_jax.opened import require_ids_fit
 from rapo_jax.parallel import matmul_precision, my_rows, shards_of_rows
@@ -32,9 +32,11 @@ from rapo_jax.runs.references import cached_references
 from rapo_jax.runs.setup import TOKENS, Setup, read_held_out_data, read_training_data, set_up, starting_parameters
 from rapo_jax.runs.start import Start, starting_state
 from rapo_jax.space import on_disk
+from rapo_jax.train.best import aim_of
 from rapo_jax.train.forward import attention_kernel
 from rapo_jax.train.journal import Journal, last_record, require_wandb
 from rapo_jax.train.loop import Cost, Evaluation, Finished, Run, run_loop
+from rapo_jax.train.metrics import METRICS, SIDE_PREFIX
 from rapo_jax.train.reference import reference_is_resident, resident_reference
 from rapo_jax.train.state import State, trainable
 from rapo_jax.train.step import make_evaluate_step, make_train_step
@@ -78,6 +80,7 @@ def train_or_resume(config: Config) -> Trained:
     refuse_foreign_directory(setup)
     at("reading the data")
     inputs = read_inputs(setup)
+    refuse_unknown_metrics(config, inputs.held_out)
     require_same_model(setup.model_dir)
     at("loading the model")
     parameters = starting_parameters(setup)
@@ -89,7 +92,8 @@ def train_or_resume(config: Config) -> Trained:
         )
         run = make_run(setup, inputs, identity=identity, columns=columns)
         keep_best = config.train.keep_best if inputs.held_out else 0
-        store = Store(setup.run_dir, config.train.checkpoints, keep_last=config.train.keep_last, keep_best=keep_best)
+        kept = {"keep_last": config.train.keep_last, "keep_best": keep_best}
+        store = Store(setup.run_dir, config.train.checkpoints, **kept, rank=aim_of(config.train.keep_best_by).rank)
         try:
             reference = resident_reference(parameters, config, setup.spec, setup.mesh)
             first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
@@ -97,19 +101,42 @@ def train_or_resume(config: Config) -> Trained:
             start = starting_state(setup, first, store=store, identity=identity, num_groups=len(inputs.data.groups))
             write_records(setup, inputs.data, held_out=inputs.held_out, plan=inputs.plan)
             announce(setup, inputs.data, plan=inputs.plan, start=start)
-            if start.resuming_after is not None and start.resuming_after >= inputs.num_steps:
+            if start.resuming_after is not None and (goes_on := how_to_go_on(start, inputs, config)):
                 say(f"nothing to do: {setup.run_dir} is complete at step {start.resuming_after}.")
-                longer = f"train.max_steps={2 * inputs.num_steps}"
-                say(f"  next: rapo export {setup.run_dir} OUT_DIR, or a longer run, such as {longer}")
+                say(f"  next: rapo export {setup.run_dir} OUT_DIR, or a longer run, such as {goes_on}")
                 metrics = last_record(setup.run_dir)
                 return Trained(setup.run_dir, start.resuming_after, inputs.num_steps, start.state, metrics)
             finished = finish(run, start, reference=reference, store=store)
         finally:
             store.close()
         skipped = f"; {finished.skipped.total} of its steps changed nothing" if finished.skipped.total else ""
-        say(f"done: {setup.run_dir} is complete at step {inputs.num_steps}{skipped}.")
+        say(f"done: {setup.run_dir} is complete at step {finished.step}{skipped}.")
         say(f"  next: rapo export {setup.run_dir} OUT_DIR")
-        return Trained(setup.run_dir, inputs.num_steps, inputs.num_steps, finished.state, finished.metrics)
+        return Trained(setup.run_dir, finished.step, inputs.num_steps, finished.state, finished.metrics)
+
+
+def how_to_go_on(start: Start, inputs: Inputs, config: Config) -> str:
+    """The setting that would make a run that is complete longer; "" for one that is not complete."""
+    if start.resuming_after is not None and start.resuming_after >= inputs.num_steps:
+        return f"train.max_steps={2 * inputs.num_steps}"
+    train = config.train
+    ended = train.stop_on and start.best.metric == aim_of(train.stop_on).said and start.best.since >= train.patience
+    return f"train.patience={start.best.since + train.patience}" if ended else ""
+
+
+def refuse_unknown_metrics(config: Config, held_out: Mapping[str, pipeline.Dataset]) -> None:
+    """Raises UserError for a metric that no evaluation of this run has, before anything is computed."""
+    sides = ("", *(prefix for prefix in SIDE_PREFIX.values() if prefix))
+    reported = [name for name, metric in METRICS.items() if metric.applies_to(config.objective)]
+    known = [f"{prefix}_{side}{name}" for prefix in held_out for side in sides for name in reported]
+    for key, text in (("stop_on", config.train.stop_on), ("keep_best_by", config.train.keep_best_by)):
+        metric = aim_of(text).metric
+        if text and known and metric not in known:
+            raise UserError(f"train.{key}={text}: evaluations of this run have no {metric}; {nearest(metric, known)}")
+    if config.train.stop_on and not held_out:
+        raise UserError(
+            f"train.stop_on={config.train.stop_on} looks at evaluations, and nothing is held out: set data.eval_path or data.eval_fraction."
+        )
 
 
 @contextmanager
@@ -227,6 +254,6 @@ def finish(run: Run, start: Start, *, reference: dict, store: Store) -> Finished
     try:
         with matmul_precision(run.config.model.dtype), steps_watched(run_dir, run.config.train.hang_factor):
             more = {"reference": reference, "store": store, "journal": journal, "skipped": start.skipped}
-            return run_loop(run, start.state, **more)
+            return run_loop(run, start.state, best=start.best, **more)
     finally:
         journal.close()

@@ -4,6 +4,7 @@ It knows iterators of batches, not data files. Metrics are fetched one step late
 device.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -16,13 +17,14 @@ from jax.sharding import Mesh
 
 from rapo_jax.accounting import mfu
 from rapo_jax.batch import Batch
-from rapo_jax.checkpoint import NONE_SKIPPED, Skipped, Store
+from rapo_jax.checkpoint import NONE_BEST, NONE_SKIPPED, Best, Skipped, Store
 from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.distributed import interruptible
 from rapo_jax.errors import Interrupted, UserError
 from rapo_jax.parallel import to_device
 from rapo_jax.peers import at, stepped, waiting
+from rapo_jax.train.best import aim_of
 from rapo_jax.train.journal import Journal
 from rapo_jax.train.metrics import GroupSums
 from rapo_jax.train.profile import Profile
@@ -88,28 +90,38 @@ class Progress:
     evaluation_seconds: float = 0.0  # of the last evaluation
     save_seconds: float = 0.0  # of the last save, as far as the loop waits for it
     skipped: Skipped = NONE_SKIPPED
+    best: Best = NONE_BEST  # of train.stop_on
     written: dict[str, float] = field(default_factory=dict)  # the metrics that were written last
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The state after the last step, the metrics that were written last, and how many steps changed nothing."""
+    """The state after the last step that was taken, the metrics that were written last, and how many steps changed nothing."""
 
+    step: int
     state: State
     metrics: dict[str, float]
     skipped: Skipped
 
 
 def run_loop(
-    run: Run, state: State, *, reference: dict, store: Store, journal: Journal, skipped: Skipped = NONE_SKIPPED
+    run: Run,
+    state: State,
+    *,
+    reference: dict,
+    store: Store,
+    journal: Journal,
+    skipped: Skipped = NONE_SKIPPED,
+    best: Best = NONE_BEST,
 ) -> Finished:
-    """Trains from `state`, which it consumes, to the last step; `skipped` counts steps up to there.
+    """Trains from `state`, which it consumes, to the last step, or to the one at which train.stop_on ends it; `skipped` and `best`
+    are of the steps up to there.
 
     Raises Interrupted after a checkpoint on SIGINT or SIGTERM, and UserError when too many steps in a row, or all of a
     run, had a gradient that is not finite.
     """
     config, first = run.config, int(state.step)
-    progress = Progress(clock_step=first, skipped=skipped)
+    step, progress = first, Progress(clock_step=first, skipped=skipped, best=best)
     with jax.set_mesh(run.mesh), interruptible() as interrupted, profile_of(run, first) as profile:
         for step, batch in enumerate(timed(run.batches(first), progress), start=first + 1):
             at(f"step {step}", "waits" if step > first + 1 else "long")  # the first is compiled
@@ -120,23 +132,18 @@ def run_loop(
             store.check()
             progress.pending = (step, metrics)
             last, stop = step == run.num_steps, interrupted(step)
-            evaluates = run.evaluations and (last or due(step, config.train.eval_every))
-            saves = last or stop or due(step, config.train.save_every)
+            evaluates = bool(run.evaluations) and (last or due(step, config.train.eval_every))
             if evaluates:
                 with waiting("finishing the step"):
                     jax.block_until_ready(metrics)
                 progress.evaluation = evaluate(run, state, reference=reference, progress=progress)
+            better, ended = look_for_best(run, progress, step=step) if evaluates else (False, False)
+            saves = last or stop or better or ended or due(step, config.train.save_every)
             if saves:
-                eval_loss = progress.evaluation.get("eval_loss")
-                write_metrics(run, progress, journal=journal)
-                if last:
-                    refuse_no_update(progress.skipped, run.num_steps)
-                record = {"identity": run.identity, "config": as_dict(config), "skipped": progress.skipped}
-                at(f"the checkpoint of step {step}", "long")
-                started = time.monotonic()
-                store.save(step, state, eval_loss=eval_loss, **record)
-                progress.save_seconds = time.monotonic() - started
-                progress.stood_still += progress.save_seconds
+                save(run, progress, step, state, store=store, journal=journal)
+            if ended and not last:
+                journal.say(ending(progress.best, step=step))
+                break
             if stop and not last:
                 store.wait()
                 raise Interrupted(f"step {step} is saved")
@@ -144,7 +151,36 @@ def run_loop(
             at(f"the batch after step {step}")
     at("the end of the last save", "long")
     store.wait()
-    return Finished(state, progress.written, progress.skipped)
+    return Finished(step, state, progress.written, progress.skipped)
+
+
+def look_for_best(run: Run, progress: Progress, *, step: int) -> tuple[bool, bool]:
+    """(whether the evaluation is the best so far, whether train.stop_on ends the run), where train.stop_on is set."""
+    train = run.config.train
+    if not train.stop_on:
+        return False, False
+    progress.best = aim_of(train.stop_on).after(progress.best, progress.evaluation, step=step)
+    return not progress.best.since, progress.best.since >= train.patience
+
+
+def ending(best: Best, *, step: int) -> str:
+    value = "" if best.value is None else f", {best.value:.4g}, is of step {best.step}"
+    return f"step {step} ends the run by train.stop_on: the {best.metric}{value}, {best.since} evaluations ago."
+
+
+def save(run: Run, progress: Progress, step: int, state: State, *, store: Store, journal: Journal) -> None:
+    """Writes the metrics up to a step, and starts to write its checkpoint."""
+    named = {"eval_loss", aim_of(run.config.train.keep_best_by).metric}
+    found = {name: value for name, value in progress.evaluation.items() if name in named and math.isfinite(value)}
+    write_metrics(run, progress, journal=journal)
+    if step == run.num_steps:
+        refuse_no_update(progress.skipped, run.num_steps)
+    record = {"identity": run.identity, "config": as_dict(run.config), "skipped": progress.skipped}
+    at(f"the checkpoint of step {step}", "long")
+    started = time.monotonic()
+    store.save(step, state, metrics=found or None, best=progress.best, **record)
+    progress.save_seconds = time.monotonic() - started
+    progress.stood_still += progress.save_seconds
 
 
 def profile_of(run: Run, first: int) -> Profile:

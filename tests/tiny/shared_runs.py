@@ -64,6 +64,7 @@ def seen_by_a_step(config: Config) -> Config:
     """The configuration without what no step reads: paths, rows and goals, which come as arrays, and when to save."""
     default = Config()
     unread = ("log_every", "eval_every", "save_every", "keep_last", "keep_best", "checkpoints")
+    unread += ("keep_best_by", "stop_on", "patience")
     return replace(
         config,
         run_dir="",
