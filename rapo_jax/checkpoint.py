@@ -152,7 +152,7 @@ class Store:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": arrays, "meta": lambda: meta | {"shapes": shapes, "fingerprint": found.collect()}},
-                metrics=metrics,
+                metrics=cast(Any, metrics),
             )
         if self._pending is None:
             raise RuntimeError(f"orbax declined to save step {step}; {self.directory} holds {self.steps()}")

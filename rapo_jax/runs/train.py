@@ -91,9 +91,13 @@ def train_or_resume(config: Config) -> Trained:
             setup, parameters, identity=identity, plan=inputs.plan, data=inputs.data, held_out=inputs.held_out
         )
         run = make_run(setup, inputs, identity=identity, columns=columns)
-        keep_best = config.train.keep_best if inputs.held_out else 0
-        kept = {"keep_last": config.train.keep_last, "keep_best": keep_best}
-        store = Store(setup.run_dir, config.train.checkpoints, **kept, rank=aim_of(config.train.keep_best_by).rank)
+        store = Store(
+            setup.run_dir,
+            config.train.checkpoints,
+            keep_last=config.train.keep_last,
+            keep_best=config.train.keep_best if inputs.held_out else 0,
+            rank=aim_of(config.train.keep_best_by).rank,
+        )
         try:
             reference = resident_reference(parameters, config, setup.spec, setup.mesh)
             first = None if store.steps() else trainable(parameters, setup.spec, setup.mesh, seed=config.seed)
