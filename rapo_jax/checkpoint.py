@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 from jax import Array
@@ -26,7 +26,7 @@ from rapo_jax.checkpoint_directory import FORMAT, claimed_directory
 from rapo_jax.distributed import anywhere, barrier, is_first
 from rapo_jax.errors import UserError
 from rapo_jax.fingerprints import begin, fingerprint, flat
-from rapo_jax.saved import Corrupt, Saved, SavedArrays, orbax_context
+from rapo_jax.saved import Corrupt, OwnFailure, Saved, SavedArrays, ended, orbax_context
 from rapo_jax.space import on_disk, require_space
 
 Accept = Callable[[dict[str, Any], int], None]
@@ -124,7 +124,8 @@ class Store:
                 f"{self.directory} holds a step whose _CHECKPOINT_METADATA was written by something else ({error}); move "
                 "that step away. Nothing was changed."
             ) from error
-        self._pending, self._writing, self._told = None, (0, 0), False
+        self._pending, self._writing, self._told, self._left = None, (0, 0), False, False
+        self._own_failure = OwnFailure()
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
@@ -159,16 +160,29 @@ class Store:
 
     def check(self) -> None:
         """Returns at once. Raises the error of the last save if it has failed by now, as `wait` does."""
-        if self._pending is not None and not self._checkpointer.is_saving_in_progress():
+        if self._pending is None:
+            return
+        if not self._checkpointer.is_saving_in_progress():
             self.wait()
+        elif error := self._own_failure.look():
+            with self._space():
+                self._give_up(error)
 
     def wait(self) -> None:
         """Waits until the last save is committed. Raises its error if it failed: UserError for a full disk."""
         if self._pending is not None:
             pending, self._pending, self._told = self._pending, None, True
             with self._space():
-                pending.result()
+                while not ended(pending):
+                    if error := self._own_failure.look():
+                        self._give_up(error)
             self._told = False
+
+    def _give_up(self, error: BaseException) -> NoReturn:
+        """Raises the error of a save that failed in this process alone, and leaves orbax where it waits: the others end with
+        this process (rapo_jax/peers.py)."""
+        self._pending, self._told, self._left = None, True, True
+        raise error
 
     @contextmanager
     def _space(self) -> Iterator[None]:
@@ -373,6 +387,8 @@ class Store:
     def close(self) -> None:
         """Waits for the last save. Raises its error, unless `wait` has raised it before."""
         self.wait()
+        if self._left:
+            return
         try:
             with self._space():
                 self._checkpointer.close()

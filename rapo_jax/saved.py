@@ -5,6 +5,9 @@ summed up, so that damage is noticed in the end.
 """
 
 import itertools
+import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +25,7 @@ from rapo_jax.distributed import each_process
 from rapo_jax.parts import Fingerprints, Sums, together
 
 CHUNK = 2**26  # bytes of an array that are stored, and read, together
+LOOK_SECONDS, SURE_SECONDS = 1.0, 3.0
 IN_FLIGHT = 2**27  # bytes of stored chunks that are read at the same time
 UNCHANGING = {"recheck_cached_data": False, "recheck_cached_metadata": False}  # nobody writes into a step that is there
 CACHES = {"cache_pool#nodes": {"total_bytes_limit": 2**26}}  # of the files' directories, not of arrays
@@ -54,6 +58,42 @@ class LateRecord(ocp.handlers.CheckpointableHandler[Callable[[], dict[str, Any]]
 
     def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
         return None
+
+
+class OwnFailure:
+    """Whether a save has failed in this process alone. Orbax then waits for the other processes, and these for this one, until its
+    barriers end after 20 minutes; meanwhile its thread holds the error."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[BaseException | None, float] = (None, 0.0)
+
+    def look(self) -> BaseException | None:
+        """The error, once it was there for SURE_SECONDS: one that is being handled is no failure yet."""
+        held = error_in("save_finalize") if jax.process_count() > 1 else None
+        before, since = self.seen
+        if held is None or held is not before:
+            self.seen = (held, time.monotonic())
+            return None
+        return held if time.monotonic() - since >= SURE_SECONDS else None
+
+
+def ended(saving: Any) -> bool:
+    """Whether a save is over, after at most LOOK_SECONDS. Raises its error."""
+    started = time.monotonic()
+    try:
+        saving.result(timeout=LOOK_SECONDS)
+    except TimeoutError:
+        if time.monotonic() - started < LOOK_SECONDS / 2:
+            raise  # of its own
+        return False
+    return True
+
+
+def error_in(name: str) -> BaseException | None:
+    """The error on its way through a thread with this name."""
+    threads = {thread.name: thread.ident for thread in threading.enumerate()}
+    error = sys._current_exceptions().get(threads.get(name) or 0)
+    return error[1] if isinstance(error, tuple) else error  # before Python 3.12
 
 
 def orbax_context() -> ocp.Context:

@@ -34,7 +34,7 @@ def fail(error):
 def test_a_step_that_the_disk_has_no_room_for_is_named_with_its_size_and_what_is_safe(store, monkeypatch):
     """When this fails, a full disk is a thousand lines of TensorStore, and what it wrote keeps the disk full."""
     full = ValueError("RESOURCE_EXHAUSTED: Failed to write [OS error 28: ENOSPC No space left on device]")
-    pending = SimpleNamespace(result=lambda: fail(full))
+    pending = SimpleNamespace(result=lambda timeout: fail(full))
     monkeypatch.setattr(store._checkpointer, "save_checkpointables_async", lambda *args, **more: pending)
     monkeypatch.setattr(space, "free_at", lambda path: 12)
     leftover = store.directory / "4.orbax-checkpoint-tmp"

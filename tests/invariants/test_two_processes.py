@@ -21,8 +21,11 @@ def in_two_processes(arguments, **more) -> tuple[list[int], str]:
     return in_processes(2, arguments, **more)
 
 
-def in_processes(number, arguments, *, log, second=(), meanwhile=lambda processes, log: None) -> tuple[list[int], str]:
-    """The same in so many processes, of eight devices together. `second` are more arguments of the second alone."""
+def in_processes(
+    number, arguments, *, log, second=(), program_of_second=runs.PROGRAM, meanwhile=lambda processes, log: None
+) -> tuple[list[int], str]:
+    """The same in so many processes, of eight devices together. `second` are more arguments of the second alone, which may run
+    another program."""
     coordinator = f"127.0.0.1:{runs.free_port()}"
     logs = [log.with_name(f"{log.name}-{index}") for index in range(number)]
     with ExitStack() as stack:
@@ -30,7 +33,8 @@ def in_processes(number, arguments, *, log, second=(), meanwhile=lambda processe
         for index, output in enumerate(logs):
             join = ["--coordinator", coordinator, "--num-processes", str(number), "--process-id", str(index)]
             started = [*arguments, *(second if index == 1 else ()), *join]
-            processes.append(stack.enter_context(runs.started(started, num_devices=8 // number, log=output)))
+            how = {"num_devices": 8 // number, "program": ("-c", program_of_second if index == 1 else runs.PROGRAM)}
+            processes.append(stack.enter_context(runs.started(started, log=output, **how)))
         meanwhile(processes, logs[0])
         deadline = time.monotonic() + runs.PATIENCE
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -109,6 +113,16 @@ def test_four_processes_stop_at_ctrl_c_and_go_on_as_one_and_as_two_on_other_mesh
     assert codes == [runs.DONE] * 2
     runs.assert_same_metrics(one, undisturbed, same_rows=False)
     runs.assert_same_metrics(two, undisturbed)
+
+
+def test_a_process_that_alone_cannot_save_says_so_and_ends_the_other(world, tmp_path):
+    """When this fails, a host whose disk is full keeps a pod waiting, and paid for, until a barrier ends after 20 minutes."""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n{runs.PROGRAM}"
+    run_dir = tmp_path / "run"
+    codes, said = train_in_two(world, run_dir, program_of_second=limited)
+    assert codes == [runs.USER_ERROR, runs.USER_ERROR]
+    assert "process 1 (" in said and "and with it this one: no space left for" in said and "Traceback" not in said
+    assert runs.steps_of(run_dir) == [] and not list((run_dir / "checkpoints").glob("*tmp*"))
 
 
 def test_two_processes_that_were_started_differently_stop_and_say_how(world, tmp_path):
