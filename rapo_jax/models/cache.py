@@ -81,7 +81,7 @@ class SlotCache:
         spec: Spec,
     ) -> tuple[Float[Array, "B 1 N H"], "SlotCache"]:
         """As that of `Cache`. The softmax is in float32."""
-        B, K, H, U = self.k.shape
+        B, K, H, _ = self.k.shape
         at = (0, 0, self.step, 0)
         last_k = jax.lax.dynamic_update_slice(self.last_k, k_BTKH.swapaxes(1, 2), at)
         last_v = jax.lax.dynamic_update_slice(self.last_v, v_BTKH.swapaxes(1, 2), at)
@@ -91,11 +91,9 @@ class SlotCache:
         last_BKGS = self.masked(jnp.einsum("BKGH,BKSH->BKGS", q_BKGH, last_k, **exact), window, spec=spec, last=True)
         top_BKG1 = jnp.maximum(before_BKGU.max(-1, keepdims=True), last_BKGS.max(-1, keepdims=True))
         before_BKGU, last_BKGS = jnp.exp(before_BKGU - top_BKG1), jnp.exp(last_BKGS - top_BKG1)
-        total_BKG1 = before_BKGU.sum(-1, keepdims=True) + last_BKGS.sum(-1, keepdims=True)
-        tiles_BKGIU = before_BKGU.reshape(*before_BKGU.shape[:3], U // TILE, TILE).astype(self.v.dtype)
-        values_BKIUH = self.v.reshape(B, K, U // TILE, TILE, H)
-        out_BKGH = jnp.einsum("BKGIU,BKIUH->IBKGH", tiles_BKGIU, values_BKIUH, **exact).sum(0)
-        out_BKGH += jnp.einsum("BKGS,BKSH->BKGH", last_BKGS.astype(last_v.dtype), last_v, **exact)
+        total_BKG1 = summed(before_BKGU) + last_BKGS.sum(-1, keepdims=True)
+        out_BKGH = summed_values(before_BKGU.astype(self.v.dtype), self.v)
+        out_BKGH += summed_values(last_BKGS.astype(last_v.dtype), last_v)
         out_BTNH = (out_BKGH / total_BKG1).astype(q_BTNH.dtype).reshape(q_BTNH.shape)
         return out_BTNH, replace(self, last_k=last_k, last_v=last_v)
 
@@ -119,6 +117,33 @@ class SlotCache:
         seen_BX = place_X < length_B1
         seen_BX = seen_BX & (length_B1 + self.step - place_X < window) if windowed else seen_BX
         return seen_BX[:, None, None]
+
+
+def summed(weight_BKGU: Float[Array, "B K G U"]) -> Float[Array, "B K G 1"]:
+    """The sum of weights, which does not depend on how many zeros follow. The barrier keeps XLA from adding up at once."""
+    tiles_BKGIU = weight_BKGU.reshape(*weight_BKGU.shape[:3], -1, TILE)
+    return jax.lax.optimization_barrier(tiles_BKGIU.sum(3)).sum(-1, keepdims=True)
+
+
+def summed_values(weight_BKGU: Float[Array, "B K G U"], value_BKUH: Float[Array, "B K U H"]) -> Float[Array, "B K G H"]:
+    """The weighted sum of values, float32, which does not depend on how many of weight 0 follow.
+
+    A CPU adds them one after another, in a quarter of the time of products of tiles: three queries a matrix are too few.
+    """
+    return jax.lax.platform_dependent(weight_BKGU, value_BKUH, cpu=one_by_one, default=by_tiles)
+
+
+def one_by_one(weight_BKGU: Float[Array, "B K G U"], value_BKUH: Float[Array, "B K U H"]) -> Float[Array, "B K G H"]:
+    weight_BKGU1, value_BK1UH = (each.astype(jnp.float32) for each in (weight_BKGU[..., None], value_BKUH[:, :, None]))
+    return (weight_BKGU1 * value_BK1UH).sum(3)
+
+
+def by_tiles(weight_BKGU: Float[Array, "B K G U"], value_BKUH: Float[Array, "B K U H"]) -> Float[Array, "B K G H"]:
+    B, K, G, U = weight_BKGU.shape
+    tile = min(U, TILE)
+    weight_BKGIU = weight_BKGU.reshape(B, K, G, U // tile, tile)
+    value_BKIUH = value_BKUH.reshape(B, K, U // tile, tile, -1)
+    return jnp.einsum("BKGIU,BKIUH->IBKGH", weight_BKGIU, value_BKIUH, preferred_element_type=jnp.float32).sum(0)
 
 
 def merged(

@@ -15,6 +15,7 @@ from rapo_jax.generate.engine import Question
 from rapo_jax.generate.own import OwnEngine
 from rapo_jax.generate.sampling import Sampling
 from rapo_jax.models.attention.layout import Layout
+from rapo_jax.models.cache import SlotCache, by_tiles, one_by_one, summed_values
 from rapo_jax.models.decoder import Cache, abstract_decoder, plain_layout
 from tests import tiny
 
@@ -106,6 +107,38 @@ def test_a_sample_depends_on_its_prompt_and_number_never_on_the_others():
     known = [key for key in together if key not in [(0, 1), (3, 0)]]
     assert samples_of(engine, twins, num_samples=2, known=known) == {key: together[key] for key in [(0, 1), (3, 0)]}
     assert len({tuple(sample.tokens) for sample in together.values()}) == 10
+
+
+@pytest.mark.parametrize("family", ["mistral-v0.1-window", "gemma2"])
+def test_what_a_token_attends_to_does_not_depend_on_the_room_behind_it(family):
+    """When this fails, a sample depends on how long its companions are. Bit for bit, whatever stands in the room."""
+    spec, B, S, random = tiny.tiny_spec(family), 3, 16, np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)  # noqa: E731
+    k, v, last = array(B, spec.K, spec.H, 512), array(B, spec.K, 512, spec.H), array(B, spec.K, S, spec.H)
+    q, new = array(B, 1, spec.N, spec.H), array(B, 1, spec.K, spec.H)
+
+    @functools.partial(jax.jit, static_argnames="room")
+    def attended(k, v, *, room):
+        cache = SlotCache(k[..., :room], v[:, :, :room], last, last, jnp.array([64, 40, 1]), jnp.int32(5))
+        return cache.attend(
+            q, new, new, queries=plain_layout(jnp.zeros((B, 1), jnp.int32)), seen=None, window=999, spec=spec
+        )[0]
+
+    first = attended(k, v, room=64)
+    assert float(jnp.abs(first).max()) > 0.1
+    for room in (128, 192, 256, 512):
+        np.testing.assert_array_equal(first, attended(k, v, room=room))
+
+
+def test_by_tiles_and_one_by_one_are_one_sum():
+    """When this fails, an accelerator attends to other values than a CPU."""
+    random = np.random.default_rng(1)
+    weight, value = (
+        jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((2, 3, 2, 192), (2, 3, 192, 8))
+    )
+    expected = np.einsum("bkgu,bkuh->bkgh", *(np.asarray(each, np.float64) for each in (weight, value)))
+    for summed in (one_by_one, by_tiles, summed_values):
+        np.testing.assert_allclose(summed(weight, value), expected, atol=1e-4)
 
 
 def test_a_stop_token_ends_its_own_answer_and_no_other():
