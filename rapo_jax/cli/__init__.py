@@ -192,13 +192,14 @@ def train(options: argparse.Namespace) -> int:
     """Trains, or resumes where a run stopped."""
     from rapo_jax.config.files import load_config
     from rapo_jax.runs.train import train_or_resume
+    from rapo_jax.score.while_training import sample_scorer
 
     config = load_config(options.config, options.overrides)
     require(config, "run_dir", "model.path")
     require_data(config)
     keep_compilations()
     work_begins()
-    train_or_resume(config)
+    train_or_resume(config, score=sample_scorer(config))
     return 0
 
 

@@ -27,6 +27,7 @@ def validate(config: Config) -> Config:
     check_lora(config.lora)
     check_twins(config)
     check_stop(config)
+    check_samples(config)
     return config
 
 
@@ -39,6 +40,23 @@ def check_stop(config: Config) -> None:
         )
     if not train.keep_best_by.strip():
         raise UserError("train.keep_best_by is empty; name a metric, such as eval_loss, or set train.keep_best=0.")
+
+
+def check_samples(config: Config) -> None:
+    train = config.train
+    if not train.sample_every:
+        if train.sample_scorer:
+            raise UserError(
+                f"train.sample_scorer={train.sample_scorer} scores the answers of train.sample_every, which is not set; set it, or leave "
+                "the scorer out."
+            )
+        return
+    if config.objective.is_reward_model:
+        raise UserError("train.sample_every asks for answers, and a reward model gives none; leave it out.")
+    if config.mesh.context > 1:
+        raise UserError(
+            f"train.sample_every samples on the mesh of the run, and not on one with mesh.context={config.mesh.context}; leave it out."
+        )
 
 
 def resolved_objective(config: Config) -> Objective:

@@ -311,11 +311,21 @@ class Train:
     )
     stop_on: str = key(
         "",
-        "a metric as in train.keep_best_by; the run ends after train.patience evaluations in a row without a better value, and "
-        'saves each better one; "": never',
+        'as train.keep_best_by; the run ends train.patience evaluations after the best, and saves each better one; "": never',
         affects="nothing",
     )
     patience: int = key(3, "of train.stop_on, in evaluations", affects="nothing", allowed=POSITIVE)
+    sample_every: int | None = key(
+        None,
+        "steps between answers to held-out prompts at the lowest, middle and highest goal (samples.jsonl); null: never",
+        affects="nothing",
+        allowed=POSITIVE,
+    )
+    sample_prompts: int = key(4, "how many prompts that are", affects="nothing", allowed=POSITIVE)
+    sample_tokens: int = key(128, "longest answer of train.sample_every", affects="nothing", allowed=POSITIVE)
+    sample_scorer: str = key(
+        "", "python:MODULE:FUNCTION or command:PROGRAM, which scores them on the scale of the goals", affects="nothing"
+    )
     max_skipped_steps: int = key(
         5, "consecutive steps with a non-finite gradient before the run stops", affects="nothing", allowed=POSITIVE
     )

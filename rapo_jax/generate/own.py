@@ -79,6 +79,8 @@ class OwnEngine:
     programs: dict[Method, Programs] = field(
         default_factory=dict, repr=False, compare=False
     )  # for the next questions, too
+    # What was compiled, by method: engines of other weights of the same shapes may share it.
+    compiled: dict[Method, dict[tuple, Callable[..., Any]]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(model: OpenedModel, limits: BatchLimits) -> "OwnEngine":
@@ -101,6 +103,7 @@ class OwnEngine:
                 )
                 drawing = Drawing(method, jnp.dtype(self.dtype), stops)
                 self.programs[method] = Programs(self.parameters, weights, self.spec, self.mesh, drawing=drawing)
+                self.programs[method].compiled = self.compiled.setdefault(method, {})
             programs = self.programs[method]
             while tasks:
                 room = max(task.room for task in tasks)

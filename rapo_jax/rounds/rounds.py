@@ -27,6 +27,7 @@ from rapo_jax.runs.agreement import require_same_configuration
 from rapo_jax.runs.settings import changes
 from rapo_jax.runs.train import one_writer, train_or_resume
 from rapo_jax.score.scorers import open_scorer
+from rapo_jax.score.while_training import sample_scorer
 from rapo_jax.train.journal import duration
 
 JUDGING = 2**32  # added to the seed of answers that are judged, which are no sample that is trained on
@@ -151,7 +152,7 @@ def run_round(config: Config, at: Place, start: Start, *, prompts: Path) -> floa
         rewards = score(config, at.sampled)
     with stage(at, "train", at.model):
         if not each_process(on_first(at.model.exists))[0]:
-            train_or_resume(training(config, at, start))
+            train_or_resume(training(config, at, start), score=sample_scorer(config))
             export_run(at.run, at.model, options=ExportOptions())
     return sum(len(set(each)) == 1 for each in rewards) / len(rewards)
 

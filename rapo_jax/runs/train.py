@@ -6,7 +6,7 @@ has been checked.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from rapo_jax.runs.agreement import require_same_configuration, require_same_inp
 from rapo_jax.runs.announce import announce, write_records
 from rapo_jax.runs.identity import Identity, identify
 from rapo_jax.runs.references import cached_references
+from rapo_jax.runs.samples import Score, sampler_of
 from rapo_jax.runs.setup import TOKENS, Setup, read_held_out_data, read_training_data, set_up, starting_parameters
 from rapo_jax.runs.start import Start, starting_state
 from rapo_jax.space import on_disk
@@ -66,8 +67,9 @@ class Inputs:
         return len(self.plan.steps)
 
 
-def train_or_resume(config: Config) -> Trained:
-    """Trains from the start, or from the last checkpoint of run_dir, to the last step.
+def train_or_resume(config: Config, *, score: Score | None = None) -> Trained:
+    """Trains from the start, or from the last checkpoint of run_dir, to the last step. `score` is for the answers of
+    train.sample_every.
 
     Raises UserError for what cannot be trained, and Interrupted when a signal came and everything is saved.
     """
@@ -81,6 +83,7 @@ def train_or_resume(config: Config) -> Trained:
     at("reading the data")
     inputs = read_inputs(setup)
     refuse_unknown_metrics(config, inputs.held_out)
+    sampler = sampler_of(setup, inputs.data.scales, score)
     require_same_model(setup.model_dir)
     at("loading the model")
     parameters = starting_parameters(setup)
@@ -90,7 +93,7 @@ def train_or_resume(config: Config) -> Trained:
         columns = cached_references(
             setup, parameters, identity=identity, plan=inputs.plan, data=inputs.data, held_out=inputs.held_out
         )
-        run = make_run(setup, inputs, identity=identity, columns=columns)
+        run = replace(make_run(setup, inputs, identity=identity, columns=columns), sampler=sampler)
         store = Store(
             setup.run_dir,
             config.train.checkpoints,

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from rapo_jax.config.files import as_dict
 from rapo_jax.config.tree import Config
 from rapo_jax.errors import UserError, masked, shown
 from rapo_jax.space import on_disk, require_space
+from rapo_jax.train.samples import SampleAnswer, as_text, metrics_of
 from rapo_jax.train.screen import Clock, Table, duration, table_of
 
+SAMPLES = "samples.jsonl"
 PRINT_EVERY = 2.0  # seconds between progress lines
 KEPT = "Every step up to here is in it."
 MUCH_FREE = 2**20  # bytes; with less, the disk is what ended the thread that writes for TensorBoard
@@ -42,6 +45,7 @@ class Journal:
         if gap := said_of_gap(self.path, first_step, log_every=config.train.log_every):
             self.say(gap)
         cut_back(self.path, first_step)
+        cut_back(run_dir / SAMPLES, first_step)
         require_space(self.path, KEPT_FREE, safe=KEPT)
         # A queue long enough for a step, because the thread that empties it may die of a full disk.
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1, max_queue=10_000)
@@ -89,6 +93,23 @@ class Journal:
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Prints a line about an evaluation."""
         self.say(self.with_header(metrics).row(step, metrics, prefix="eval_", end="  held out"))
+
+    def samples(self, step: int, answers: Sequence[SampleAnswer]) -> None:
+        """Appends answers to samples.jsonl, one a line, and shows them as a text of TensorBoard."""
+        if not self.enabled:
+            return
+        path = self.path.with_name(SAMPLES)
+        lines = "".join(json_line({"step": step, **vars(answer)}) + "\n" for answer in answers)
+        require_space(path, KEPT_FREE + len(lines.encode()), safe=KEPT)
+        with on_disk(path), path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+        self.board.add_text("samples", as_text(answers), step)
+        found = metrics_of(answers)
+        error = found.get("samples/control_error")
+        self.say(
+            f"  {len(answers)} answers after step {step} in {path}"
+            + (f", control error {error:.2f}" if error is not None else "")
+        )
 
     def with_header(self, metrics: dict[str, float]) -> Table:
         """The table; prints its header before the first row."""

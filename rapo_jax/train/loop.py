@@ -28,6 +28,7 @@ from rapo_jax.train.best import aim_of
 from rapo_jax.train.journal import Journal
 from rapo_jax.train.metrics import GroupSums
 from rapo_jax.train.profile import Profile
+from rapo_jax.train.samples import SampleAnswer, Sampler, metrics_of
 from rapo_jax.train.state import State
 from rapo_jax.train.step import EvaluateStep, TrainStep
 
@@ -75,6 +76,7 @@ class Run:
     source_rows: Callable[[int], list[int]]
     evaluations: dict[str, Evaluation]  # by the prefix of their metrics, such as "eval"
     identity: dict[str, Any]
+    sampler: Sampler | None = None
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Progress:
 
     pending: tuple[int, dict] | None = None
     evaluation: dict[str, float] = field(default_factory=dict)
+    samples: list[SampleAnswer] = field(default_factory=list)  # of the pending step
     clock: float = field(default_factory=time.monotonic)
     clock_step: int = 0
     waited_for_data: float = 0.0  # seconds since the clock was set
@@ -137,6 +140,8 @@ def run_loop(
                 with waiting("finishing the step"):
                     jax.block_until_ready(metrics)
                 progress.evaluation = evaluate(run, state, reference=reference, progress=progress)
+            if run.sampler and due(step, config.train.sample_every):
+                progress.samples = sampled(run.sampler, state, reference, progress, step=step)
             better, ended = look_for_best(run, progress, step=step) if evaluates else (False, False)
             saves = last or stop or better or ended or due(step, config.train.save_every)
             if saves:
@@ -152,6 +157,15 @@ def run_loop(
     at("the end of the last save", "long")
     store.wait()
     return Finished(step, state, progress.written, progress.skipped)
+
+
+def sampled(sampler: Sampler, state: State, reference: dict, progress: Progress, *, step: int) -> list[SampleAnswer]:
+    """Answers of the model as it is. The clock leaves out the time that it takes."""
+    started = time.monotonic()
+    with waiting(f"sampling after step {step}", "long"):
+        answers = sampler(state, reference)
+    progress.clock += time.monotonic() - started
+    return answers
 
 
 def look_for_best(run: Run, progress: Progress, *, step: int) -> tuple[bool, bool]:
@@ -208,14 +222,14 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
     """Fetches the metrics of the step before, which waits for that step only, and writes them with its evaluation."""
     if progress.pending is None:
         return
-    (step, metrics), evaluation = progress.pending, progress.evaluation
-    progress.pending, progress.evaluation = None, {}
+    (step, metrics), evaluation, samples = progress.pending, progress.evaluation, progress.samples
+    progress.pending, progress.evaluation, progress.samples = None, {}, []
     with waiting(f"fetching the metrics of step {step}"):
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     watch_skipped(run, progress, values.pop("skipped"), step=step, journal=journal)
     values["skipped_steps"] = float(progress.skipped.total)
     train = run.config.train
-    if step % train.log_every and step != run.num_steps and not evaluation:
+    if step % train.log_every and step != run.num_steps and not (evaluation or samples):
         return
     now = time.monotonic()
     pairs = (step - progress.clock_step) * train.batch_size
@@ -223,12 +237,14 @@ def write_metrics(run: Run, progress: Progress, *, journal: Journal) -> None:
     values |= {"epoch": step * train.batch_size / run.num_groups, "pairs_per_s": pairs / seconds}
     values |= speed(run, range(progress.clock_step, step), seconds, progress=progress)
     progress.clock, progress.clock_step, progress.waited_for_data, progress.stood_still = now, step, 0.0, 0.0
-    progress.written = values | evaluation
+    progress.written = values | evaluation | metrics_of(samples)
     with waiting(f"writing the metrics of step {step}", "works"):
         journal.write(step, progress.written)
         journal.progress(step, values, pauses=pauses_after(step, run, progress))
         if evaluation:
             journal.evaluation(step, evaluation)
+        if samples:
+            journal.samples(step, samples)
 
 
 def speed(run: Run, steps: range, seconds: float, *, progress: Progress) -> dict[str, float]:

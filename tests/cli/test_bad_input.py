@@ -619,7 +619,7 @@ def test_a_number_out_of_range_is_refused_with_its_range(world, place, refused, 
 def test_a_bug_of_ours_keeps_its_traceback(world, place, capsys, monkeypatch):
     """When this fails, bugs are reported as "rapo: KeyError" and cannot be found."""
 
-    def broken(config):
+    def broken(config, **more):
         raise KeyError("ours")
 
     monkeypatch.setattr("rapo_jax.runs.train.train_or_resume", broken)
@@ -630,7 +630,7 @@ def test_a_bug_of_ours_keeps_its_traceback(world, place, capsys, monkeypatch):
 def test_an_interrupt_before_the_work_has_begun_is_one_line(world, place, capsys, monkeypatch):
     """When this fails, Ctrl-C during the seconds in which a command starts prints a page of traceback."""
 
-    def interrupted(config):
+    def interrupted(config, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rapo_jax.runs.train.train_or_resume", interrupted)

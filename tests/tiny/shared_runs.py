@@ -65,6 +65,7 @@ def seen_by_a_step(config: Config) -> Config:
     default = Config()
     unread = ("log_every", "eval_every", "save_every", "keep_last", "keep_best", "checkpoints")
     unread += ("keep_best_by", "stop_on", "patience")
+    unread += ("sample_every", "sample_prompts", "sample_tokens", "sample_scorer")
     return replace(
         config,
         run_dir="",
