@@ -49,6 +49,10 @@ The run directory holds config.yaml, data_report.json (and .png), metrics.jsonl,
 tensorboard/ and checkpoints/. Ctrl-C saves a checkpoint and exits with 75. Run
 the same command again, also after a crash, and it continues from the last
 checkpoint with the metrics it would have had.
+
+train.sample_every=N has held-out prompts answered at low, middle and high goals
+every N steps (samples.jsonl). train.stop_on=eval_loss ends a run whose held-out
+loss stops falling (rapo keys train).
 """
 EXPORT_MORE = """\
 Writes safetensors in the dtype of the starting model, config, generation
