@@ -9,7 +9,7 @@ from typing import Any
 
 from rapo_jax.arguments.evaluating import BY_ANSWERS
 from rapo_jax.cli.generating import OWN, server_options
-from rapo_jax.cli.preparing import keep_compilations, require_data
+from rapo_jax.cli.preparing import keep_compilations, leave_accelerators, require_data
 from rapo_jax.cli.scoring import judge_options, options_of_judge
 from rapo_jax.errors import UserError
 from rapo_jax.interruption import work_begins
@@ -28,6 +28,9 @@ def evaluate(options: argparse.Namespace) -> int:
             "--engine-model is the name of one model, and several are named; leave it out, or evaluate one."
         )
     server = server_options(options)
+    by_model = any(scorer.startswith(("reward_model:", "implicit:")) for scorer in options.scorer)
+    if server is not None and options.suite == ("goals",) and not by_model:
+        leave_accelerators()  # nothing is computed here
     from rapo_jax.config.files import load_config, with_overrides
     from rapo_jax.distributed import say
     from rapo_jax.evaluate.verb import evaluate as evaluate_models

@@ -70,7 +70,7 @@ def server_options(options: argparse.Namespace):
     if "://" not in options.engine:
         hint = nearest(options.engine, [OWN, "http://HOST:PORT/v1"])
         raise UserError(f"--engine={options.engine} is unknown; {hint}")
-    ours = [f"--{name.replace('_', '-')}" for name in OURS if getattr(options, name) is not None]
+    ours = [f"--{name.replace('_', '-')}" for name in OURS if getattr(options, name, None) is not None]
     if ours:
         raise UserError(
             f"{', '.join(ours)}: the server decides that by itself; leave out {'it' if len(ours) == 1 else 'them'}."

@@ -125,7 +125,8 @@ def draw_goals(figure: Any, all_axes: Sequence[Any], result: Result, models: Seq
 
 
 def draw_frontier(figure: Any, all_axes: Sequence[Any], result: Result, models: Sequence[str]) -> None:
-    """Score against KL, a line a model over its goals, which stand beside their points; best of n without marks."""
+    """Score against KL, a line a model over its goals, of which the first and the last stand beside their points; best of n in
+    grey."""
     axes = all_axes[0]
     for number, model in enumerate(models):
         curve, style = result.curves[model], series(number)
@@ -141,7 +142,7 @@ def draw_frontier(figure: Any, all_axes: Sequence[Any], result: Result, models: 
             spread.append([curve["score_high"][n] - curve["score"][n] for n in some])
             label = f"{short(model)}, {prompts_of(result, model)}" + ", no goal" * bool(more)
             axes.errorbar(kl, score, yerr=spread, **style | more, capsize=2, label=label)
-            for n in some if not more else ():
+            for n in {some[0], some[-1]} if not more else ():
                 axes.annotate(
                     f"{curve['goals'][n]:g}", (curve["kl"][n], curve["score"][n]), (3, 3), textcoords="offset points"
                 )

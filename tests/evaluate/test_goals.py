@@ -12,6 +12,8 @@ from rapo_jax.evaluate.goals.sampling import Part, missing
 from rapo_jax.relabel import goal_text
 from tests.evaluate import scorers
 from tests.opened.exports import as_export
+from tests.servers.reached import Reached
+from tests.servers.sampler import completion, listing
 from tests.tiny import PAIRS, RUN, rapo, write_model, write_rows
 
 VOWELS = "python:tests.evaluate.scorers:vowels"
@@ -206,6 +208,24 @@ def test_prompts_that_ask_for_a_goal_or_are_too_few_are_refused(place, tmp_path,
     write_rows(tmp_path / "one.jsonl", asking[:1])
     assert evaluate(tmp_path, tmp_path / "out", place / "model", prompts="one.jsonl") == 2
     assert "1 prompt are too few for an interval" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_server_samples_in_place_of_our_engine(place, tmp_path, monkeypatch, capsys):
+    """Each answer is asked for once: two goals and none for three prompts, and nothing when the command is repeated."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    asked: list[dict] = []
+    reached = Reached(lambda payload: asked.append(payload) or completion(payload, 90))
+    reached.listed = listing("model", root=str(place / "model"))
+    words = [place / "model", "--goals", "1,5", "--best-of", "1", "--engine", reached.url]
+    try:
+        assert evaluate(place, tmp_path / "out", *words, "--batch-size", "4") == 2
+        assert "--batch-size: the server decides that by itself" in " ".join(capsys.readouterr().err.split())
+        assert evaluate(place, tmp_path / "out", *words) == 0
+        assert len(asked) == 9 and len({tuple(payload["prompt"]) for payload in asked}) == 9
+        assert evaluate(place, tmp_path / "out", *words) == 0 and len(asked) == 9
+    finally:
+        reached.close()
+    assert {m["n"] for m in results(tmp_path / "out")["measures"]} == {3}
 
 
 def test_parts_are_what_is_missing():
