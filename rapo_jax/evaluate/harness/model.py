@@ -63,6 +63,7 @@ class RapoLM(TemplateLM):
 
     def __init__(self, path: str, goal: float | str | None = None, batch_size: int | str | None = None, **options: Any):
         super().__init__()
+        options.pop("device", None)  # torch's, which the harness's command line always gives; JAX takes what there is
         given = shaped(options, ModelArguments, said="--model_args")
         rows = int(batch_size) if batch_size is not None and str(batch_size).isdecimal() else 1
         rows = rows if rows > 1 else SAMPLES
