@@ -56,7 +56,7 @@ loss stops falling (rapo keys train).
 """
 EXPORT_MORE = """\
 Writes safetensors in the dtype of the starting model, config, generation
-config, tokenizer and model card, then reads them back and compares the logits.
+config, tokenizer and model card, then reads them back and compares every weight.
 The chat template carries the goal, so anyone who applies it gets answers of
 the highest score. LoRA adapters are merged into the weights; --adapter writes
 them alone, in float32, as peft reads them.
