@@ -26,7 +26,7 @@ from rapo_jax.checkpoint_directory import FORMAT, claimed_directory
 from rapo_jax.distributed import anywhere, barrier, is_first
 from rapo_jax.errors import UserError
 from rapo_jax.fingerprints import begin, fingerprint, flat
-from rapo_jax.saved import Corrupt, OwnFailure, Saved, SavedArrays, ended, orbax_context
+from rapo_jax.saved import Corrupt, OwnFailure, Saved, SavedArrays, ended, hush_abandoned_reads, orbax_context
 from rapo_jax.space import on_disk, require_space
 
 Accept = Callable[[dict[str, Any], int], None]
@@ -248,6 +248,7 @@ class Store:
         steps = self.steps()
         if step is not None and step not in steps:
             raise UserError(f"{self.directory} has no step {step}; it has: {', '.join(map(str, steps)) or 'none'}.")
+        hush_abandoned_reads()
         damaged = []
         for candidate in [step] if step is not None else reversed(steps):
             try:

@@ -4,10 +4,13 @@ Orbax restores whole arrays onto devices; its files are those of TensorStore, of
 summed up, so that damage is noticed in the end.
 """
 
+import functools
 import itertools
+import logging
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -202,3 +205,18 @@ def chunks_of(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[slic
     starts = itertools.product(*(range(0, size, part) for size, part in zip(shape, chunk, strict=True)))
     for start in starts:
         yield tuple(slice(at, min(at + part, size)) for at, part, size in zip(start, chunk, shape, strict=True))
+
+
+@functools.cache
+def hush_abandoned_reads() -> None:
+    """From now on in this process, of arrays that orbax still reads when another one proves damaged nothing is printed: neither when
+    their reads end after its event loop, nor when they are collected. Who restores tells of the damage once."""
+    before = sys.unraisablehook
+
+    def hook(lost: "sys.UnraisableHookArgs") -> None:
+        said = "".join(traceback.format_exception(lost.exc_value)) if lost.exc_value else ""
+        if "orbax" not in said and "Event loop is closed" not in said:
+            before(lost)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in logging.Formatter().format(record))

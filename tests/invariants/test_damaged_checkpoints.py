@@ -1,5 +1,6 @@
 """A checkpoint that rotted on disk is noticed, set aside, and costs the steps since the one before it, nothing else."""
 
+import gc
 import shutil
 
 import pytest
@@ -77,11 +78,13 @@ def test_a_step_that_is_damaged_a_second_time_is_set_aside_under_another_name(wo
     assert "corrupt-5-2 is damaged and was set aside; going on from step 4" in capsys.readouterr().out
 
 
-def test_two_damaged_checkpoints_cost_two(world, undisturbed, run_dir):
-    """When this fails, only the newest checkpoint is ever doubted."""
-    hurt(run_dir, 5, flip_a_byte)
+def test_two_damaged_checkpoints_cost_two(world, undisturbed, run_dir, caplog):
+    """When this fails, only the newest checkpoint is ever doubted, or a damaged one prints a traceback for each of its arrays."""
+    hurt(run_dir, 5, flip_many_bytes)
     hurt(run_dir, 4, delete)
     assert tiny.rapo(*world.train(run_dir)) == runs.DONE
+    gc.collect()
+    assert [record.name for record in caplog.records] == ["rapo_jax.checkpoint"] * 2
     runs.assert_same_run(run_dir, undisturbed)
 
 

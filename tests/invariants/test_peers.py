@@ -290,7 +290,7 @@ def test_a_first_step_and_a_save_may_take_long_and_other_steps_wait(monkeypatch)
     for name in ("write_metrics", "to_device", "as_dict"):
         monkeypatch.setattr(loop, name, Mock())
     monkeypatch.setattr(loop, "profile_of", lambda *_: nullcontext(Mock()))
-    train = SimpleNamespace(eval_every=None, save_every=2)
+    train = SimpleNamespace(eval_every=None, save_every=2, sample_every=None, keep_best_by="eval_loss")
     run = Mock(num_steps=2, evaluations={}, config=SimpleNamespace(train=train), batches=lambda first: iter([1, 2]))
     run.mesh, run.train_step = jax.make_mesh((1,), ("data",)), lambda state, *_: (state, {})
     loop.run_loop(run, SimpleNamespace(step=0), reference={}, store=Mock(), journal=Mock())  # pyright: ignore[reportArgumentType]
