@@ -16,7 +16,8 @@ if [ "${1:-}" = --lowest ]; then
 fi
 if [ ! -x "$venv/bin/pytest" ] || [ pyproject.toml -nt "$venv/installed" ] || [ tests/lowest-versions.txt -nt "$venv/installed" ]; then
   "${PYTHON:-python3}" -m venv "$venv"
-  install=("$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off "${constraints[@]}")
+  install=("$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off
+    --no-compile "${constraints[@]}") # a tenth of it is ever imported, and compiled then
   "${install[@]}" torch==2.13.0
   "${install[@]}" --editable '.[test]'
   touch "$venv/installed"
@@ -24,8 +25,13 @@ fi
 if [ "$venv" = .venv-test ]; then
   "$venv/bin/ruff" check .
   "$venv/bin/ruff" format --check --quiet .
-  if [ $# = 0 ]; then # a minute of two cores
-    "$venv/bin/basedpyright" --pythonpath "$venv/bin/python"
-  fi
+fi
+if [ "$venv" = .venv-test ] && [ $# = 0 ]; then # types beside the tests, which wait for processes a tenth of their time
+  "$venv/bin/basedpyright" --pythonpath "$venv/bin/python" > "$venv/types" 2>&1 &
+  types=$! code=0
+  "$venv/bin/pytest" --numprocesses 2 --dist worksteal --durations 10 || code=$?
+  wait "$types" || code=1
+  cat "$venv/types"
+  exit "$code"
 fi
 exec "$venv/bin/pytest" --numprocesses 2 --dist worksteal --durations 10 "$@"
