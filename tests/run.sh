@@ -17,7 +17,7 @@ fi
 if [ ! -x "$venv/bin/pytest" ] || [ pyproject.toml -nt "$venv/installed" ] || [ tests/lowest-versions.txt -nt "$venv/installed" ]; then
   "${PYTHON:-python3}" -m venv "$venv"
   install=("$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off
-    --no-compile "${constraints[@]}") # a tenth of it is ever imported, and compiled then
+    --no-compile "${constraints[@]}") # what is imported is compiled then
   "${install[@]}" torch==2.13.0
   "${install[@]}" --editable '.[test]'
   touch "$venv/installed"
@@ -26,7 +26,7 @@ if [ "$venv" = .venv-test ]; then
   "$venv/bin/ruff" check .
   "$venv/bin/ruff" format --check --quiet .
 fi
-if [ "$venv" = .venv-test ] && [ $# = 0 ]; then # types beside the tests, which wait for processes a tenth of their time
+if [ "$venv" = .venv-test ] && [ $# = 0 ]; then # types beside the tests, which sometimes wait for processes
   "$venv/bin/basedpyright" --pythonpath "$venv/bin/python" > "$venv/types" 2>&1 &
   types=$! code=0
   "$venv/bin/pytest" --numprocesses 2 --dist worksteal --durations 10 || code=$?
