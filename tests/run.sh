@@ -14,10 +14,12 @@ if [ "${1:-}" = --lowest ]; then
   shift
   venv=.venv-lowest constraints=(--constraint tests/lowest-versions.txt)
 fi
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$PWD/$venv/compiled
 if [ ! -x "$venv/bin/pytest" ] || [ pyproject.toml -nt "$venv/installed" ] || [ tests/lowest-versions.txt -nt "$venv/installed" ]; then
   "${PYTHON:-python3}" -m venv "$venv"
   install=("$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --progress-bar off
-    --no-compile "${constraints[@]}") # what is imported is compiled then
+    --no-compile "${constraints[@]}") # what is imported is compiled then, once for all processes
   "${install[@]}" torch==2.13.0
   "${install[@]}" --editable '.[test]'
   touch "$venv/installed"
