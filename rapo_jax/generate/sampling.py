@@ -159,7 +159,7 @@ def in_top(logits_BV: Float[Array, "B V"], rows: RowSampling, *, method: Method)
     """The `top_k` most probable tokens (Fan et al., 2018), and of these the most probable until `top_p` of their probability is
     reached (Holtzman et al., 2020, section 3.1). Those that are as probable as the last one belong to them.
 
-    The probability of the last one is searched for, which on a CPU takes a tenth of the time of a sort.
+    The probability of the last one is searched for: CPUs sort a vocabulary slowly.
     """
     weight_BV = jnp.exp(logits_BV - logits_BV.max(-1, keepdims=True))
     lowest_B1 = jnp.zeros_like(weight_BV[:, :1])
