@@ -30,6 +30,7 @@ from rapo_jax.parts import Fingerprints, Sums, together
 CHUNK = 2**26  # bytes of an array that are stored, and read, together
 LOOK_SECONDS, SURE_SECONDS = 1.0, 3.0
 IN_FLIGHT = 2**27  # bytes of stored chunks that are read at the same time
+READS = "_read_array_index_and_device_put"  # of orbax: in the traceback of each of its reads, and of no save
 UNCHANGING = {"recheck_cached_data": False, "recheck_cached_metadata": False}  # nobody writes into a step that is there
 CACHES = {"cache_pool#nodes": {"total_bytes_limit": 2**26}}  # of the files' directories, not of arrays
 
@@ -215,8 +216,8 @@ def hush_abandoned_reads() -> None:
 
     def hook(lost: "sys.UnraisableHookArgs") -> None:
         said = "".join(traceback.format_exception(lost.exc_value)) if lost.exc_value else ""
-        if "orbax" not in said and "Event loop is closed" not in said:
+        if READS not in said and "Event loop is closed" not in said:
             before(lost)
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in logging.Formatter().format(record))
+    logging.getLogger("asyncio").addFilter(lambda record: READS not in logging.Formatter().format(record))
